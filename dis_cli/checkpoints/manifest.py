@@ -1,0 +1,151 @@
+"""What makes a checkpoint folder sound: a manifest with the size and the SHA-256 of every other file.
+
+safetensors has no checksum of its own, so a flipped bit in a weight would load without a word. Nothing of a
+checkpoint is parsed before its bytes were found right, and a manifest that was itself damaged never fits its files.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dis_cli.errors import CheckpointError
+from dis_cli.runtime.files import sha256_file
+
+FORMAT = "dis-checkpoint"
+VERSION = 1
+MANIFEST = "manifest.json"
+
+_LIMIT_BYTES = 1 << 24
+
+Entries = dict[str, dict[str, Any]]
+
+
+def entry_of(data: bytes) -> dict[str, int | str]:
+    """The manifest's entry for a file with this content."""
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def manifest_bytes(entries: Mapping[str, Mapping[str, int | str]]) -> bytes:
+    """The content of ``manifest.json`` for these files."""
+    return to_json({"format": FORMAT, "version": VERSION, "files": entries})
+
+
+def verify_folder(folder: Path) -> None:
+    """Check that a checkpoint has exactly the files of its manifest, byte for byte, without loading it.
+
+    Raises:
+        CheckpointError: It is no checkpoint, of a later format, incomplete or damaged: names the file, the expected
+            and the found value.
+    """
+    entries = read_manifest(folder)
+    check_listing(folder, entries)
+    for name in entries:
+        try:
+            size, sha256 = (folder / name).stat().st_size, sha256_file(folder / name)
+        except OSError as error:
+            raise unreadable(folder / name, error) from error
+        _check_file(folder / name, entries[name], size, sha256)
+
+
+def read_manifest(folder: Path) -> Entries:
+    """The entries of a folder's manifest: file name -> size in bytes and sha256.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged or of a later format.
+    """
+    path = folder / MANIFEST
+    try:
+        data = path.read_bytes() if path.stat().st_size <= _LIMIT_BYTES else b""
+    except OSError as error:
+        raise unreadable(path, error) from error
+    manifest = parse_json(path, data)
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(f"`{path}` says format {manifest.get('format')!r}, expected {FORMAT!r}")
+    if manifest.get("version") != VERSION:
+        raise CheckpointError(
+            f"`{path}` is of format version {manifest.get('version')!r}, this `dis` reads version {VERSION}",
+            "Install a newer `dis`",
+        )
+    entries = manifest.get("files")
+    if not isinstance(entries, dict) or not all(
+        isinstance(entry, dict) and entry.keys() == {"size", "sha256"} for entry in entries.values()
+    ):
+        raise CheckpointError(f"`{path}` is damaged: it does not list files with their size and sha256")
+    return entries
+
+
+def read_verified(folder: Path, name: str, entries: Entries) -> bytes:
+    """The content of a file of the checkpoint, after its size and hash were found right.
+
+    Raises:
+        CheckpointError: It is missing or damaged: names the file, the expected and the found sha256.
+    """
+    path = folder / name
+    if name not in entries:
+        raise CheckpointError(f"`{folder / MANIFEST}` does not list `{name}`")
+    try:
+        # A file of the wrong size is not read: it could be of any size.
+        size = path.stat().st_size
+        data = path.read_bytes() if size == entries[name]["size"] else None
+    except FileNotFoundError as error:
+        raise CheckpointError(f"`{folder}` is not complete: `{name}` is missing") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    _check_file(path, entries[name], size, sha256_file(path) if data is None else hashlib.sha256(data).hexdigest())
+    return data or b""
+
+
+def _check_file(path: Path, entry: dict[str, Any], size: int, sha256: str) -> None:
+    if (entry["size"], entry["sha256"]) != (size, sha256):
+        raise CheckpointError(
+            f"`{path}` is damaged: expected sha256 {entry['sha256']} ({entry['size']} bytes), "
+            f"found {sha256} ({size} bytes)",
+            "Use another checkpoint of the run",
+        )
+
+
+def check_listing(folder: Path, entries: Entries) -> None:
+    """Refuse missing and foreign files; hidden ones are what operating systems leave behind, and are ignored.
+
+    Raises:
+        CheckpointError: Names the files.
+    """
+    try:
+        found = {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {MANIFEST}
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    if missing := sorted(entries.keys() - found):
+        raise CheckpointError(f"`{folder}` is not complete: {_quoted(missing)} missing")
+    if extra := sorted(found - entries.keys()):
+        raise CheckpointError(f"`{folder}` holds files that are not its own: {_quoted(extra)}", "Move them elsewhere")
+
+
+def unreadable(path: Path, error: OSError) -> CheckpointError:
+    """The error to show when the operating system cannot read a part of a checkpoint."""
+    return CheckpointError(f"Cannot read `{path}`: {error.strerror or error}")
+
+
+def to_json(value: object) -> bytes:
+    """``value`` as JSON text for people and programs, UTF-8."""
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
+def parse_json(path: Path, data: bytes) -> dict[str, Any]:
+    """The JSON object in ``data``, the content of ``path``.
+
+    Raises:
+        CheckpointError: It is something else.
+    """
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"`{path}` is damaged: it is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"`{path}` is damaged: it is not a JSON object")
+    return value
+
+
+def _quoted(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)

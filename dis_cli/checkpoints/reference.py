@@ -1,0 +1,278 @@
+"""Reading the checkpoints that the published DiS training code wrote.
+
+Such a file is ``torch.save`` of a dictionary with the keys ``model``, ``ema``, ``opt`` and ``args``, the last an
+``argparse.Namespace``; a bare state dict is taken too. Nothing in the file is executed, its records are checked
+against their CRC-32, and the model's settings are told from the names and shapes of the weights alone.
+"""
+
+import argparse
+import math
+import pickle
+import re
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dis_cli.errors import CheckpointError
+
+_PREFIX = "module."
+_SHOWN = 4
+_DAMAGED_HINT = "Copy or download the file again"
+_FOREIGN_HINT = "Give a checkpoint of the published DiS code, or a run folder of `dis train`"
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ReferenceCheckpoint:
+    """A published checkpoint.
+
+    Args:
+        model_kwargs: Settings of the backbone, as its constructor takes them: image_size, patch_size, in_channels,
+            embed_dim, depth, num_classes, learn_sigma, d_state, d_conv, expand.
+        state_dict: The backbone's weights, on the CPU, under its own parameter names.
+        source: Which weights these are: the moving average, or those that were trained.
+    """
+
+    model_kwargs: dict[str, Any]
+    state_dict: dict[str, Tensor]
+    source: Literal["ema", "model"]
+
+
+def read_reference(path: Path) -> ReferenceCheckpoint:
+    """Read a published ``.pt`` checkpoint; its moving average if it holds one.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, holds anything but weights and plain settings, or is not of
+            a DiS model: names what is missing, unexpected or of another shape.
+    """
+    _check_archive(path)
+    content = _load(path)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"`{path}` holds a {type(content).__name__}, not a dictionary of weights", _FOREIGN_HINT)
+    source: Literal["ema", "model"] = "ema" if isinstance(content.get("ema"), dict) else "model"
+    raw = content.get(source, content)
+    state = _weights(path, raw)
+    kwargs = infer_model_kwargs(path, {name: tuple(tensor.shape) for name, tensor in state.items()})
+    # The file is mapped, not read: copy the weights out of it, so that they do not depend on it any more.
+    state = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+    if broken := [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]:
+        raise CheckpointError(f"`{path}` holds weights that are NaN or infinite: {_some(broken)}", _FOREIGN_HINT)
+    return ReferenceCheckpoint(model_kwargs=kwargs, state_dict=state, source=source)
+
+
+def parameter_shapes(
+    *,
+    image_size: int,
+    patch_size: int,
+    in_channels: int,
+    embed_dim: int,
+    depth: int,
+    num_classes: int,
+    learn_sigma: bool,
+    d_state: int,
+    d_conv: int,
+    expand: int,
+) -> dict[str, Shape]:
+    """Name and shape of every parameter of the published model, whose arguments these are; ``depth`` is odd."""
+    inner, rank = expand * embed_dim, math.ceil(embed_dim / 16)
+    tokens = (image_size // patch_size) ** 2 + (2 if num_classes else 1)
+    out_rows = patch_size**2 * in_channels * (2 if learn_sigma else 1)
+    mixer: dict[str, Shape] = {"in_proj.weight": (2 * inner, embed_dim), "out_proj.weight": (embed_dim, inner)}
+    for direction in ("", "_b"):
+        mixer |= {
+            f"A{direction}_log": (inner, d_state),
+            f"D{direction}": (inner,),
+            f"conv1d{direction}.weight": (inner, 1, d_conv),
+            f"conv1d{direction}.bias": (inner,),
+            f"x_proj{direction}.weight": (rank + 2 * d_state, inner),
+            f"dt_proj{direction}.weight": (inner, rank),
+            f"dt_proj{direction}.bias": (inner,),
+        }
+    shapes: dict[str, Shape] = {
+        "pos_embed": (1, tokens, embed_dim),
+        "patch_embed.proj.weight": (embed_dim, in_channels, patch_size, patch_size),
+        "patch_embed.proj.bias": (embed_dim,),
+        "time_embed.0.weight": (4 * embed_dim, embed_dim),
+        "time_embed.0.bias": (4 * embed_dim,),
+        "time_embed.2.weight": (embed_dim, 4 * embed_dim),
+        "time_embed.2.bias": (embed_dim,),
+        "norm_f.weight": (embed_dim,),
+        "final_layer.linear.weight": (out_rows, embed_dim),
+        "final_layer.linear.bias": (out_rows,),
+    }
+    if num_classes:
+        shapes |= {
+            "label_emb.embedding_table.weight": (num_classes + 1, embed_dim),
+            "final_layer.adaLN_modulation.1.weight": (2 * embed_dim, embed_dim),
+            "final_layer.adaLN_modulation.1.bias": (2 * embed_dim,),
+        }
+    in_blocks = [f"in_blocks.{index}" for index in range(depth // 2)]
+    out_blocks = [f"out_blocks.{index}" for index in range(depth // 2)]
+    for block in (*in_blocks, "mid_block", *out_blocks):
+        shapes[f"{block}.norm.weight"] = (embed_dim,)
+        shapes |= {f"{block}.mixer.{name}": shape for name, shape in mixer.items()}
+    for block in out_blocks:
+        shapes[f"{block}.skip_linear.weight"] = (embed_dim, 2 * embed_dim)
+        shapes[f"{block}.skip_linear.bias"] = (embed_dim,)
+    return shapes
+
+
+def infer_model_kwargs(path: Path, found: dict[str, Shape]) -> dict[str, Any]:
+    """The settings of the model that has parameters of these names and shapes.
+
+    Args:
+        path: Where they are from, for errors.
+        found: Parameter name -> shape.
+
+    Raises:
+        CheckpointError: They are not, or not all, or not only, the parameters of a DiS model.
+    """
+
+    def dims(name: str, count: int) -> Shape:
+        if name not in found:
+            raise CheckpointError(f"`{path}` does not hold a DiS model: `{name}` is missing", _FOREIGN_HINT)
+        if len(found[name]) != count or 0 in found[name]:
+            raise CheckpointError(
+                f"`{path}` does not hold a DiS model: `{name}` has shape {found[name]}, expected {count} dimensions",
+                _FOREIGN_HINT,
+            )
+        return found[name]
+
+    def impossible(name: str, index: int, allowed: str) -> CheckpointError:
+        return CheckpointError(
+            f"`{path}` does not hold a DiS model: `{name}` has {found[name][index]} in dimension {index}, "
+            f"expected {allowed}",
+            _FOREIGN_HINT,
+        )
+
+    embed_dim, in_channels, patch_size, _ = dims("patch_embed.proj.weight", 4)
+    has_labels = "label_emb.embedding_table.weight" in found
+    num_classes = dims("label_emb.embedding_table.weight", 2)[0] - 1 if has_labels else 0
+    extras = 2 if has_labels else 1
+    side = math.isqrt(max(dims("pos_embed", 3)[1] - extras, 0))
+    if side == 0 or side**2 + extras != found["pos_embed"][1]:
+        raise impossible("pos_embed", 1, f"a square number of patches + {extras}")
+    if has_labels and num_classes == 0:
+        raise impossible("label_emb.embedding_table.weight", 0, "at least one class + 1")
+    fixed_rows = patch_size**2 * in_channels
+    rows = dims("final_layer.linear.weight", 2)[0]
+    if rows not in (fixed_rows, 2 * fixed_rows):
+        raise impossible(
+            "final_layer.linear.weight", 0, f"{2 * fixed_rows} (learned variance) or {fixed_rows} (fixed variance)"
+        )
+    inner, d_state = dims("mid_block.mixer.A_log", 2)
+    if inner % embed_dim:
+        raise impossible("mid_block.mixer.A_log", 0, f"a multiple of embed_dim, which is {embed_dim}")
+    blocks = {match[0] for name in found if (match := re.match(r"(in|out)_blocks\.\d+\.", name))}
+    half = max(sum(block.startswith(group) for block in blocks) for group in ("in", "out"))
+    kwargs: dict[str, Any] = {
+        "image_size": side * patch_size,
+        "patch_size": patch_size,
+        "in_channels": in_channels,
+        "embed_dim": embed_dim,
+        "depth": 2 * half + 1,
+        "num_classes": num_classes,
+        "learn_sigma": rows == 2 * fixed_rows,
+        "d_state": d_state,
+        "d_conv": dims("mid_block.mixer.conv1d.weight", 3)[2],
+        "expand": inner // embed_dim,
+    }
+    _compare(path, found, parameter_shapes(**kwargs))
+    return kwargs
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse a file that is not an undamaged archive of `torch.save`: PyTorch does not look at its checksums."""
+    if not path.is_file():
+        what = "is not a file" if path.exists() else "does not exist"
+        raise CheckpointError(f"Cannot read `{path}`: it {what}", _FOREIGN_HINT)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            stored = all(record.compress_type == zipfile.ZIP_STORED for record in records)
+            if not stored or sum(record.file_size for record in records) > path.stat().st_size:
+                raise CheckpointError(f"`{path}` is not written by torch.save: its records are compressed or overlap")
+            damaged = archive.testzip()
+    except CheckpointError:
+        raise
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(
+            f"`{path}` is damaged or not a PyTorch file: {error} ({path.stat().st_size} bytes)",
+            "A checkpoint is written by torch.save of PyTorch 1.6 or later; if it is one, copy or download it again",
+        ) from error
+    # A damaged archive can raise anything.
+    except Exception as error:
+        raise CheckpointError(f"`{path}` is damaged: {_first_line(error)}", _DAMAGED_HINT) from error
+    if damaged is not None:
+        raise CheckpointError(f"`{path}` is damaged: its record `{damaged}` fails its CRC-32", _DAMAGED_HINT)
+
+
+def _load(path: Path) -> object:
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"it names `{name[1]}`" if name else _first_line(error)
+        raise CheckpointError(
+            f"`{path}` was refused, nothing in it was run: it holds more than weights and plain settings ({what})",
+            "Do not load it with anything else either, unless you trust whoever made it",
+        ) from error
+    # A damaged or hostile pickle can raise anything.
+    except Exception as error:
+        raise CheckpointError(f"`{path}` cannot be read: {_first_line(error)}", _DAMAGED_HINT) from error
+
+
+def _weights(path: Path, raw: object) -> dict[str, Tensor]:
+    """The dictionary of floating-point tensors in ``raw``, without the prefix of a wrapped model."""
+    if not isinstance(raw, dict) or not raw:
+        raise CheckpointError(f"`{path}` holds no weights", _FOREIGN_HINT)
+    state: dict[str, Tensor] = {}
+    for key, value in raw.items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_floating_point():
+            kind = f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
+            raise CheckpointError(
+                f"`{path}` does not hold weights alone: `{key}` is a {kind}; its keys are {_some(list(map(str, raw)))}",
+                "A published checkpoint has the keys model, ema, opt and args, or is a bare state dict",
+            )
+        name = str(key).removeprefix(_PREFIX)
+        if name in state:
+            raise CheckpointError(f"`{path}` holds `{name}` twice, with and without the prefix `{_PREFIX}`")
+        state[name] = value
+    # A tensor with stride 0 can claim any size; copying it would take memory that the file does not have.
+    if sum(tensor.nbytes for tensor in state.values()) > path.stat().st_size:
+        raise CheckpointError(f"`{path}` was refused: its weights are larger than the file", _FOREIGN_HINT)
+    return state
+
+
+def _compare(path: Path, found: dict[str, Shape], expected: dict[str, Shape]) -> None:
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    differing = [
+        f"{name} has shape {found[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    complaints = [
+        f"{len(names)} {what}: {_some(names)}"
+        for what, names in (("missing", missing), ("not expected", extra), ("of another shape", differing))
+        if names
+    ]
+    if complaints:
+        raise CheckpointError(f"`{path}` does not hold a DiS model: {'; '.join(complaints)}", _FOREIGN_HINT)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(f"`{name}`" for name in names[:_SHOWN]) + more
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

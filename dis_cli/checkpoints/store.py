@@ -1,0 +1,296 @@
+"""Checkpoints that are complete, verified, or refused.
+
+A checkpoint is a folder ``step-00000100`` with one ``GROUP.safetensors`` per group of tensors, ``meta.json`` and
+``manifest.json``, which holds the size and the SHA-256 of every other file and is written last. The folder gets its
+name only when all of it is on the disk and has been read back. The newest checkpoint is found by looking, so no
+"latest" file can be wrong. Reading checks every byte before anything is parsed.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from dis_cli.checkpoints.manifest import (
+    MANIFEST,
+    Entries,
+    check_listing,
+    entry_of,
+    manifest_bytes,
+    parse_json,
+    read_manifest,
+    read_verified,
+    to_json,
+    unreadable,
+    verify_folder,
+)
+from dis_cli.errors import CheckpointError, StorageError
+from dis_cli.runtime.files import atomic_folder, discard_folder, storage_error, write_durably
+
+_META = "meta.json"
+_SUFFIX = ".safetensors"
+_GROUP = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
+# A checkpoint that takes another's place waits beside it under this ending until the other one is gone.
+_REPLACEMENT = ".new"
+_STEP_FOLDER = re.compile(rf"step-(\d{{8,18}})({re.escape(_REPLACEMENT)})?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose every byte was verified.
+
+    Args:
+        path: Its folder.
+        step: Optimizer steps taken when it was saved.
+        meta: What was saved beside the tensors, ``step`` included.
+        tensors: Group name -> tensor name -> tensor, on the CPU; only the groups that were asked for.
+        notes: Sentences on newer checkpoints that were passed over because they are damaged.
+    """
+
+    path: Path
+    step: int
+    meta: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]]
+    notes: tuple[str, ...] = ()
+
+
+def write_checkpoint(
+    root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]
+) -> Path:
+    """Save a checkpoint and verify it; at every moment the previous ones, and one of this step if there was, stay.
+
+    Args:
+        root: The folder of all checkpoints of a run; made when missing.
+        step: Optimizer steps taken, 0 or more; names the folder.
+        tensors: Group name (lower case) -> tensor name -> tensor on any device. Tensors that share memory are saved
+            one by one and are separate when read.
+        meta: Anything JSON can hold, without NaN; tuples come back as lists.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        StorageError: It could not be written, or what was read back differs. No folder has its name.
+    """
+    if step < 0:
+        raise ValueError(f"step must be at least 0, got {step}")
+    if meta.get("step", step) != step:
+        raise ValueError(f"meta says step {meta['step']}, the checkpoint is of step {step}")
+    if bad := [group for group in tensors if not _GROUP.fullmatch(group)]:
+        raise ValueError(f"group names must match {_GROUP.pattern}, got {bad}")
+    final = root / f"step-{step:08d}"
+    _finish_replacement(final)
+    target = final.with_name(final.name + _REPLACEMENT) if final.exists() else final
+    with atomic_folder(target) as folder:
+        entries: Entries = {}
+
+        def add(name: str, data: bytes) -> None:
+            write_durably(folder / name, data, shown_as=final / name)
+            entries[name] = entry_of(data)
+
+        for group, group_tensors in tensors.items():
+            add(group + _SUFFIX, safetensors.torch.save(_savable(group_tensors)))
+        add(_META, to_json({"step": step, **meta}))
+        write_durably(folder / MANIFEST, manifest_bytes(entries), shown_as=final / MANIFEST)
+        try:
+            verify_folder(folder)
+        except CheckpointError as error:
+            raise StorageError(
+                f"`{final}` was not saved: what was read back is not what was written: {error.message}",
+                "Check the disk; earlier checkpoints are untouched",
+            ) from error
+    _finish_replacement(final)
+    return final
+
+
+def read_checkpoint(folder: Path, names: Iterable[str] | None = None) -> Checkpoint:
+    """Read a checkpoint, every byte of which is verified before it is parsed.
+
+    Args:
+        folder: The checkpoint's own folder.
+        names: Groups of tensors to read and verify; None reads all, and then also refuses files that the manifest
+            does not list.
+
+    Raises:
+        CheckpointError: It is not a checkpoint, of a later format, incomplete or damaged: names the file, the
+            expected and the found value.
+    """
+    if not (folder / MANIFEST).exists():
+        raise _no_manifest(folder)
+    entries = read_manifest(folder)
+    meta = parse_json(folder / _META, read_verified(folder, _META, entries))
+    step = meta.get("step")
+    if not isinstance(step, int) or step < 0:
+        raise CheckpointError(f"`{folder / _META}` holds no step: {step!r}")
+    match = _STEP_FOLDER.fullmatch(folder.name)
+    if match and int(match[1]) != step:
+        raise CheckpointError(
+            f"`{folder}` is named after step {int(match[1])} but holds step {step}", "Give the folder its name back"
+        )
+    saved = [name.removesuffix(_SUFFIX) for name in entries if name.endswith(_SUFFIX)]
+    if names is None:
+        check_listing(folder, entries)
+        wanted = saved
+    else:
+        wanted = list(names)
+        if missing := [name for name in wanted if name not in saved]:
+            raise CheckpointError(f"`{folder}` holds no {', '.join(missing)}, only {', '.join(saved)}")
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for group in wanted:
+        data = read_verified(folder, group + _SUFFIX, entries)
+        try:
+            tensors[group] = safetensors.torch.load(data)
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"`{folder / (group + _SUFFIX)}` is not a safetensors file: {error}") from error
+    return Checkpoint(path=folder, step=step, meta=meta, tensors=tensors)
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """The checkpoint folders in ``root`` by name, oldest step first; whether they are sound is not looked at."""
+    if not root.is_dir():
+        return []
+    try:
+        found = [path for path in root.iterdir() if _STEP_FOLDER.fullmatch(path.name) and path.is_dir()]
+    except OSError as error:
+        raise unreadable(root, error) from error
+    return sorted(found, key=lambda path: (_step_of(path), path.name))
+
+
+def latest_checkpoint(root: Path, names: Iterable[str] | None = None) -> tuple[Checkpoint | None, list[str]]:
+    """Read the newest checkpoint that is sound.
+
+    Args:
+        root: The folder of all checkpoints of a run.
+        names: As in `read_checkpoint`.
+
+    Returns:
+        The checkpoint, or None when there is none or all are damaged; and a sentence on each damaged one passed over.
+    """
+    names = None if names is None else tuple(names)
+    notes: list[str] = []
+    for folder in reversed(list_checkpoints(root)):
+        try:
+            return replace(read_checkpoint(folder, names), notes=tuple(notes)), notes
+        except CheckpointError as error:
+            notes.append(f"Passed over a damaged checkpoint: {error.message}")
+    return None, notes
+
+
+def resolve_checkpoint(path: Path, names: Iterable[str] | None = None) -> Checkpoint:
+    """Read the checkpoint that a path stands for: a run folder, its ``checkpoints``, or one ``step-*`` folder.
+
+    Args:
+        path: For the first two, the newest checkpoint that is sound is read, and ``notes`` tells what was passed over.
+        names: As in `read_checkpoint`.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    if (path / MANIFEST).exists() or _STEP_FOLDER.fullmatch(path.name):
+        return read_checkpoint(path, names)
+    root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    checkpoint, notes = latest_checkpoint(root, names)
+    if checkpoint is not None:
+        return checkpoint
+    if notes:
+        raise CheckpointError(f"All {len(notes)} checkpoints in `{root}` are damaged. {'. '.join(notes)}")
+    if root != path or (path / "config.toml").exists():
+        raise CheckpointError(
+            f"The run `{path}` has no checkpoint yet", "`dis train` saves every train.save_every steps"
+        )
+    raise _no_manifest(path)
+
+
+def prune(root: Path, keep_last: int, verified: Path | None = None) -> list[Path]:
+    """Delete all but the newest checkpoints, and never the newest sound one.
+
+    Args:
+        root: The folder of all checkpoints of a run.
+        keep_last: How many to keep, at least 1.
+        verified: A checkpoint known to be sound, for example the one just written: saves reading checkpoints to find
+            out. None reads from the newest on until one is sound; when none is, nothing is deleted.
+
+    Returns:
+        The folders that were deleted.
+
+    Raises:
+        StorageError: One could not be deleted.
+    """
+    if keep_last < 1:
+        raise ValueError(f"keep_last must be at least 1, got {keep_last}")
+    folders = list_checkpoints(root)
+    sound = verified or next((folder for folder in reversed(folders) if _is_sound(folder)), None)
+    if sound is None:
+        return []
+    doomed = [folder for folder in folders[:-keep_last] if folder != sound]
+    for folder in doomed:
+        discard_folder(folder)
+    return doomed
+
+
+def checkpoint_bytes(folder: Path) -> int:
+    """What a checkpoint takes on the disk, in bytes."""
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def _finish_replacement(final: Path) -> None:
+    """Let a replacement that is complete take the place of ``final``; a kill in between leaves one of them sound."""
+    replacement = final.with_name(final.name + _REPLACEMENT)
+    if not replacement.exists():
+        return
+    if not _is_sound(replacement):
+        discard_folder(replacement)
+        return
+    if final.exists():
+        discard_folder(final)
+    try:
+        replacement.rename(final)
+    except OSError as error:
+        raise storage_error(final, error) from error
+
+
+def _is_sound(folder: Path) -> bool:
+    try:
+        verify_folder(folder)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _savable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same values on the CPU, each in its own contiguous memory, which is all safetensors takes."""
+    seen: set[int] = set()
+    savable: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        address = own.untyped_storage().data_ptr()
+        if address in seen:
+            own = own.clone()
+        seen.add(address)
+        savable[name] = own
+    return savable
+
+
+def _no_manifest(path: Path) -> CheckpointError:
+    """What to say of a path that is no checkpoint, by what it looks like."""
+    hint = "Give a run folder or one of its step-* folders"
+    if not path.exists():
+        return CheckpointError(f"Checkpoint not found: `{path}`", hint)
+    if path.is_file():
+        return CheckpointError(f"`{path}` is a file, not a checkpoint folder", hint)
+    if inside := list_checkpoints(path / "checkpoints") or list_checkpoints(path):
+        return CheckpointError(f"`{path}` is a folder of checkpoints, not one of them", f"The newest is `{inside[-1]}`")
+    if _STEP_FOLDER.fullmatch(path.name):
+        return CheckpointError(
+            f"`{path}` is not complete: `{MANIFEST}` is missing", "Use another checkpoint of the run"
+        )
+    return CheckpointError(f"`{path}` is not a checkpoint: it has no `{MANIFEST}`", hint)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removesuffix(_REPLACEMENT).removeprefix("step-"))

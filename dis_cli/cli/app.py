@@ -1,0 +1,177 @@
+"""The command ``dis``: its commands, and the one place where a failure becomes a message and an exit status."""
+
+import errno
+import os
+import select
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from dis_cli import __version__
+from dis_cli.cli import output, presets
+from dis_cli.cli.encode_latents import encode_latents
+from dis_cli.cli.eval_fid import eval_fid
+from dis_cli.cli.flops import flops
+from dis_cli.cli.sample import sample
+from dis_cli.cli.train import train
+from dis_cli.errors import DisError, Interrupted, StorageError, UsageError
+
+BROKEN_PIPE_STATUS = 128 + 13  # what a shell reports for SIGPIPE
+
+# The help is plain text: typer's boxes need rich, which takes longer to import than everything else here.
+app = typer.Typer(
+    name="dis",
+    help="Train, sample and score DiS: diffusion models with a state space backbone (arXiv 2402.05608).",
+    epilog="Start with `dis train --preset dis-xs-digits`: it needs no data, no network and no GPU.",
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(train)
+app.command("sample")(sample)
+app.command("encode-latents")(encode_latents)
+app.command("eval-fid")(eval_fid)
+app.command("flops")(flops)
+app.add_typer(presets.app, name="presets")
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    # No docstring: typer would take it for the help.
+    if version:
+        output.result([f"dis {__version__}"], {}, as_json=False)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        output.write_stderr(context.get_help() + "\n")
+        raise typer.Exit(UsageError.exit_code)
+
+
+def main() -> NoReturn:
+    """Run ``dis`` on this process's arguments and exit with its status."""
+    status = run(sys.argv[1:])
+    if sys.stdout is not None:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            # Told already; what is still buffered would fail again, loudly, when the interpreter flushes it at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(status)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run ``dis`` with these arguments, print what fails as ``error:`` and ``hint:``, and return the exit status."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    output.start()
+    try:
+        return _invoke(arguments)
+    except BaseException as exception:
+        if isinstance(exception, SystemExit):
+            raise
+        if isinstance(exception, BrokenPipeError) and _reader_is_gone():
+            # It has what it wanted, as in `dis flops | head -1`.
+            return BROKEN_PIPE_STATUS
+        if os.environ.get("DIS_DEBUG", "0") not in ("", "0"):
+            traceback.print_exc()
+        failure = explain(exception)
+        output.error(failure, "--json" in options)
+        return failure.code
+
+
+def _reader_is_gone() -> bool:
+    # Asked of the system, because pipes to other processes, such as data loaders, break too.
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)
+    except (AttributeError, OSError):
+        # Closed from the start, or not a file.
+        return False
+    return bool(poll.poll(0))
+
+
+def _invoke(arguments: Sequence[str]) -> int:
+    command = typer.main.get_command(app)
+    if "_DIS_COMPLETE" in os.environ:
+        # A shell asks for completions; typer answers and exits.
+        command.main(list(arguments), prog_name="dis")
+    try:
+        # Not command.main(): it would turn KeyboardInterrupt and broken pipes into statuses and messages of its own.
+        with command.make_context("dis", list(arguments)) as context:
+            command.invoke(context)
+    except typer.Exit as stop:
+        return stop.exit_code
+    return 0
+
+
+def explain(exception: BaseException) -> DisError:
+    """The error to show for whatever a command raised."""
+    match exception:
+        case DisError():
+            return exception
+        case typer.TyperException():
+            return _usage_error(exception)
+        case KeyboardInterrupt() | typer.Abort():
+            return Interrupted("Interrupted", signal.SIGINT)
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG | errno.EROFS):
+            return StorageError(
+                _os_error_text(exception), "Free some space or write elsewhere; nothing that was complete is lost"
+            )
+        case OSError(filename=name) if name is not None:
+            return StorageError(_os_error_text(exception))
+        case _ if _is_out_of_memory(exception):
+            return DisError(
+                f"Out of memory: {_first_line(exception)}",
+                "Compute a batch in parts (train.accumulation=4) or make it smaller (train.batch_size, "
+                "sample.batch_size), lower the resolution (model.image_size) or take a smaller model. Other programs "
+                "may be using the same memory. What was saved before is unharmed",
+            )
+        case _:
+            return DisError(
+                f"unexpected {type(exception).__name__}: {_first_line(exception)}",
+                "This is a defect of the program: set DIS_DEBUG=1 for the traceback, and report it",
+            )
+
+
+def _usage_error(exception: typer.TyperException) -> UsageError:
+    # Typer 0.29 carries click inside itself, as typer._click; TyperException is the public base of its errors. The
+    # attributes read here (ctx, option_name, possibilities) belong to private subclasses and may be missing.
+    context: typer.Context | None = getattr(exception, "ctx", None)
+    message, _, suggestion = exception.format_message().partition(" Did you mean ")
+    similar: Sequence[str] = getattr(exception, "possibilities", None) or suggestion.rstrip("?").split(", ")
+    hints = [f"See `{context.command_path if context else 'dis'} --help`"]
+    if any(similar):
+        # Without the list of options that format_message() appends.
+        message = exception.message.partition(" Did you mean ")[0]
+        hints.insert(0, f"Did you mean `{similar[0][1:-1] if suggestion else similar[0]}`?")
+    elif context and any(parameter.name == "overrides" for parameter in context.command.params):
+        hints = _key_hints(getattr(exception, "option_name", "")) + hints
+    return UsageError(message.strip().rstrip("."), " ".join(hints))
+
+
+def _key_hints(option: str) -> list[str]:
+    # `--batch-size 8` is what other programs of this kind take.
+    from dis_cli.config.settings import settings
+
+    leaf = option.lstrip("-").replace("-", "_")
+    keys = [f"`{key}=VALUE`" for key in settings() if key.rpartition(".")[2] == leaf]
+    return [f"Settings are given as KEY=VALUE: {' or '.join(keys)}."] if keys else []
+
+
+def _os_error_text(error: OSError) -> str:
+    where = f": `{os.fsdecode(error.filename)}`" if isinstance(error.filename, (str, bytes, os.PathLike)) else ""
+    return f"{error.strerror or type(error).__name__}{where}"
+
+
+def _is_out_of_memory(exception: BaseException) -> bool:
+    # By name: torch is not imported for this. Its CPU allocator raises a plain RuntimeError.
+    names = {kind.__name__ for kind in type(exception).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator" in str(exception)
+
+
+def _first_line(exception: BaseException) -> str:
+    return next(iter(str(exception).strip().splitlines()), "no message")

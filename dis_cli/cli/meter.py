@@ -1,0 +1,85 @@
+"""How far a piece of work is: the short texts that both the live line and the plain lines are made of."""
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from dis_cli.cli.text import duration, size
+from dis_cli.events import Progress, Started, Step
+
+SECONDS_OF_RECENT_PAST = 20.0
+
+
+class Meter:
+    """Follows one piece of work from its Started record on.
+
+    Args:
+        started: The record that announced the work.
+        clock: Seconds, from any origin.
+    """
+
+    def __init__(self, started: Started, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._unit = started.unit
+        self._total = started.total
+        self._done = started.first
+        self._step: Step | None = None
+        # The recent speed, not that of the whole: the first step compiles, and machines get busy.
+        self._recent = deque([(clock(), started.first)])
+
+    def update(self, event: Step | Progress) -> None:
+        """Take in one record."""
+        if isinstance(event, Step):
+            self._step, self._done = event, event.step
+        else:
+            if event.unit != self._unit or event.done < self._done:
+                self._recent.clear()
+            self._step, self._done, self._total, self._unit = None, event.done, event.total, event.unit
+        now = self._clock()
+        self._recent.append((now, self._done))
+        while len(self._recent) > 2 and now - self._recent[1][0] > SECONDS_OF_RECENT_PAST:
+            self._recent.popleft()
+
+    @property
+    def fraction(self) -> float:
+        """The finished share of the work, 0 to 1."""
+        return min(self._done / self._total, 1.0) if self._total > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The time until the end at the recent speed, in seconds; None while that is unknown."""
+        (time_0, done_0), (time_1, done_1) = self._recent[0], self._recent[-1]
+        if done_1 <= done_0 or time_1 <= time_0 or self._total <= 0:
+            return None
+        return max(self._total - self._done, 0) * (time_1 - time_0) / (done_1 - done_0)
+
+    def parts(self, *, verbose: bool = False) -> list[str]:
+        """The texts to show, the most important first, so that a narrow terminal can drop the last ones."""
+        count = f"{self._done}/{self._total}" if self._total > 0 else f"{self._done}"
+        parts = [f"{count} {self._unit}"] if self._step is None else [f"step {count}", f"loss {self._step.loss:.4g}"]
+        if (left := self.seconds_left) is not None:
+            parts.append(f"ETA {duration(left)}")
+        if self._step is not None:
+            speed = self._step.images_per_second
+            parts.append(f"{speed:.0f} images/s" if speed >= 100 else f"{speed:.3g} images/s")
+        if (memory := memory_bytes()) is not None:
+            parts.append(size(memory))
+        if verbose and self._step is not None:
+            parts += [f"lr {self._step.lr:.3g}", f"grad_norm {self._step.grad_norm:.3g}"]
+        return parts
+
+
+def memory_bytes() -> int | None:
+    """The memory in use: the GPU's peak once there is one, else what this process holds; None when unknown."""
+    # Looked up and never imported: a command that needs no torch must not pay for it here.
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_reserved())
+    try:
+        import resource
+
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except (ImportError, OSError):
+        return None

@@ -1,0 +1,79 @@
+"""Options that several commands share, each with one name, one help text and one meaning.
+
+A command writes ``preset: PresetOption = None``; the default stays in the command's signature, where it is read.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def _complete_presets(incomplete: str) -> list[str]:
+    # Imported late: only completion needs it.
+    from dis_cli.config.presets import preset_names
+
+    return [name for name in preset_names() if name.startswith(incomplete)]
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Settings that replace the preset's, such as train.steps=1000. See `dis presets show NAME` for all keys.",
+        show_default=False,
+    ),
+]
+
+PresetName = Annotated[
+    str, typer.Argument(metavar="NAME", help="Preset name, or path of a TOML file.", autocompletion=_complete_presets)
+]
+
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        "-p",
+        metavar="NAME",
+        help="Preset name, or path of a TOML file (a run folder's config.toml is one). See `dis presets list`.",
+        autocompletion=_complete_presets,
+    ),
+]
+
+CkptOption = Annotated[
+    str,
+    typer.Option(
+        "--ckpt", metavar="PATH", help="Checkpoint folder, run folder (its newest one) or published .pt file."
+    ),
+]
+
+DataOption = Annotated[
+    Path | None, typer.Option("--data", metavar="PATH", help="Folder of the images, instead of the preset's.")
+]
+
+OutOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="PATH", help="Where to write.")]
+
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", metavar="N", min=0, max=2**31 - 1, help="Seed of every random draw.")
+]
+
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="auto (a GPU if there is one), cpu, cuda or cuda:N.")
+]
+
+DryRunFlag = Annotated[
+    bool, typer.Option("--dry-run", "-n", help="Print what would be done, with estimates, and write nothing.")
+]
+
+# For the command where -n is a count.
+DryRunLongFlag = Annotated[
+    bool, typer.Option("--dry-run", help="Print what would be done, with estimates, and write nothing.")
+]
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result, or the error, as one JSON object.")]
+
+QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
+
+VerboseFlag = Annotated[bool, typer.Option("--verbose", "-v", help="Print a line for every step.")]
+
+NoProgressFlag = Annotated[bool, typer.Option("--no-progress", help="Print no progress; notes stay.")]

@@ -1,0 +1,106 @@
+"""``dis presets``: what presets there are, what one holds, and whether a file is one."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dis_cli.cli.options import JsonFlag, PresetName
+from dis_cli.cli.output import result
+from dis_cli.cli.text import table
+from dis_cli.errors import NegativeVerdict
+
+if TYPE_CHECKING:
+    from dis_cli.config.schema import RunConfig
+
+app = typer.Typer(help="List, show and check presets.", rich_markup_mode=None)
+
+
+@app.command("list")
+def list_presets(as_json: JsonFlag = False) -> None:
+    """List the presets."""
+    from dis_cli.config.presets import load_preset, preset_names
+
+    entries = [_summary(load_preset(name)) for name in preset_names()]
+    header = ["NAME", "SIZE", "PARAMETERS", "PIXELS", "CLASSES", "DESCRIPTION"]
+    rows = [
+        [
+            str(entry["name"]),
+            f"{entry['size'] or '-'}/{entry['patch_size']}",
+            f"{entry['num_parameters']:,}",
+            f"{entry['image_size_pixels']}x{entry['image_size_pixels']}",
+            str(entry["num_classes"]),
+            str(entry["description"]),
+        ]
+        for entry in entries
+    ]
+    result(table([header, *rows]), {"presets": entries}, as_json)
+
+
+@app.command("show")
+def show_preset(name: PresetName, as_json: JsonFlag = False) -> None:
+    """Print a preset with every default filled in, as TOML that can be saved, edited and given to --preset."""
+    from dis_cli.config.presets import dump_toml, load_preset
+
+    config = load_preset(name)
+    data = {"preset": config.model_dump(mode="json"), "num_parameters": _parameters(config)}
+    result(dump_toml(config).splitlines(), data, as_json)
+
+
+@app.command("validate")
+def validate_presets(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PATH", help="Preset names or TOML files; by default every preset.", show_default=False),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check that presets describe valid runs; exit with 3 when one does not."""
+    from dis_cli.config.presets import preset_dir, preset_names, validate_file
+
+    known = preset_names()
+    files = [(path, preset_dir() / f"{path}.toml" if path in known else Path(path)) for path in paths or known]
+    checked = [(name, validate_file(file)) for name, file in files]
+    lines = [line for name, problems in checked for line in [f"{name}: {text}" for text in problems or ["valid"]]]
+    num_bad = sum(bool(problems) for _, problems in checked)
+    presets = [{"path": name, "valid": not problems, "problems": problems} for name, problems in checked]
+    result(lines, {"valid": num_bad == 0, "presets": presets}, as_json)
+    if num_bad:
+        raise NegativeVerdict(
+            f"{num_bad} of {len(checked)} presets are not valid", "See `dis presets show dis-xs-digits` for every key"
+        )
+
+
+def _summary(config: "RunConfig") -> dict[str, object]:
+    from dis_cli.models.sizes import SIZES
+
+    model = config.model
+    shape = (model.embed_dim, model.depth)
+    sizes = [name for name, entry in SIZES.items() if (entry.embed_dim, entry.depth) == shape]
+    return {
+        "name": config.name,
+        "size": sizes[0] if sizes else None,
+        "patch_size": model.patch_size,
+        "num_parameters": _parameters(config),
+        "image_size_pixels": config.pixel_size,
+        "num_classes": model.num_classes,
+        "description": config.description,
+    }
+
+
+def _parameters(config: "RunConfig") -> int:
+    from dis_cli.models.flops import count
+
+    model = config.model
+    return count(
+        image_size=model.image_size,
+        patch_size=model.patch_size,
+        in_channels=model.in_channels,
+        embed_dim=model.embed_dim,
+        depth=model.depth,
+        num_classes=model.num_classes,
+        learn_sigma=config.learn_sigma,
+        d_state=model.d_state,
+        d_conv=model.d_conv,
+        expand=model.expand,
+    ).parameters

@@ -1,0 +1,224 @@
+"""Every setting of a run, with its unit, its bounds and its default.
+
+The defaults are the published training code's where it has one; presets hold only what differs. Objects are frozen
+and refuse unknown keys, so a typing error can never be a silently ignored setting.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """The base of all sections: frozen, no unknown keys, defaults checked like given values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+def _read_none(value: object) -> object:
+    return None if str(value).lower() == "none" else value
+
+
+PositiveInt = Annotated[int, Field(ge=1)]
+
+# TOML has no null and the command line only text: in an optional setting the word "none" means no value.
+NoneWord = BeforeValidator(_read_none)
+
+
+class ModelConfig(Section):
+    """The DiS backbone. The model sees a square grid: pixels, or latents when the codec is a VAE."""
+
+    image_size: PositiveInt = Field(default=32, description="side of the square grid the model sees, in its own pixels")
+    patch_size: PositiveInt = Field(default=2, description="side of a patch, in grid pixels; divides image_size")
+    in_channels: PositiveInt = Field(default=3, description="channels of the grid: 1 grey, 3 RGB, 4 VAE latents")
+    embed_dim: Annotated[int, Field(ge=8)] = Field(default=368, description="width of a token, in channels")
+    depth: PositiveInt = Field(default=25, description="number of blocks, odd: half in, one middle, half out")
+    num_classes: Annotated[int, Field(ge=0)] = Field(default=0, description="number of classes; 0 is unconditional")
+    d_state: PositiveInt = Field(default=16, description="state size N of the selective scan, per channel")
+    d_conv: PositiveInt = Field(default=4, description="taps of the causal convolution, in tokens")
+    expand: PositiveInt = Field(default=2, description="inner width of a mixer, as a multiple of embed_dim")
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.1, description="drop-path rate of the last block in training, as a fraction; grows linearly from 0"
+    )
+    label_drop: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.1, description="fraction of training labels replaced by the null class, for guidance"
+    )
+    init: Literal["corrected", "published"] = Field(
+        default="corrected",
+        description="'corrected' gives the backward scan's time step the forward's initialisation; 'published' keeps 0",
+    )
+    final_init: Literal["published", "zero"] = Field(
+        default="published", description="initial weights of the output layer: as published (random), or zero"
+    )
+
+    @model_validator(mode="after")
+    def _shape_is_possible(self) -> Self:
+        if self.depth % 2 == 0:
+            raise ValueError(f"depth must be odd (half in, one middle, half out), got {self.depth}")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
+        return self
+
+
+class DiffusionConfig(Section):
+    """The forward process and what the model predicts."""
+
+    num_timesteps: Annotated[int, Field(ge=2, le=10_000)] = Field(
+        default=1000, description="steps of the forward process"
+    )
+    schedule: Literal["linear", "cosine"] = Field(
+        default="linear",
+        description="betas: 'linear' 1e-4 to 0.02 (scaled by 1000 / num_timesteps), or 'cosine' (max 0.999)",
+    )
+    prediction: Literal["epsilon", "v"] = Field(default="epsilon", description="what the model's output estimates")
+    variance: Literal["learned_range", "fixed_small", "fixed_large"] = Field(
+        default="learned_range", description="variance of a reverse step; 'learned_range' doubles the output channels"
+    )
+
+    @model_validator(mode="after")
+    def _combination_is_defined(self) -> Self:
+        if self.prediction == "v" and self.variance == "learned_range":
+            raise ValueError("prediction 'v' needs a fixed variance: set diffusion.variance to 'fixed_small'")
+        return self
+
+
+class DataConfig(Section):
+    """Where the training and reference images come from."""
+
+    source: Literal["digits", "folder", "cifar10", "latents"] = Field(
+        default="folder",
+        description="'digits' (bundled), 'folder' (class sub-folders), 'cifar10' (torchvision's layout), "
+        "'latents' (written by `dis encode-latents`)",
+    )
+    path: Annotated[Path | None, NoneWord] = Field(
+        default=None, description="folder of the images or latents; none for the bundled digits"
+    )
+    hflip: bool = Field(default=True, description="mirror half of the training images")
+    num_workers: Annotated[int, Field(ge=0, le=256)] = Field(default=0, description="loader processes; 0 loads in line")
+
+
+class CodecConfig(Section):
+    """What stands between images and the grid the model sees."""
+
+    kind: Literal["pixel", "vae"] = Field(
+        default="pixel", description="'pixel': the image itself; 'vae': latents of a VAE"
+    )
+    vae: Annotated[str | None, NoneWord] = Field(
+        default=None, description="folder or hub id of a diffusers AutoencoderKL; needed to decode"
+    )
+    scale: Annotated[float, Field(gt=0)] = Field(default=0.18215, description="factor on VAE latents, to unit variance")
+    downsample: PositiveInt = Field(default=8, description="image pixels per latent pixel along one side")
+
+
+class TrainConfig(Section):
+    """The optimisation. Time is the optimizer step; nothing depends on epochs or the wall clock."""
+
+    steps: PositiveInt = Field(default=500_000, description="optimizer steps in all")
+    batch_size: PositiveInt = Field(default=128, description="images per optimizer step")
+    accumulation: PositiveInt = Field(default=1, description="equal parts a batch is computed in, to save memory")
+    lr: Annotated[float, Field(gt=0, le=1)] = Field(default=1e-4, description="peak learning rate of AdamW")
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="final learning rate, as a share of lr"
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="steps of linear warm-up; the first is above 0"
+    )
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="learning rate after warm-up: kept, or lowered to min_lr_ratio"
+    )
+    decay_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="last share of the steps over which the learning rate is lowered"
+    )
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default=(0.9, 0.999), description="AdamW's decay rates of the first and second moment"
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="AdamW's decoupled weight decay")
+    clip_norm: Annotated[Annotated[float, Field(gt=0)] | None, NoneWord] = Field(
+        default=1.0, description="largest global gradient norm; none does not clip"
+    )
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.9999, description="decay of the weight average, per step"
+    )
+    ema_warmup: bool = Field(default=False, description="use min(ema_decay, (1 + n) / (10 + n)) after n steps")
+    save_every: PositiveInt = Field(
+        default=5000, description="steps between checkpoints; the last step is always saved"
+    )
+    keep_last: PositiveInt = Field(default=3, description="checkpoints kept; older ones are deleted")
+    log_every: PositiveInt = Field(default=100, description="steps between plain progress lines")
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}")
+        return self
+
+
+class SampleConfig(Section):
+    """How images are generated, by `dis sample` and for `dis eval-fid`."""
+
+    sampler: Literal["ancestral", "ddim", "dpm++"] = Field(default="ancestral", description="the reverse process")
+    steps: PositiveInt = Field(default=250, description="model evaluations per image")
+    cfg_scale: Annotated[float, Field(ge=0)] = Field(default=1.0, description="classifier-free guidance; 1 is none")
+    cfg_channels: Literal["all", "first3"] = Field(
+        default="all", description="channels that are guided; 'first3' is the published code's choice"
+    )
+    batch_size: PositiveInt = Field(default=64, description="images generated at a time; does not change the images")
+
+
+class EvaluateConfig(Section):
+    """How a model is scored."""
+
+    num_samples: Annotated[Annotated[int, Field(ge=2)] | None, NoneWord] = Field(
+        default=None, description="generated images; none takes as many as the reference has"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        default=1_000_000, description="seed of the first generated image"
+    )
+
+
+class RunConfig(Section):
+    """A whole run. A run folder's ``config.toml`` is one of these and so is itself a preset."""
+
+    name: str = Field(
+        default="custom", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the preset or run"
+    )
+    description: str = Field(default="", description="one line on what it is for")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(default=0, description="seed of the weights and of every draw")
+    model: ModelConfig = Field(default_factory=ModelConfig, description="the backbone")
+    diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig, description="the diffusion process")
+    data: DataConfig = Field(default_factory=DataConfig, description="the images")
+    codec: CodecConfig = Field(default_factory=CodecConfig, description="pixels or latents")
+    train: TrainConfig = Field(default_factory=TrainConfig, description="the optimisation")
+    sample: SampleConfig = Field(default_factory=SampleConfig, description="the generation of images")
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="the scoring")
+
+    @property
+    def pixel_size(self) -> int:
+        """Side of a decoded image, in pixels."""
+        return self.model.image_size * (self.codec.downsample if self.codec.kind == "vae" else 1)
+
+    @property
+    def pixel_channels(self) -> int:
+        """Channels of a decoded image."""
+        return 3 if self.codec.kind == "vae" else self.model.in_channels
+
+    @property
+    def learn_sigma(self) -> bool:
+        """Whether the model also predicts the variance of a reverse step."""
+        return self.diffusion.variance == "learned_range"
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        if self.sample.steps > self.diffusion.num_timesteps:
+            raise ValueError(
+                f"sample.steps {self.sample.steps} exceeds diffusion.num_timesteps {self.diffusion.num_timesteps}"
+            )
+        if self.data.source == "latents" and self.codec.kind != "vae":
+            raise ValueError("data.source 'latents' needs codec.kind = 'vae'")
+        if self.data.source == "digits" and (self.model.image_size, self.model.in_channels) != (8, 1):
+            raise ValueError(
+                "data.source 'digits' is 8x8 grey: model.image_size must be 8 and model.in_channels 1, "
+                f"got {self.model.image_size} and {self.model.in_channels}"
+            )
+        return self

@@ -1,0 +1,207 @@
+"""The schema's settings one by one, and what is wrong with given ones, in words."""
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from dis_cli.config.schema import RunConfig, Section
+from dis_cli.errors import ConfigError, did_you_mean
+
+_LONGEST_VALUE = 60
+
+_BOUNDS: Final = {
+    "minimum": ">=",
+    "exclusiveMinimum": ">",
+    "maximum": "<=",
+    "exclusiveMaximum": "<",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value of a configuration.
+
+    Args:
+        key: Its dotted name, such as ``train.steps``.
+        kind: How it is written: "boolean", "integer", "number", "string", "path", "choice" or "array".
+        optional: Whether ``none`` is allowed.
+        allowed: Type and bounds, in words.
+        default: The schema's value.
+        description: Meaning and unit.
+    """
+
+    key: str
+    kind: str
+    optional: bool
+    allowed: str
+    default: object
+    description: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: what, and what helps (or None)."""
+
+    message: str
+    hint: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+@functools.cache
+def settings() -> dict[str, Setting]:
+    """Every setting of the schema by its dotted key, in the schema's order."""
+    found: dict[str, Setting] = {}
+    properties = RunConfig.model_json_schema()["properties"]
+    defaults = RunConfig()
+    for name, field in RunConfig.model_fields.items():
+        value: object = getattr(defaults, name)
+        if isinstance(value, Section):
+            leaves = type(value).model_json_schema()["properties"]
+            for leaf, info in type(value).model_fields.items():
+                key = f"{name}.{leaf}"
+                found[key] = _setting(key, leaves[leaf], getattr(value, leaf), info.description)
+        else:
+            found[name] = _setting(name, properties[name], value, field.description)
+    return found
+
+
+def section_names() -> list[str]:
+    """The names of the sections, in the schema's order."""
+    return list(dict.fromkeys(key.split(".")[0] for key in settings() if "." in key))
+
+
+def unknown_key(key: str) -> Problem:
+    """The problem that ``key`` is not a setting, with the nearest ones."""
+    section, _, leaf = key.rpartition(".")
+    closest = did_you_mean(key, [*section_names(), *settings()])
+    near = [name for name in settings() if name.rpartition(".")[2] == leaf]
+    # A right name in a wrong place (`lr`, `model.lr`) beats a similar spelling, a misspelt section (`trian.lr`) not.
+    if closest and not (near and section in ["", *section_names()]):
+        near = [closest]
+    hint = f"Did you mean {' or '.join(f'`{name}`' for name in near)}?" if near else list_keys(section)
+    return Problem(f"Unknown key: `{key}`", hint)
+
+
+def list_keys(section: str) -> str:
+    """A sentence that lists the keys of ``section``, or the sections when there is none of that name."""
+    leaves = [key.split(".")[1] for key in settings() if key.startswith(f"{section}.")]
+    return f"Keys of `{section}`: {', '.join(leaves)}" if leaves else f"Sections: {', '.join(section_names())}"
+
+
+def wrong_value(setting: Setting, got: str) -> Problem:
+    """The problem that ``setting`` cannot be ``got``."""
+    return Problem(
+        f"`{setting.key}`: got `{got}`, allowed: {setting.allowed}",
+        f"{setting.description}; default {as_text(setting.default)}",
+    )
+
+
+def explain(error: ValidationError, data: Mapping[str, Any], show: Callable[[object], str]) -> list[Problem]:
+    """The problems in ``error``, each once, in the order of the schema.
+
+    Args:
+        error: What pydantic raised for ``data``.
+        data: The configuration that was refused, as nested mappings.
+        show: How a refused value is written in the message.
+    """
+    problems: dict[str, Problem] = {}
+    for detail in error.errors(include_url=False):
+        names = [str(name) for name in detail["loc"][:2]]
+        key = ".".join(names)
+        if detail["type"] == "extra_forbidden":
+            problem = unknown_key(key)
+        elif detail["type"] == "value_error":
+            text = str(detail.get("ctx", {})["error"])
+            problem = Problem(f"`{key}`: {text}" if key else text)
+        else:
+            got: Any = data
+            for name in names:
+                got = got[name]
+            setting = settings().get(key)
+            shown = _shorten(show(got))
+            problem = (
+                wrong_value(setting, shown)
+                if setting
+                else Problem(f"`{key}`: got `{shown}`, allowed: a section", list_keys(key))
+            )
+        problems.setdefault(problem.message, problem)
+    return list(problems.values())
+
+
+def config_error(problems: Sequence[Problem], where: str = "") -> ConfigError:
+    """One error for all ``problems``: a single one with its hint, several one a line.
+
+    Args:
+        problems: At least one problem.
+        where: The file they are in, or "" when they were given on the command line.
+    """
+    if len(problems) == 1:
+        message = problems[0].message
+        return ConfigError(f"`{where}`: {message}" if where else message, problems[0].hint)
+    heading = f"{len(problems)} problems in `{where}`" if where else f"{len(problems)} problems"
+    return ConfigError("\n  ".join([f"{heading}:", *map(str, problems)]))
+
+
+def as_text(value: object) -> str:
+    """A value as it is written in KEY=VALUE."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | list):
+        return ",".join(as_text(item) for item in value)
+    return str(value)
+
+
+def as_json(value: object) -> str:
+    """A value as it is written in a file, quotes included."""
+    return json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _setting(key: str, schema: dict[str, Any], default: object, description: str | None) -> Setting:
+    options: list[dict[str, Any]] = schema.get("anyOf", [schema])
+    values = [option for option in options if option.get("type") != "null"]
+    optional = len(values) < len(options)
+    return Setting(
+        key=key,
+        kind=_kind(values[0]),
+        optional=optional,
+        allowed=_allowed(values[0]) + (", or none" if optional else ""),
+        default=default,
+        description=description or "",
+    )
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    if "enum" in schema:
+        return "choice"
+    return "path" if schema.get("format") == "path" else schema["type"]
+
+
+def _allowed(schema: dict[str, Any]) -> str:
+    match _kind(schema):
+        case "choice":
+            return "one of " + ", ".join(schema["enum"])
+        case "array":
+            items: list[dict[str, Any]] = schema["prefixItems"]
+            return f"{len(items)} values, each {_allowed(items[0])}"
+        case "boolean":
+            return "true or false"
+        case "string":
+            return f"text that matches {schema['pattern']}" if "pattern" in schema else "text"
+        case "path":
+            return "a path"
+        case kind:
+            noun = "an integer" if kind == "integer" else "a number"
+            bounds = [f"{sign} {schema[name]}" for name, sign in _BOUNDS.items() if name in schema]
+            return f"{noun} {' and '.join(bounds)}" if bounds else noun
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."

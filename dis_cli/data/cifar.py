@@ -1,0 +1,111 @@
+"""CIFAR-10's batch files, read from the folder its archive unpacks to.
+
+The batches are pickles, and a pickle can run any code. torchvision's reader therefore compares their MD5 with the
+published ones and then trusts them. This one trusts nothing: it builds plain values and arrays only and refuses every
+other object, so no checksum is needed and a set of one's own in the same layout (a subset, other images) works too.
+"""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Int64, UInt8
+
+from dis_cli.data.decode import printable
+from dis_cli.data.listing import require_folder
+from dis_cli.errors import DataError
+
+ARCHIVE = "cifar-10-python.tar.gz"
+FOLDER = "cifar-10-batches-py"
+CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+TRAIN_FILES = tuple(f"data_batch_{number}" for number in range(1, 6))
+TEST_FILES = ("test_batch",)
+
+
+def find_batches(path: Path) -> Path:
+    """The folder of the batch files: inside the folder given, or that folder itself.
+
+    Args:
+        path: The folder that the archive was unpacked in.
+
+    Raises:
+        DataError: When it is not there, saying what to put where.
+    """
+    folder = path / FOLDER
+    advice = f"Unpack {ARCHIVE} (https://www.cs.toronto.edu/~kriz/cifar.html) in DIR, so that DIR/{FOLDER} exists"
+    if (path / ARCHIVE).is_file():
+        advice = f"Unpack it first: `tar -xzf {printable(path / ARCHIVE)} -C {printable(path)}`"
+    hint = f"{advice}, and give `--data DIR` (or data.path=DIR); nothing is downloaded"
+    require_folder(path, hint)
+    if (path / TRAIN_FILES[0]).is_file():
+        return path
+    require_folder(folder, hint)
+    return folder
+
+
+def read_batches(folder: Path, files: tuple[str, ...]) -> tuple[UInt8[np.ndarray, "n 32 32 3"], Int64[np.ndarray, "n"]]:
+    """Read the images and labels of some batch files.
+
+    Args:
+        folder: The folder that holds them.
+        files: Their names, in order.
+
+    Raises:
+        DataError: When one is absent, damaged, or holds anything but images and labels, naming it.
+    """
+    parts = [_read_batch(folder / name) for name in files]
+    images = np.concatenate([images for images, _ in parts])
+    labels = np.concatenate([labels for _, labels in parts])
+    # stored as three planes, red green blue
+    return np.ascontiguousarray(images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels
+
+
+def _read_batch(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    try:
+        with path.open("rb") as file:
+            # the published files were written by Python 2, whose strings are bytes
+            batch = _ArraysOnly(file, encoding="latin1").load()
+        images, labels = batch["data"], np.asarray(batch["labels"])
+        if not (isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == (3072,)):
+            raise ValueError("the data are not rows of 3072 bytes")
+        if labels.dtype.kind != "i" or labels.shape != images.shape[:1]:
+            raise ValueError(f"{images.shape[0]} images need as many whole-number labels")
+        if labels.size and not (labels.min() >= 0 and labels.max() < len(CLASS_NAMES)):
+            raise ValueError(f"labels must be 0 to {len(CLASS_NAMES) - 1}, got {labels.min()} to {labels.max()}")
+    # damaged pickles raise anything
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        raise DataError(
+            f"CIFAR-10 batch cannot be read: `{printable(path)}` ({reason})", f"Unpack {ARCHIVE} again"
+        ) from error
+    return images, labels.astype(np.int64)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """An unpickler that knows four names, enough for an array of numbers, and none that does anything else."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> object:
+        match module_name, global_name:
+            case (("numpy.core.multiarray" | "numpy._core.multiarray"), "_reconstruct"):
+                return _empty_array
+            # only ever an argument of _reconstruct, which ignores it: as a callable it could claim any memory
+            case "numpy", "ndarray":
+                return None
+            case "numpy", "dtype":
+                return np.dtype
+            case "_codecs", "encode":
+                return _latin1
+            case _:
+                raise pickle.UnpicklingError(f"{module_name}.{global_name} is not allowed in it")
+
+
+def _empty_array(*_: object) -> npt.NDArray[np.uint8]:
+    # the pickle then sets shape, type and bytes, and NumPy checks that they agree
+    return np.empty(0, np.uint8)
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"encoding {encoding} is not allowed in it")
+    return text.encode("latin1")

@@ -1,0 +1,260 @@
+"""What the model is trained to output, and the loss on it.
+
+Sources: Ho et al. 2020 (DDPM); Nichol and Dhariwal 2021 (learned variance); Salimans and Ho 2022 (v prediction).
+Coefficients are computed in float64 and cast to the images' type.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from dis_cli.diffusion.schedule import Schedule, check_choice
+
+Prediction: TypeAlias = Literal["epsilon", "v"]
+Variance: TypeAlias = Literal["learned_range", "fixed_small", "fixed_large"]
+
+
+@dataclass(frozen=True)
+class ReverseStep:
+    """The model's Gaussian p(x_{t-1} | x_t), and the x_0 it was computed from."""
+
+    mean: Float[Tensor, "b c h w"]
+    log_variance: Float[Tensor, "b c h w"]
+    pred_x_0: Float[Tensor, "b c h w"]
+
+
+def q_sample(
+    schedule: Schedule,
+    x_0: Float[Tensor, "b c h w"],
+    t: Int64[Tensor, " b"],
+    noise: Float[Tensor, "b c h w"],
+) -> Float[Tensor, "b c h w"]:
+    """Noisy images x_t = sqrt(alphas_cumprod) x_0 + sqrt(1 - alphas_cumprod) noise (DDPM, equation 4).
+
+    Args:
+        schedule: The forward process.
+        x_0: Clean images, in [-1, 1], or latents of about unit variance.
+        t: Index of each image's noise level, 0 to T - 1.
+        noise: Standard normal.
+    """
+    return _at(schedule.sqrt_alphas_cumprod, t, x_0) * x_0 + _at(schedule.sqrt_one_minus_alphas_cumprod, t, x_0) * noise
+
+
+def prediction_target(
+    schedule: Schedule,
+    x_0: Float[Tensor, "b c h w"],
+    t: Int64[Tensor, " b"],
+    noise: Float[Tensor, "b c h w"],
+    *,
+    prediction: Prediction,
+) -> Float[Tensor, "b c h w"]:
+    """What the model should output: the noise, or v = sqrt(alphas_cumprod) noise - sqrt(1 - alphas_cumprod) x_0.
+
+    Args:
+        schedule: The forward process.
+        x_0: Clean images.
+        t: Index of each image's noise level, 0 to T - 1.
+        noise: The noise in x_t.
+        prediction: "epsilon" or "v".
+
+    Raises:
+        ValueError: Unknown prediction.
+    """
+    check_choice("prediction", prediction, Prediction)
+    if prediction == "epsilon":
+        return noise
+    signal = _at(schedule.sqrt_alphas_cumprod, t, x_0)
+    return signal * noise - _at(schedule.sqrt_one_minus_alphas_cumprod, t, x_0) * x_0
+
+
+def predict_x_0(
+    schedule: Schedule,
+    output: Float[Tensor, "b c h w"],
+    x_t: Float[Tensor, "b c h w"],
+    t: Int64[Tensor, " b"],
+    *,
+    prediction: Prediction,
+) -> Float[Tensor, "b c h w"]:
+    """The clean images that an output stands for: ``prediction_target`` solved for x_0.
+
+    Args:
+        schedule: The forward process.
+        output: The model's output without variance channels.
+        x_t: Noisy images.
+        t: Index of each image's noise level, 0 to T - 1.
+        prediction: "epsilon" or "v".
+
+    Raises:
+        ValueError: Unknown prediction.
+    """
+    check_choice("prediction", prediction, Prediction)
+    if prediction == "epsilon":
+        factor = _at(schedule.sqrt_recip_alphas_cumprod, t, x_t)
+        return factor * x_t - _at(schedule.sqrt_recipm1_alphas_cumprod, t, x_t) * output
+    signal = _at(schedule.sqrt_alphas_cumprod, t, x_t)
+    return signal * x_t - _at(schedule.sqrt_one_minus_alphas_cumprod, t, x_t) * output
+
+
+def split_output(
+    model_output: Float[Tensor, "b o h w"], num_channels: int, *, variance: Variance
+) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"] | None]:
+    """A model output as (prediction, variance channels), the latter None where the variance is fixed.
+
+    Args:
+        model_output: The model's output; the prediction's channels come first.
+        num_channels: Channels of the images.
+        variance: "learned_range" expects twice the images' channels, a fixed one as many.
+
+    Raises:
+        ValueError: Unknown variance, or another number of channels.
+    """
+    check_choice("variance", variance, Variance)
+    expected = 2 * num_channels if variance == "learned_range" else num_channels
+    if model_output.shape[1] != expected:
+        raise ValueError(f"a model output with variance {variance!r} has {expected} channels, got {model_output.shape}")
+    if variance == "learned_range":
+        return model_output[:, :num_channels], model_output[:, num_channels:]
+    return model_output, None
+
+
+def posterior(
+    schedule: Schedule,
+    x_0: Float[Tensor, "b c h w"],
+    x_t: Float[Tensor, "b c h w"],
+    t: Int64[Tensor, " b"],
+) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b 1 1 1"]]:
+    """Mean and log variance of q(x_{t-1} | x_t, x_0) (DDPM, equation 7), the variance clipped at t = 0.
+
+    Args:
+        schedule: The forward process.
+        x_0: Clean images.
+        x_t: Noisy images.
+        t: Index of each image's noise level, 0 to T - 1.
+    """
+    mean = _at(schedule.posterior_mean_coef1, t, x_t) * x_0 + _at(schedule.posterior_mean_coef2, t, x_t) * x_t
+    return mean, _at(schedule.posterior_log_variance_clipped, t, x_t)
+
+
+def reverse_step(
+    schedule: Schedule,
+    model_output: Float[Tensor, "b o h w"],
+    x_t: Float[Tensor, "b c h w"],
+    t: Int64[Tensor, " b"],
+    *,
+    prediction: Prediction,
+    variance: Variance,
+) -> ReverseStep:
+    """The model's Gaussian p(x_{t-1} | x_t).
+
+    Args:
+        schedule: The forward process.
+        model_output: The model's output at (x_t, t).
+        x_t: Noisy images.
+        t: Index of each image's noise level, 0 to T - 1.
+        prediction: "epsilon" or "v".
+        variance: "learned_range" takes the log variance between the posterior's (channels at -1) and log(beta)
+            (channels at 1; Nichol and Dhariwal 2021, equation 15); "fixed_small" and "fixed_large" are the two ends.
+
+    Raises:
+        ValueError: Unknown choice, or a wrong number of channels.
+    """
+    output, share = split_output(model_output, x_t.shape[1], variance=variance)
+    pred_x_0 = predict_x_0(schedule, output, x_t, t, prediction=prediction)
+    mean, low = posterior(schedule, pred_x_0, x_t, t)
+    match variance:
+        case "learned_range":
+            assert share is not None
+            share = (share + 1) / 2
+            log_variance = share * _at(np.log(schedule.betas), t, x_t) + (1 - share) * low
+        case "fixed_small":
+            log_variance = low.expand_as(x_t)
+        case "fixed_large":
+            large = np.append(schedule.posterior_log_variance_clipped[:1], np.log(schedule.betas[1:]))
+            log_variance = _at(large, t, x_t).expand_as(x_t)
+    return ReverseStep(mean, log_variance, pred_x_0)
+
+
+def training_losses(
+    schedule: Schedule,
+    model_output: Float[Tensor, "b o h w"],
+    x_0: Float[Tensor, "b c h w"],
+    x_t: Float[Tensor, "b c h w"],
+    noise: Float[Tensor, "b c h w"],
+    t: Int64[Tensor, " b"],
+    *,
+    prediction: Prediction,
+    variance: Variance,
+) -> dict[str, Float[Tensor, " b"]]:
+    """The loss of each image: the mean squared error, plus the variational bound where the variance is learned.
+
+    The bound (bits per dimension, not scaled) trains the variance channels only: the prediction is detached in it
+    (Nichol and Dhariwal 2021, section 3.1).
+
+    Args:
+        schedule: The forward process.
+        model_output: The model's output at (x_t, t).
+        x_0: Clean images; the bound's last term takes [-1, 1] as 256 levels.
+        x_t: ``q_sample(schedule, x_0, t, noise)``.
+        noise: The noise in x_t.
+        t: Index of each image's noise level, 0 to T - 1.
+        prediction: "epsilon" or "v".
+        variance: "learned_range", "fixed_small" or "fixed_large"; the fixed ones do not enter the loss.
+
+    Returns:
+        "loss", the sum to minimise; "mse"; and with a learned variance "vb".
+
+    Raises:
+        ValueError: Unknown choice, or a wrong number of channels.
+    """
+    output, share = split_output(model_output, x_0.shape[1], variance=variance)
+    target = prediction_target(schedule, x_0, t, noise, prediction=prediction)
+    mse = (target - output).square().mean(dim=(1, 2, 3))
+    if share is None:
+        return {"loss": mse, "mse": mse}
+    frozen = torch.cat([output.detach(), share], dim=1)
+    step = reverse_step(schedule, frozen, x_t, t, prediction=prediction, variance=variance)
+    vb = _variational_bound(schedule, step, x_0, x_t, t)
+    return {"loss": mse + vb, "mse": mse, "vb": vb}
+
+
+def _variational_bound(schedule: Schedule, step: ReverseStep, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """One term of the bound, in bits per dimension: a Kullback-Leibler divergence, or the decoder's at t = 0."""
+    true_mean, true_log_variance = posterior(schedule, x_0, x_t, t)
+    divergence = 0.5 * (
+        step.log_variance
+        - true_log_variance
+        + (true_log_variance - step.log_variance).exp()
+        + (true_mean - step.mean).square() * (-step.log_variance).exp()
+        - 1.0
+    )
+    nats = torch.where(t[:, None, None, None] == 0, -_decoder_log_likelihood(x_0, step), divergence)
+    return nats.mean(dim=(1, 2, 3)) / math.log(2.0)
+
+
+def _decoder_log_likelihood(x_0: Tensor, step: ReverseStep) -> Tensor:
+    """Log of the Gaussian's mass within 1/255 of x_0, the outermost levels being open-ended (DDPM, equation 13)."""
+    centered = x_0 - step.mean
+    inverse_std = (-0.5 * step.log_variance).exp()
+    below_upper = _normal_cdf(inverse_std * (centered + 1 / 255))
+    below_lower = _normal_cdf(inverse_std * (centered - 1 / 255))
+    mass = torch.where(
+        x_0 < -0.999,
+        below_upper,
+        torch.where(x_0 > 0.999, 1.0 - below_lower, below_upper - below_lower),
+    )
+    return mass.clamp(min=1e-12).log()
+
+
+def _normal_cdf(x: Tensor) -> Tensor:
+    # The published loss uses this approximation (Page 1977), off by up to 3e-4, and not the error function.
+    return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x.pow(3))))
+
+
+def _at(table: np.ndarray, t: Tensor, like: Tensor) -> Tensor:
+    """The table's entries at t, shaped and typed to multiply images."""
+    return torch.from_numpy(table).to(t.device)[t].to(like.dtype)[:, None, None, None]

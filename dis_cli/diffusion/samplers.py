@@ -1,0 +1,217 @@
+"""Reverse processes: a thin adapter over diffusers' schedulers.
+
+Each scheduler gets the tables of the schedule restricted to the visited timesteps and walks through all of its
+indices, so that its own spacing rules, one of which breaks DDIM silently, never apply. Its float32 tables are replaced
+by float64 ones. Sources: Ho et al. 2020 (ancestral), Song et al. 2021 (DDIM), Lu et al. 2022 (DPM-Solver++).
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from dis_cli.diffusion.objective import Prediction, Variance, predict_x_0, split_output
+from dis_cli.diffusion.schedule import Schedule, check_choice, restrict, space_timesteps
+
+SamplerName: TypeAlias = Literal["ancestral", "ddim", "dpm++"]
+Denoiser: TypeAlias = Callable[[Float[Tensor, "b c h w"], Int64[Tensor, " b"]], Float[Tensor, "b o h w"]]
+
+
+class Sampler:
+    """One reverse process, made by ``make_sampler`` and driven by ``sample_loop``.
+
+    Args:
+        schedule: The process restricted to the timesteps to visit.
+        name: "ancestral", "ddim" or "dpm++".
+        prediction: "epsilon" or "v".
+        variance: What the model says about the variance of a step; only the ancestral sampler uses it.
+        eta: Share of the ancestral noise that DDIM draws, 0 to 1.
+        clip: Whether every estimate of x_0 is clipped to [-1, 1].
+
+    Attributes:
+        timesteps: What the model is told before each step: descending, within 0 to T - 1 of the full schedule.
+        pred_x_0: The estimate of x_0 in the last step taken, or None before the first.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        *,
+        name: SamplerName,
+        prediction: Prediction,
+        variance: Variance,
+        eta: float,
+        clip: bool,
+    ) -> None:
+        self.schedule = schedule
+        self.name: SamplerName = name
+        self.prediction: Prediction = prediction
+        self.variance: Variance = variance
+        self.eta = eta
+        self.clip = clip
+        self.timesteps: list[int] = schedule.timestep_map[::-1].tolist()
+        self.pred_x_0: Tensor | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the steps taken, to begin with other images."""
+        self.pred_x_0 = None
+        self._num_taken = 0
+        self._scheduler = self._make_scheduler()
+
+    def step(
+        self,
+        model_output: Float[Tensor, "b o h w"],
+        t: int,
+        x: Float[Tensor, "b c h w"],
+        generators: list[torch.Generator],
+    ) -> Float[Tensor, "b c h w"]:
+        """The images after the next step.
+
+        Args:
+            model_output: The model's output at (x, t).
+            t: The timestep that the model was told.
+            x: The images before the step.
+            generators: One for each image, on the CPU or on the images' device, so that an image's noise depends on
+                its own generator only.
+
+        Raises:
+            ValueError: Another timestep than the next one, or a wrong number of generators or channels.
+        """
+        if self.timesteps[self._num_taken : self._num_taken + 1] != [t]:
+            raise ValueError(f"step {self._num_taken + 1} of {len(self.timesteps)} cannot be at timestep {t}")
+        if len(generators) != len(x):
+            raise ValueError(f"one generator per image is needed, got {len(generators)} for {len(x)} images")
+        index = self.schedule.num_timesteps - 1 - self._num_taken
+        output, _ = split_output(model_output, x.shape[1], variance=self.variance)
+        match self.name:
+            case "ancestral":
+                result = self._scheduler.step(model_output, index, x, generator=generators)
+                x_prev, self.pred_x_0 = result.prev_sample, result.pred_original_sample
+            case "ddim":
+                # The published code derives the noise again from a clipped x_0.
+                result = self._scheduler.step(
+                    output, index, x, eta=self.eta, use_clipped_model_output=self.clip, generator=generators
+                )
+                x_prev, self.pred_x_0 = result.prev_sample, result.pred_original_sample
+            case "dpm++":
+                at = torch.full((len(x),), index, device=x.device)
+                estimate = predict_x_0(self.schedule, output, x, at, prediction=self.prediction)
+                self.pred_x_0 = estimate.clamp(-1.0, 1.0) if self.clip else estimate
+                x_prev = self._scheduler.step(self.pred_x_0, index, x).prev_sample
+        self._num_taken += 1
+        return x_prev
+
+    def _make_scheduler(self) -> Any:
+        tables: dict[str, Any] = {
+            "num_train_timesteps": self.schedule.num_timesteps,
+            "trained_betas": self.schedule.betas.tolist(),
+        }
+        kind = "v_prediction" if self.prediction == "v" else "epsilon"
+        # Importing diffusers is slow: only who samples pays for it.
+        match self.name:
+            case "ancestral":
+                from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+                scheduler: Any = DDPMScheduler(
+                    **tables, prediction_type=kind, variance_type=self.variance, clip_sample=self.clip
+                )
+            case "ddim":
+                from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+                scheduler = DDIMScheduler(**tables, prediction_type=kind, clip_sample=self.clip)
+            case "dpm++":
+                from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+                # It gets x_0 itself: its own conversion cannot clip, and takes a learned variance for three channels.
+                scheduler = DPMSolverMultistepScheduler(**tables, prediction_type="sample")
+        scheduler.betas = torch.from_numpy(self.schedule.betas)
+        scheduler.alphas = 1.0 - scheduler.betas
+        scheduler.alphas_cumprod = torch.from_numpy(self.schedule.alphas_cumprod)
+        if self.name == "dpm++":
+            # Not by set_timesteps, which works out float32 sigmas and warns under NumPy 2. All indices, downwards, are
+            # its initial timesteps. Its sigmas are noise to signal before each step, and 0 after the last.
+            scheduler.num_inference_steps = self.schedule.num_timesteps
+            scheduler.sigmas = torch.from_numpy(np.append(self.schedule.sqrt_recipm1_alphas_cumprod[::-1], 0.0))
+        else:
+            scheduler.set_timesteps(self.schedule.num_timesteps)
+        return scheduler
+
+
+def make_sampler(
+    schedule: Schedule,
+    *,
+    name: SamplerName,
+    steps: int,
+    prediction: Prediction,
+    variance: Variance,
+    eta: float = 0.0,
+    clip: bool = False,
+) -> Sampler:
+    """The named reverse process.
+
+    "ancestral" visits the timesteps of the published respacing "N", "ddim" those of "ddimN", and "dpm++" (second
+    order, multistep) N equal strides from T - 1 that stop short of 0. Differs from the reference: a single step
+    starts at T - 1, where the image is noise, and not at 0.
+
+    Args:
+        schedule: The forward process that the model was trained on, or a respacing of it.
+        name: "ancestral", "ddim" or "dpm++".
+        steps: Model evaluations per image, 1 to T; "ddim" needs an integer stride.
+        prediction: "epsilon" or "v".
+        variance: "learned_range" (the output has twice the channels), "fixed_small" or "fixed_large".
+        eta: For "ddim", the share of the ancestral noise, 0 (none) to 1.
+        clip: Whether every estimate of x_0 is clipped to [-1, 1]; the published sampling does not.
+
+    Raises:
+        ValueError: An unknown choice, or a number out of its range.
+    """
+    check_choice("sampler", name, SamplerName)
+    check_choice("prediction", prediction, Prediction)
+    check_choice("variance", variance, Variance)
+    if not 0.0 <= eta <= (1.0 if name == "ddim" else 0.0):
+        raise ValueError(f"eta must be 0 to 1 for 'ddim' and 0 otherwise, got {eta} for {name!r}")
+    visited = _visited(schedule.num_timesteps, name, steps)
+    return Sampler(restrict(schedule, visited), name=name, prediction=prediction, variance=variance, eta=eta, clip=clip)
+
+
+@torch.no_grad()
+def sample_loop(
+    denoise: Denoiser,
+    x_T: Float[Tensor, "b c h w"],
+    sampler: Sampler,
+    generators: list[torch.Generator],
+) -> Iterator[Float[Tensor, "b c h w"]]:
+    """Run the reverse process, yielding the images after each step; the last ones are the samples.
+
+    Args:
+        denoise: Maps (x, t) to the model's output.
+        x_T: Standard normal noise.
+        sampler: The process; it is reset first.
+        generators: One for each image, on the CPU or on the images' device.
+    """
+    sampler.reset()
+    x = x_T
+    for t in sampler.timesteps:
+        told = torch.full((len(x),), t, device=x.device)
+        x = sampler.step(denoise(x, told), t, x, generators)
+        yield x
+
+
+def _visited(num_timesteps: int, name: SamplerName, steps: int) -> list[int]:
+    if not 1 <= steps <= num_timesteps:
+        raise ValueError(f"steps must be 1 to {num_timesteps}, got {steps}")
+    if steps == 1:
+        return [num_timesteps - 1]
+    match name:
+        case "ancestral":
+            return space_timesteps(num_timesteps, str(steps))
+        case "ddim":
+            return space_timesteps(num_timesteps, f"ddim{steps}")
+        case "dpm++":
+            if steps == num_timesteps:
+                return list(range(num_timesteps))
+            return space_timesteps(num_timesteps, str(steps + 1))[1:]

@@ -1,0 +1,117 @@
+"""What can go wrong, as one tree.
+
+    DisError                    exit 1   the work could not be done
+    ├── UsageError              exit 2   an option, preset, key or value is wrong
+    │   ├── ConfigError                  a preset or a KEY=VALUE override
+    │   └── MismatchError                a checkpoint or run that belongs to other settings
+    ├── DataError               exit 1   images, latents or labels are missing or unreadable
+    ├── CheckpointError         exit 1   a checkpoint is incomplete, damaged or not one
+    ├── StorageError            exit 1   the disk is full, read-only or locked by another process
+    ├── MissingResourceError    exit 1   a file that must be fetched by hand (weights, a VAE) is absent
+    ├── NonFiniteError          exit 1   the loss or a gradient is NaN or infinite
+    ├── NegativeVerdict         exit 3   everything ran, and the answer is no (``--fail-above``)
+    └── Interrupted             exit 130 after SIGINT, 143 after SIGTERM
+
+Each carries ``message`` (what is wrong, the value got, what is allowed), ``hint`` (one thing that helps, or
+None) and ``exit_code``. The command line prints them as ``error: ...`` and ``hint: ...``; broken contracts inside
+the numerical core are plain ``ValueError``.
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class DisError(Exception):
+    """An error to show to the user.
+
+    Args:
+        message: What is wrong, the value got and what is allowed, without a trailing full stop.
+        hint: One thing that helps, or None.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def to_json(self) -> dict[str, object]:
+        """The error as the object that ``--json`` prints."""
+        return {
+            "schema": 1,
+            "error": {
+                "kind": type(self).__name__,
+                "message": self.message,
+                "hint": self.hint,
+                "exit_code": self.code,
+            },
+        }
+
+    @property
+    def code(self) -> int:
+        """The process's exit status for this error."""
+        return self.exit_code
+
+
+class UsageError(DisError):
+    """An option, preset, key or value is wrong."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A preset or an override does not describe a valid configuration."""
+
+
+class MismatchError(UsageError):
+    """A checkpoint, run folder or file belongs to other settings than those asked for."""
+
+
+class DataError(DisError):
+    """Images, latents or labels are missing or unreadable."""
+
+
+class CheckpointError(DisError):
+    """A checkpoint is incomplete, damaged, or not a checkpoint."""
+
+
+class StorageError(DisError):
+    """The disk is full or read-only, or another process holds the folder."""
+
+
+class MissingResourceError(DisError):
+    """A file that the project does not ship and cannot fetch is absent."""
+
+
+class NonFiniteError(DisError):
+    """The loss or the gradient norm is NaN or infinite."""
+
+
+class NegativeVerdict(DisError):
+    """The command ran to its end and its verdict is negative."""
+
+    exit_code = 3
+
+
+class Interrupted(DisError):
+    """A signal asked the command to stop, and it did so in order.
+
+    Args:
+        signal_number: The signal received; the exit status is 128 plus it.
+    """
+
+    def __init__(self, message: str, signal_number: int, hint: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.signal_number = signal_number
+
+    @property
+    def code(self) -> int:
+        return 128 + self.signal_number
+
+
+def did_you_mean(got: str, allowed: Iterable[str]) -> str | None:
+    """The entry of ``allowed`` closest to ``got``, or None when nothing is close."""
+    close = difflib.get_close_matches(got, list(allowed), n=1, cutoff=0.6)
+    return close[0] if close else None

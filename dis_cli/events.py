@@ -1,0 +1,102 @@
+"""What workflows report while they run: frozen records, in the order in which things happened.
+
+A workflow is a generator of these records and never writes to the terminal; whoever runs it (the command line, a
+notebook, a test) decides what to show. ``to_json`` gives the line that ``events.jsonl`` stores.
+"""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """The base of all records; ``kind`` names the class in JSON."""
+
+    kind: ClassVar[str] = "event"
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
+
+    def to_json(self) -> dict[str, object]:
+        """The record as a JSON object: ``event`` first, then the fields; paths become strings."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {"event": self.kind} | {
+            name: str(value) if isinstance(value, Path) else value for name, value in fields.items()
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started(Event):
+    """A workflow begins: what will be done, on what."""
+
+    what: str
+    total: int
+    unit: str
+    first: int = 0
+    details: dict[str, object] = dataclasses.field(default_factory=dict[str, object])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Event):
+    """One optimizer step was taken. ``step`` counts finished steps, so the first one is 1."""
+
+    step: int
+    loss: float
+    lr: float
+    grad_norm: float
+    seconds: float
+    images_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress(Event):
+    """``done`` of ``total`` units are finished."""
+
+    done: int
+    total: int
+    unit: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved(Event):
+    """A checkpoint was written, verified and given its final name."""
+
+    step: int
+    path: Path
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wrote(Event):
+    """A result file or folder is complete at ``path``. ``what`` is a short noun: "grid", "images", "result"."""
+
+    what: str
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric(Event):
+    """One measured number, with the bound or reference values that give it meaning."""
+
+    name: str
+    value: float
+    context: dict[str, float] = dataclasses.field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note(Event):
+    """Something the user should know and that does not stop the work."""
+
+    message: str
+    level: Literal["info", "warning"] = "info"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished(Event):
+    """The workflow's last record; ``result`` is what ``--json`` prints (without the ``schema`` key)."""
+
+    result: dict[str, object]

@@ -1,0 +1,30 @@
+"""Random numbers as pure functions of (seed, stream, position).
+
+Every sample of a run has its own counter-based generator, so its draws do not depend on the batch it is in, on the
+number of loader processes, or on how often the run was interrupted.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Stream(IntEnum):
+    """What a generator is for. Numbers are part of the file format of a run: never renumber."""
+
+    WEIGHTS = 0
+    ORDER = 1
+    TRAIN = 2
+    SAMPLE = 3
+    ENCODE = 4
+
+
+def generator(seed: int, stream: Stream, position: int = 0) -> np.random.Generator:
+    """A generator that depends on its three arguments only (Philox 4x64, 2**128 draws apart).
+
+    Args:
+        seed: The run's or image's seed, 0 to 2**63 - 1.
+        stream: What the draws are for.
+        position: The sample's place in that stream, 0 to 2**63 - 1.
+    """
+    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, position, 0]))

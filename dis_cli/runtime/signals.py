@@ -1,0 +1,45 @@
+"""Stopping in order: Ctrl-C and SIGTERM ask the work to end at the next good moment."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Generator
+from dataclasses import dataclass
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass
+class StopRequest:
+    """What `stop_on_signals` yields. ``requested`` is the number of the first signal received, or None."""
+
+    requested: int | None = None
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Generator[StopRequest, None, None]:
+    """Note SIGINT and SIGTERM instead of dying of them; the previous handlers come back at the end.
+
+    A SIGINT that arrives when a stop is already requested raises KeyboardInterrupt at once, so that a second Ctrl-C
+    always ends the process. A repeated SIGTERM changes nothing: schedulers send several. Outside the main thread,
+    where Python allows no handlers, nothing is installed and ``requested`` stays None.
+    """
+    stop = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        if stop.requested is None:
+            stop.requested = number
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, on_signal) for number in _SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            # None stands for a handler that was not installed from Python and cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,0 +1,236 @@
+"""Scoring: images from a checkpoint, compared with real ones in the features of a classifier."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dis_cli import __version__
+from dis_cli.codecs.pixel import to_uint8
+from dis_cli.config.overrides import apply_overrides
+from dis_cli.config.schema import RunConfig
+from dis_cli.data.images import ImageSource
+from dis_cli.errors import MissingResourceError, StorageError, UsageError
+from dis_cli.events import Event, Finished, Metric, Note, Progress, Started, Wrote
+from dis_cli.metrics.baselines import ClassGaussians
+from dis_cli.metrics.features import DigitFeatures, InceptionFeatures
+from dis_cli.metrics.frechet import Statistics, frechet_distance, statistics
+from dis_cli.metrics.memorization import copy_share
+from dis_cli.runtime.device import pick_device
+from dis_cli.runtime.files import atomic_write_text
+from dis_cli.workflows.build import build_codec, build_image_source
+from dis_cli.workflows.generate import generate
+from dis_cli.workflows.load import LoadedModel, check_preset, load_model
+
+FEATURE_BATCH = 256
+
+
+def evaluate(
+    checkpoint: Path,
+    *,
+    inception: Path | None = None,
+    overrides: Sequence[str] = (),
+    preset: str | None = None,
+    out: Path | None = None,
+    device: str = "auto",
+    dry_run: bool = False,
+) -> Iterator[Event]:
+    """Generate images and measure their Frechet distance to the data of the run.
+
+    The bundled digits are scored in the features of the bundled classifier ("frechet_digits", never called FID), with
+    the accuracy of the classes asked for, beside the same numbers of real test images and of simple baselines. With
+    ``inception`` the score is FID proper.
+
+    Args:
+        checkpoint: Run folder, checkpoint folder or published ``.pt`` file.
+        inception: torch-fidelity's Inception weights; None takes the digit classifier, for the digits only.
+        overrides: ``KEY=VALUE`` on the checkpoint's settings, such as ``evaluate.num_samples=10000``.
+        preset: The preset that the checkpoint must belong to; None accepts any.
+        out: The result file; None puts it into the run's ``evaluations``.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        dry_run: Only say what would be done.
+
+    Raises:
+        MissingResourceError: No feature extractor fits the data.
+        DisError: The checkpoint, the data, the device or the disk do not allow it.
+    """
+    place = pick_device(device)
+    loaded = load_model(checkpoint, place)
+    if preset is not None:
+        check_preset(loaded, preset)
+    yield from (Note(message=note, level="warning") for note in loaded.notes)
+    config = apply_overrides(loaded.config, list(overrides))
+    extractor = _extractor(config, inception, place)
+    whole = build_image_source(config, split="all" if config.data.source == "digits" else "train")
+    num_samples = config.evaluate.num_samples or len(whole)
+    labels = class_labels(whole, num_samples) if config.model.num_classes else None
+    path = out or _default_path(loaded, config, extractor.name)
+    settings: dict[str, object] = {
+        "schema": 1,
+        "dis": __version__,
+        "checkpoint": str(loaded.path),
+        "step": loaded.step,
+        "features": extractor.name,
+        "features_sha256": extractor.sha256,
+        "data": whole.name,
+        "data_sha256": whole.fingerprint,
+        "num_samples": num_samples,
+        "seed": config.evaluate.seed,
+        "sample": config.sample.model_dump(mode="json"),
+        "result_file": str(path),
+    }
+    if dry_run:
+        yield Finished(result=settings | {"dry_run": True})
+        return
+    images: list[Tensor] = []
+    for item in _generated(loaded, config, num_samples, labels, place):
+        if isinstance(item, Tensor):
+            images.append(item)
+        else:
+            yield item
+    generated = torch.cat(images)
+    if isinstance(extractor, DigitFeatures):
+        metrics = score_digits(generated, labels, extractor)
+    else:
+        metrics = {"fid": frechet_distance(_real_statistics(whole, extractor), _statistics(generated, extractor))}
+    for name, value in metrics.items():
+        yield Metric(name=name, value=value)
+    result = settings | metrics
+    if path.is_dir():
+        raise StorageError(f"`{path}` is a folder; the result is a file", "Give a file with `--out FILE`")
+    atomic_write_text(path, json.dumps(result, indent=1) + "\n")
+    yield Wrote(what="result", path=path)
+    yield Finished(result=result)
+
+
+def class_labels(source: ImageSource, num_samples: int) -> npt.NDArray[np.int64]:
+    """Labels with the source's own class frequencies, whatever the number of samples: its labels, sorted, resampled."""
+    positions = (np.arange(num_samples) * len(source)) // num_samples
+    return np.sort(source.labels)[positions]
+
+
+def score_digits(
+    generated: Tensor, labels: npt.NDArray[np.int64] | None, extractor: DigitFeatures
+) -> dict[str, float]:
+    """All that is known of generated digits, each number beside what real and simple images get.
+
+    Args:
+        generated: (n, 8, 8, 1) 8-bit images.
+        labels: The class asked for of each; None leaves the accuracy out.
+        extractor: The digit classifier.
+    """
+    train, train_labels = _digits("train")
+    test, test_labels = _digits("test")
+    features, logits = extractor.features(generated)
+    test_features, test_logits = extractor.features(test)
+    own, train_stats, test_stats = (
+        statistics(features),
+        statistics(extractor.features(train)[0]),
+        statistics(test_features),
+    )
+    gaussians = ClassGaussians(train, train_labels).sample(np.concatenate([train_labels, test_labels]), seed=0)
+    gaussian_stats = statistics(extractor.features(gaussians)[0])
+    metrics = {
+        "frechet_digits": frechet_distance(own, test_stats),
+        "frechet_digits_train": frechet_distance(own, train_stats),
+        "floor": frechet_distance(train_stats, test_stats),
+        "class_gaussians": frechet_distance(gaussian_stats, test_stats),
+    }
+    if labels is not None:
+        metrics["class_accuracy"] = _accuracy(logits, labels)
+        metrics["class_accuracy_real"] = _accuracy(test_logits, test_labels)
+    copies, real_copies = copy_share(generated, train), copy_share(test, train)
+    metrics["copy_share"] = copies.median
+    metrics["copy_share_real"] = real_copies.median
+    metrics["near_copy_share"] = copies.low
+    metrics["near_copy_share_real"] = real_copies.low
+    return metrics
+
+
+def _generated(
+    loaded: LoadedModel,
+    config: RunConfig,
+    num_samples: int,
+    labels: npt.NDArray[np.int64] | None,
+    device: torch.device,
+) -> Iterator[Event | Tensor]:
+    codec = build_codec(config, device)
+    yield Started(
+        what="generating for the score",
+        total=num_samples,
+        unit="images",
+        details={"sampler": config.sample.sampler, "steps": config.sample.steps, "device": str(device)},
+    )
+    seeds = range(config.evaluate.seed, config.evaluate.seed + num_samples)
+    classes = None if labels is None else labels.tolist()
+    for batch in generate(loaded.model, codec, config, seeds=seeds, classes=classes, device=device):
+        size = min(config.sample.batch_size, num_samples - batch.start)
+        yield Progress(done=batch.start + int(batch.share * size), total=num_samples, unit="images")
+        if batch.images is not None:
+            yield batch.images
+
+
+def _extractor(config: RunConfig, inception: Path | None, device: torch.device) -> DigitFeatures | InceptionFeatures:
+    if inception is not None:
+        return InceptionFeatures(inception, device=device)
+    if config.data.source == "digits":
+        return DigitFeatures()
+    raise MissingResourceError(
+        f"Images of {config.data.source} are scored in the features of Inception, whose weights are not bundled",
+        "Give torch-fidelity's pt_inception-2015-12-05-6726825d.pth with `--inception PATH`",
+    )
+
+
+def _statistics(images: Tensor, extractor: InceptionFeatures) -> Statistics:
+    return statistics(torch.cat([extractor.features(part) for part in images.split(FEATURE_BATCH)]))
+
+
+def _real_statistics(source: ImageSource, extractor: InceptionFeatures) -> Statistics:
+    parts = [
+        extractor.features(to_uint8(torch.stack([source.load(index, None) for index in part])))
+        for part in torch.arange(len(source)).split(FEATURE_BATCH)
+    ]
+    return statistics(torch.cat(parts))
+
+
+def _digits(split: str) -> tuple[Tensor, npt.NDArray[np.int64]]:
+    from dis_cli.data.images import DigitsSource
+
+    source = DigitsSource(split)
+    return to_uint8(torch.stack([source.load(index, None) for index in range(len(source))])), source.labels
+
+
+def _accuracy(logits: Tensor, labels: npt.NDArray[np.int64]) -> float:
+    return float((logits.argmax(dim=1).numpy() == labels).mean())
+
+
+def _default_path(loaded: LoadedModel, config: RunConfig, features: str) -> Path:
+    if loaded.run_folder is None and loaded.step is None:
+        root, origin = Path("evaluations"), loaded.path.stem
+    else:
+        root = loaded.run_folder / "evaluations" if loaded.run_folder else Path("evaluations")
+        origin = f"step-{loaded.step:08d}"
+    sample = config.sample
+    name = f"{origin}_{features}_{sample.sampler.replace('+', 'p')}-{sample.steps}_cfg-{sample.cfg_scale:g}.json"
+    return root / name
+
+
+def check_bound(result: dict[str, object], fail_above: float | None) -> str | None:
+    """A sentence when the score is above the bound, None when it is not.
+
+    Raises:
+        UsageError: The bound is negative.
+    """
+    if fail_above is None:
+        return None
+    if fail_above < 0:
+        raise UsageError(f"--fail-above must be at least 0, got {fail_above:g}")
+    name = "fid" if "fid" in result else "frechet_digits"
+    value = result[name]
+    if isinstance(value, float) and not value <= fail_above:
+        return f"{name} is {value:.4g}, above --fail-above {fail_above:g}"
+    return None

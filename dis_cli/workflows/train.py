@@ -1,0 +1,262 @@
+"""Training: open the data, continue or begin the run, take steps, save, stop in order."""
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import torch
+
+from dis_cli import __version__
+from dis_cli.checkpoints.store import checkpoint_bytes, latest_checkpoint, prune, write_checkpoint
+from dis_cli.config.presets import dump_toml, read_config
+from dis_cli.config.schema import RunConfig
+from dis_cli.data.batches import TrainingSet, training_batches
+from dis_cli.data.images import ImageSource
+from dis_cli.errors import Interrupted, MismatchError
+from dis_cli.events import Event, Finished, Note, Saved, Started, Step
+from dis_cli.models.flops import count
+from dis_cli.runtime.device import pick_device
+from dis_cli.runtime.files import atomic_write_text
+from dis_cli.runtime.run_dir import RunDir
+from dis_cli.runtime.signals import stop_on_signals
+from dis_cli.training.loop import train_steps
+from dis_cli.training.state import TrainingState
+from dis_cli.workflows.build import build_learning_rate, build_loss_function, build_source, build_training_state
+
+# Settings that may change between two starts of a run, because they change nothing that was computed so far.
+CHANGEABLE = frozenset(
+    {
+        "name",
+        "description",
+        "train.steps",
+        "train.save_every",
+        "train.keep_last",
+        "train.log_every",
+        "data.path",
+        "data.num_workers",
+    }
+)
+CHANGEABLE_SECTIONS = ("sample.", "evaluate.")
+
+
+def train(config: RunConfig, out: Path, *, device: str = "auto") -> Iterator[Event]:
+    """Train until ``config.train.steps`` steps are taken, continuing a run that is already in ``out``.
+
+    Args:
+        config: The run's settings.
+        out: The run's folder.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        MismatchError: ``out`` holds a run with other settings or data.
+        Interrupted: A signal asked to stop; the current step was saved.
+        DisError: The data, the device or the disk do not allow it.
+    """
+    place = pick_device(device)
+    source = build_source(config)
+    run = RunDir(out)
+    _check_same_run(run, config)
+    run.create()
+    with run.lock():
+        run.remove_temporaries()
+        atomic_write_text(run.config_path, dump_toml(config))
+        for event in _train_locked(config, run, source, place):
+            run.append_event(event)
+            _log(run, event, config.train.log_every)
+            yield event
+
+
+def _train_locked(config: RunConfig, run: RunDir, source: ImageSource, device: torch.device) -> Iterator[Event]:
+    state = build_training_state(config, device)
+    checkpoint, notes = latest_checkpoint(run.checkpoints)
+    yield from (Note(message=note, level="warning") for note in notes)
+    fingerprint = source.fingerprint
+    if checkpoint is not None:
+        _check_same_data(run, checkpoint.meta, source, fingerprint)
+        state.load(checkpoint.tensors, checkpoint.step)
+    run.truncate_events(state.step)
+    last_step = config.train.steps
+    parameters = sum(parameter.numel() for parameter in state.model.parameters())
+    _write_run_json(run, device, parameters)
+    yield Started(
+        what=f"training {config.name}",
+        total=last_step,
+        unit="steps",
+        first=state.step,
+        details={"parameters": parameters, "device": str(device), "images": len(source), "run": str(run.path)},
+    )
+    meta = {
+        "config": config.model_dump(mode="json"),
+        "data_fingerprint": fingerprint,
+        "class_names": list(source.class_names),
+    }
+    saved_step = state.step
+    loss: float | None = None
+    with stop_on_signals() as stop:
+        for step in _steps(config, state, source, device):
+            yield step
+            loss = step.loss
+            if state.step % config.train.save_every == 0 or state.step == last_step or stop.requested:
+                yield _save(run, state, meta, config.train.keep_last)
+                saved_step = state.step
+            if stop.requested and state.step < last_step:
+                raise Interrupted(
+                    f"Stopped at step {state.step} of {last_step}, which is saved",
+                    stop.requested,
+                    "Run the same command again to continue",
+                )
+    if state.step > last_step:
+        yield Note(message=f"The run is already at step {state.step}, beyond train.steps = {last_step}")
+    yield Finished(
+        result={
+            "run": str(run.path),
+            "step": state.step,
+            "loss": loss,
+            "parameters": parameters,
+            "checkpoint": str(run.checkpoints / f"step-{saved_step:08d}"),
+        }
+    )
+
+
+def _steps(config: RunConfig, state: TrainingState, source: ImageSource, device: torch.device) -> Iterator[Step]:
+    num_drop_path = getattr(state.model, "num_drop_path", 0)
+    dataset = TrainingSet(
+        source, seed=config.seed, num_timesteps=config.diffusion.num_timesteps, num_drop_path=num_drop_path
+    )
+    batches = training_batches(
+        dataset,
+        first_step=state.step,
+        last_step=config.train.steps,
+        batch_size=config.train.batch_size,
+        accumulation=config.train.accumulation,
+        num_workers=config.data.num_workers,
+    )
+    return train_steps(
+        state,
+        batches,
+        loss_function=build_loss_function(config),
+        learning_rate=lambda step: build_learning_rate(config, step),
+        accumulation=config.train.accumulation,
+        clip_norm=config.train.clip_norm,
+        device=device,
+    )
+
+
+def _save(run: RunDir, state: TrainingState, meta: dict[str, object], keep_last: int) -> Saved:
+    path = write_checkpoint(run.checkpoints, state.step, state.tensors(), meta)
+    prune(run.checkpoints, keep_last, verified=path)
+    return Saved(step=state.step, path=path, size_bytes=checkpoint_bytes(path))
+
+
+def plan_training(config: RunConfig, out: Path) -> dict[str, object]:
+    """What ``train`` would do, with estimates; reads the data's listing, writes nothing."""
+    source = build_source(config)
+    _check_same_run(RunDir(out), config)
+    cost = count_config(config)
+    weights = 4 * cost["parameters"]
+    return {
+        "run": str(out),
+        "images": len(source),
+        "steps": config.train.steps,
+        "parameters": cost["parameters"],
+        "macs_per_image": cost["macs"],
+        # weights, gradients, two moments and the average
+        "state_memory_bytes": 5 * weights,
+        # weights, average and two moments
+        "checkpoint_bytes": 4 * weights,
+        "disk_bytes": 4 * weights * (config.train.keep_last + 1),
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def count_config(config: RunConfig) -> dict[str, int]:
+    """Parameters and multiply-adds of one forward of the configured model."""
+    model = config.model
+    cost = count(
+        image_size=model.image_size,
+        patch_size=model.patch_size,
+        in_channels=model.in_channels,
+        embed_dim=model.embed_dim,
+        depth=model.depth,
+        num_classes=model.num_classes,
+        learn_sigma=config.learn_sigma,
+        d_state=model.d_state,
+        d_conv=model.d_conv,
+        expand=model.expand,
+    )
+    return {"parameters": cost.parameters, "macs": cost.macs}
+
+
+def _check_same_run(run: RunDir, config: RunConfig) -> None:
+    if not run.config_path.exists():
+        return
+    before, now = _flat(read_config(run.config_path)), _flat(config)
+    changed = [
+        key
+        for key in now
+        if before.get(key) != now[key] and key not in CHANGEABLE and not key.startswith(CHANGEABLE_SECTIONS)
+    ]
+    if changed:
+        lines = "".join(f"\n  {key}: {before.get(key)} there, {now[key]} asked for" for key in changed[:12])
+        raise MismatchError(
+            f"`{run.path}` holds a run with other settings:{lines}",
+            "Choose another folder with `--out DIR`, or continue that run with "
+            f"`dis train --preset {run.config_path} --out {run.path}`",
+        )
+
+
+def _check_same_data(run: RunDir, meta: dict[str, object], source: ImageSource, fingerprint: str) -> None:
+    before = meta.get("data_fingerprint")
+    if before != fingerprint:
+        raise MismatchError(
+            f"The data {source.name} are not those that `{run.path}` was trained on: "
+            f"sha256 {str(before)[:12]} then, {fingerprint[:12]} now",
+            "Bring the data back as they were, or begin a new run with `--out DIR`",
+        )
+
+
+def _flat(config: RunConfig) -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in config.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{name}": entry for name, entry in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _write_run_json(run: RunDir, device: torch.device, parameters: int) -> None:
+    facts = {
+        "schema": 1,
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "dis": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "threads": torch.get_num_threads(),
+        "parameters": parameters,
+    }
+    atomic_write_text(run.run_json, json.dumps(facts, indent=2) + "\n")
+
+
+def _log(run: RunDir, event: Event, log_every: int) -> None:
+    match event:
+        case Step() if event.step % log_every == 0 or event.step == 1:
+            text = f"step {event.step} loss {event.loss:.5f} lr {event.lr:.3e} {event.images_per_second:.1f} images/s"
+        case Started():
+            text = f"{event.what}: from step {event.first} to {event.total}, {event.details}"
+        case Saved():
+            text = f"saved step {event.step} in {event.path}"
+        case Note():
+            text = f"{event.level}: {event.message}"
+        case Finished():
+            text = f"finished at step {event.result['step']}"
+        case _:
+            return
+    run.append_log(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")

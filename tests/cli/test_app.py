@@ -1,0 +1,247 @@
+import errno
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+import typer
+
+from dis_cli import __version__
+from dis_cli.cli.app import run
+from dis_cli.errors import CheckpointError, Interrupted, NegativeVerdict
+
+HEAVY = ("torch", "torchvision", "diffusers", "sklearn", "rich")
+
+
+def dis(*arguments: str | bytes, **options: object) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([sys.executable, "-m", "dis_cli", *arguments], capture_output=True, timeout=60, **options)
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """A command that fails as told: `presets show NAME` raises what this is called with."""
+
+    def fail_with(exception):
+        def load_preset(name):
+            raise exception
+
+        monkeypatch.setattr("dis_cli.config.presets.load_preset", load_preset)
+        return ["presets", "show", "dis-xs-digits"]
+
+    return fail_with
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["train", "--help"],
+        ["sample", "--help"],
+        ["encode-latents", "--help"],
+        ["eval-fid", "--help"],
+        ["flops", "--size", "xl", "--patch", "2"],
+        ["presets", "list"],
+        ["trian"],
+        ["train", "--prest", "x"],
+        ["train", "--batch-size", "4"],
+        ["train", "--preset", "no-such"],
+        ["train", "--preset", "dis-xs-digits", "train.stps=3"],
+        ["sample"],
+    ],
+    ids=" ".join,
+)
+def test_nothing_heavy_is_imported(arguments):
+    program = (
+        "import sys; from dis_cli.cli.app import run; run(sys.argv[1:]); "
+        f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    process = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, timeout=60, text=True)
+    assert process.stderr.splitlines()[-1] == "[]"
+
+
+def test_help_takes_less_than_three_tenths_of_a_second():
+    # Processor time, the least of five: what other programs do meanwhile does not count.
+    seconds = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert dis("--help").returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < 0.3
+
+
+def test_help_lists_every_command_on_stdout(capsys):
+    assert run(["--help"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    commands = [line.split()[0] for line in captured.out.partition("Commands:\n")[2].splitlines() if line[:3].strip()]
+    assert commands[:6] == ["train", "sample", "encode-latents", "eval-fid", "flops", "presets"]
+
+
+def test_version(capsys):
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"dis {__version__}\n"
+
+
+def test_bare_command_is_a_usage_error_that_shows_the_help(capsys):
+    assert run([]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Commands:" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "hint"),
+    [
+        (["trian"], "No such command 'trian'", "Did you mean `train`? See `dis --help`"),
+        (["zzz"], "No such command 'zzz'", "See `dis --help`"),
+        (["--nope"], "No such option: --nope", "See `dis --help`"),
+        (["train", "--prest", "x"], "No such option: --prest", "Did you mean `--preset`? See `dis train --help`"),
+        (
+            ["train", "--batch-size", "4"],
+            "No such option: --batch-size",
+            "Settings are given as KEY=VALUE: `train.batch_size=VALUE` or `sample.batch_size=VALUE`. "
+            "See `dis train --help`",
+        ),
+        (["presets", "show"], "Missing argument 'NAME'", "See `dis presets show --help`"),
+        (["presets"], "Missing command", "See `dis presets --help`"),
+        (["presets", "lst"], "No such command 'lst'", "Did you mean `list`? See `dis presets --help`"),
+        (["presets", "list", "--json=3"], "Option '--json' does not take a value", "See `dis --help`"),
+        (
+            ["presets", "show", "dis-s-cifr"],
+            "Preset not found: `dis-s-cifr`",
+            "Did you mean `dis-s-cifar`? See `dis presets list`",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_usage_errors(arguments, error, hint, capsys):
+    assert run(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"error: {error}\n\nhint: {hint}\n"
+
+
+def test_json_also_gives_the_error_as_one_object(capsys):
+    assert run(["presets", "show", "dis-s-cifr", "--json"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: Preset not found")
+    assert json.loads(captured.out) == {
+        "schema": 1,
+        "error": {
+            "kind": "ConfigError",
+            "message": "Preset not found: `dis-s-cifr`",
+            "hint": "Did you mean `dis-s-cifar`? See `dis presets list`",
+            "exit_code": 2,
+        },
+    }
+
+
+def test_json_reports_usage_errors_too(capsys):
+    assert run(["presets", "list", "--jsn", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 2
+
+
+def test_json_after_a_double_dash_is_a_name(capsys):
+    assert run(["presets", "show", "--", "--json"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Preset not found: `--json`" in captured.err
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's own."""
+
+
+@pytest.mark.parametrize(
+    ("exception", "status", "error"),
+    [
+        (CheckpointError("It is damaged", "Take another"), 1, "It is damaged"),
+        (NegativeVerdict("No"), 3, "No"),
+        (Interrupted("Stopped at step 3", 15), 143, "Stopped at step 3"),
+        (KeyboardInterrupt(), 130, "Interrupted"),
+        (typer.Abort(), 130, "Interrupted"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 1, "No space left on device: `/x/y`"),
+        (OSError(errno.EFBIG, "File too large"), 1, "File too large"),
+        (PermissionError(errno.EACCES, "Permission denied", b"/x\xff"), 1, "Permission denied: `/x\\udcff`"),
+        (MemoryError(), 1, "Out of memory: no message"),
+        (
+            OutOfMemoryError("CUDA out of memory. Tried 2 GiB\nmore"),
+            1,
+            "Out of memory: CUDA out of memory. Tried 2 GiB",
+        ),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate"), 1, "Out of memory: [enforce fail]"),
+        (ZeroDivisionError("division by zero"), 1, "unexpected ZeroDivisionError: division by zero"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, "unexpected BrokenPipeError: [Errno 32] Broken pipe"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_every_failure_has_a_message_and_a_status(exception, status, error, failing, capsys, monkeypatch):
+    monkeypatch.delenv("DIS_DEBUG", raising=False)
+    assert run(failing(exception)) == status
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {error}")
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_debug_shows_the_traceback(failing, capsys, monkeypatch):
+    monkeypatch.setenv("DIS_DEBUG", "1")
+    assert run(failing(ZeroDivisionError("division by zero"))) == 1
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("Traceback")
+    assert "\nerror: unexpected ZeroDivisionError: division by zero\n" in stderr
+
+
+def test_unexpected_errors_say_how_to_see_more(failing, capsys):
+    run(failing(ZeroDivisionError()))
+    assert "hint:" in (stderr := capsys.readouterr().err)
+    assert "DIS_DEBUG=1" in stderr
+
+
+@pytest.mark.parametrize("arguments", [["presets", "list"], ["--help"]], ids=" ".join)
+def test_a_reader_that_stops_early_ends_the_command_quietly(arguments):
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    process = subprocess.run(
+        [sys.executable, "-m", "dis_cli", *arguments], stdout=write_end, stderr=subprocess.PIPE, timeout=60
+    )
+    os.close(write_end)
+    assert (process.returncode, process.stderr) == (141, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")  # noqa: PTH110
+@pytest.mark.parametrize("arguments", [["presets", "list", "--json"], ["--help"]], ids=" ".join)
+def test_a_full_standard_output_is_told_once(arguments):
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        process = subprocess.run(
+            [sys.executable, "-m", "dis_cli", *arguments], stdout=full, stderr=subprocess.PIPE, timeout=60
+        )
+    assert process.returncode == 1
+    assert process.stderr.startswith(b"error: ")
+    assert process.stderr.count(b"No space left on device") == 1
+
+
+@pytest.mark.parametrize(("closed", "status"), [(">&-", 1), ("2>&-", 0), (">&- 2>&-", 1)])
+def test_closed_streams_do_not_crash(closed, status):
+    command = f'"{sys.executable}" -m dis_cli presets list {closed}'
+    process = subprocess.run(["sh", "-c", command], capture_output=True, timeout=60)
+    assert process.returncode == status
+    assert b"Traceback" not in process.stderr
+
+
+def test_names_that_are_not_utf8_and_escapes_reach_neither_terminal_nor_json():
+    process = dis("presets", "show", b"\xff[/x]\x1b[31m.toml", "--json", env=os.environ | {"COLUMNS": "40"})
+    assert process.returncode == 2
+    assert b"\x1b" not in process.stdout + process.stderr
+    assert b"`\\udcff[/x]\\x1b[31m.toml`" in process.stderr
+    assert json.loads(process.stdout)["error"]["message"] == "Preset not found: `\udcff[/x]\x1b[31m.toml`"
+
+
+def test_completion_offers_presets():
+    words = {"_DIS_COMPLETE": "complete_bash", "COMP_WORDS": "dis presets show dis-xs", "COMP_CWORD": "3"}
+    process = dis(env=os.environ | words)
+    assert process.stdout.split() == [b"dis-xs-digits"]

@@ -1,0 +1,63 @@
+"""Schedules against the published code's float64 tables."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from dis_cli.diffusion.schedule import cosine_betas, make_schedule, respace
+
+ORACLE = load_file(Path(__file__).parent / "data" / "diffusion_schedules_f64.safetensors")
+TABLES = (
+    "betas",
+    "alphas_cumprod",
+    "alphas_cumprod_prev",
+    "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+    "posterior_variance",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+)
+RESPACINGS = {"1000": "", "250": "250", "25": "25", "10": "10", "10,20,30": "10,20,30", "1": "1", "ddim50": "ddim50"}
+
+
+@pytest.mark.parametrize("recorded", [*RESPACINGS, "ddim250"])
+def test_respaced_tables_equal_the_published_ones(recorded: str) -> None:
+    schedule = respace(make_schedule("linear", 1000), RESPACINGS.get(recorded, recorded))
+
+    np.testing.assert_array_equal(schedule.timestep_map, ORACLE[f"{recorded}.timestep_map"])
+    for table in TABLES:
+        # The published table is empty for one step, and its sampling fails there.
+        if (recorded, table) != ("1", "posterior_log_variance_clipped"):
+            np.testing.assert_allclose(getattr(schedule, table), ORACLE[f"{recorded}.{table}"], rtol=1e-12, atol=0)
+
+
+def test_full_tables_equal_the_published_ones() -> None:
+    schedule = make_schedule("linear", 1000)
+
+    for table in TABLES:
+        np.testing.assert_allclose(getattr(schedule, table), ORACLE[f"1000.{table}"], rtol=1e-12, atol=0)
+
+
+def test_cosine_betas_equal_the_published_ones() -> None:
+    np.testing.assert_allclose(cosine_betas(1000), ORACLE["squaredcos_cap_v2.betas"], rtol=1e-12, atol=0)
+
+
+def test_one_step_has_a_finite_log_variance() -> None:
+    schedule = respace(make_schedule("linear", 1000), "1")
+
+    np.testing.assert_allclose(schedule.posterior_log_variance_clipped, np.log([1e-4]), rtol=1e-12)
+
+
+def test_respacing_again_composes_the_timesteps() -> None:
+    schedule = respace(respace(make_schedule("linear", 1000), "ddim50"), "ddim25")
+
+    np.testing.assert_array_equal(schedule.timestep_map, np.arange(0, 1000, 40))
+    np.testing.assert_allclose(
+        schedule.alphas_cumprod, ORACLE["1000.alphas_cumprod"][np.arange(0, 1000, 40)], rtol=1e-12, atol=0
+    )
+    assert schedule.num_original_timesteps == 1000

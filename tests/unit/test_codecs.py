@@ -1,0 +1,176 @@
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+from support.vae import DOWNSAMPLE, LATENT_CHANNELS, save_tiny_vae
+
+from dis_cli.codecs.locate import CONFIG, WEIGHTS, locate_vae
+from dis_cli.codecs.pixel import PixelCodec, to_uint8
+from dis_cli.codecs.vae import DECODE_GROUP, VaeCodec
+from dis_cli.errors import DataError, MissingResourceError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_vae(tmp_path_factory.mktemp("vae"))
+
+
+@pytest.fixture
+def own(folder: Path, tmp_path: Path) -> Path:
+    """A copy of the VAE's folder that a test may damage."""
+    return shutil.copytree(folder, tmp_path / "own")
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def images(count: int) -> torch.Tensor:
+    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(count)) * 2 - 1
+
+
+def test_pixels_pass_unchanged():
+    grid = images(2)
+    assert torch.equal(PixelCodec().encode(grid), grid)
+    assert torch.equal(PixelCodec().decode(grid * 3), grid * 3)
+
+
+def test_to_uint8_rounds_clamps_and_moves_channels_last():
+    values = torch.tensor([-3.0, -1.0, -0.996, 0.0, 0.0039, 1.0, 7.0, 0.5]).reshape(1, 2, 1, 4)
+    got = to_uint8(values)
+    # (x + 1) * 127.5 = 0, 0, 0.51, 127.5 (to even), 127.997, 255, 255, 191.25
+    assert got[0, 0].T.tolist() == [[0, 0, 1, 128], [128, 255, 255, 191]]
+    assert got.dtype == torch.uint8
+    assert got.shape == (1, 1, 4, 2)
+
+
+def test_vae_agrees_with_diffusers(folder: Path):
+    codec = VaeCodec(str(folder), scale=0.25)
+    vae = AutoencoderKL.from_pretrained(folder, low_cpu_mem_usage=False)
+    with torch.no_grad():
+        posterior = vae.encode(images(3)).latent_dist
+        mean, logvar = codec.moments(images(3))
+        assert torch.equal(mean, posterior.mean)
+        assert torch.equal(logvar, posterior.logvar)
+        assert torch.equal(codec.encode(images(3)), posterior.mode() * 0.25)
+        decoded = vae.decode(posterior.mean).sample
+    torch.testing.assert_close(codec.decode(posterior.mean * 0.25), decoded, atol=1e-5, rtol=0)
+    assert mean.shape == (3, codec.latent_channels, 16 // codec.downsample, 16 // codec.downsample)
+    assert (codec.latent_channels, codec.downsample) == (LATENT_CHANNELS, DOWNSAMPLE)
+    assert codec.own_scale == 0.18215
+
+
+def test_vae_decodes_more_than_a_group(folder: Path):
+    codec = VaeCodec(str(folder))
+    latents = codec.encode(images(DECODE_GROUP + 1))
+    together = codec.decode(latents)
+    one_by_one = torch.cat([codec.decode(latent[None]) for latent in latents])
+    torch.testing.assert_close(together, one_by_one, atol=1e-5, rtol=0)
+
+
+def test_vae_never_takes_part_in_training(folder: Path):
+    codec = VaeCodec(str(folder))
+    given = images(1).requires_grad_()
+    with torch.enable_grad():
+        latents = codec.encode(given)
+        assert not latents.requires_grad
+        assert not codec.decode(latents.clone().requires_grad_()).requires_grad
+
+
+def test_vae_fingerprint_follows_the_content(folder: Path, own: Path, tmp_path: Path):
+    fingerprint = VaeCodec(str(folder)).fingerprint
+    assert VaeCodec(str(own)).fingerprint == fingerprint
+    assert VaeCodec(str(save_tiny_vae(tmp_path / "other", seed=1))).fingerprint != fingerprint
+    config = json.loads((own / CONFIG).read_text())
+    (own / CONFIG).write_text(json.dumps(config | {"scaling_factor": 1.0}))
+    assert VaeCodec(str(own)).fingerprint != fingerprint
+
+
+@pytest.mark.parametrize("name", ["./vae", "/nowhere/vae", "vae", "owner/name", "owner/name@main", "a--b/c", "a/b/c", ""])
+def test_absent_vae_is_named_without_asking_the_network(
+    name: str, no_network: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MissingResourceError) as caught:
+        locate_vae(name)
+    assert f"`{name}`" in caught.value.message
+    assert caught.value.hint is not None
+    assert {"--vae", CONFIG, WEIGHTS} <= set(caught.value.hint.replace("`", " ").replace(":", " ").split())
+
+
+def test_locating_does_not_import_torch():
+    code = "import sys, dis_cli.codecs.locate; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("absent", [CONFIG, WEIGHTS])
+def test_incomplete_folder_names_the_absent_file(own: Path, absent: str):
+    (own / absent).unlink()
+    with pytest.raises(MissingResourceError, match=absent.replace(".", r"\.")):
+        VaeCodec(str(own))
+
+
+def test_pipeline_folder_points_to_its_vae(own: Path, tmp_path: Path):
+    shutil.copytree(own, tmp_path / "pipeline" / "vae")
+    with pytest.raises(MissingResourceError) as caught:
+        locate_vae(str(tmp_path / "pipeline"))
+    assert str(tmp_path / "pipeline" / "vae") in (caught.value.hint or "")
+
+
+def test_hub_id_is_read_from_the_local_cache(
+    folder: Path, no_network: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = tmp_path / "models--owner--name"
+    shutil.copytree(folder, model / "snapshots" / "0123abcd")
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("0123abcd")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for name in ("owner/name", "owner/name@0123abcd"):
+        assert locate_vae(name).weights == model / "snapshots" / "0123abcd" / WEIGHTS
+    assert VaeCodec("owner/name").fingerprint == VaeCodec(str(folder)).fingerprint
+    with pytest.raises(MissingResourceError):
+        locate_vae("owner/name@other")
+
+
+def test_damaged_vae_is_refused(own: Path):
+    whole = (own / WEIGHTS).read_bytes()
+    (own / WEIGHTS).write_bytes(whole[:-100])
+    with pytest.raises(DataError, match="unreadable"):
+        VaeCodec(str(own))
+    # diffusers itself would fill in random weights, with a warning
+    tensors = load_file(save_and_return(own / WEIGHTS, whole))
+    tensors.pop("encoder.conv_in.weight")
+    save_file(tensors, own / WEIGHTS)
+    with pytest.raises(DataError, match=r"encoder\.conv_in\.weight"):
+        VaeCodec(str(own))
+
+
+def save_and_return(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("config", ["{", "[]", '{"_class_name": "AutoencoderTiny"}'])
+def test_configuration_of_something_else_is_refused(own: Path, config: str):
+    (own / CONFIG).write_text(config)
+    with pytest.raises(DataError, match=r"config\.json"):
+        VaeCodec(str(own))
+
+
+def test_weights_of_another_shape_are_refused(own: Path):
+    config = json.loads((own / CONFIG).read_text())
+    (own / CONFIG).write_text(json.dumps(config | {"latent_channels": 8}))
+    with pytest.raises(DataError, match="unreadable"):
+        VaeCodec(str(own))

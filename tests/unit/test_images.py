@@ -1,0 +1,316 @@
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from support.cifar import make_cifar10
+
+from dis_cli.data.images import Cifar10Source, DigitsSource, FolderSource, ImageSource, open_source
+from dis_cli.errors import DataError, UsageError
+
+
+def write_image(path, seed=0, size=(12, 12)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    levels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(levels).save(path)
+    return levels
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three classes, named so that their order is not the order of writing; four images of 12x12."""
+    root = tmp_path / "set"
+    for seed, name in enumerate(["dog/b.png", "dog/a.png", "ant/nested/c.png", "cat/D.PNG"]):
+        write_image(root / name, seed)
+    return root
+
+
+def to_levels(grid):
+    return ((grid + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def test_digits_are_the_published_ones_divided_by_8():
+    images = load_digits().images
+    everything = DigitsSource("all")
+    assert len(everything) == 1797
+    assert np.array_equal(everything.labels, load_digits().target)
+    for index in (0, 1796):
+        grid = everything.load(index, None)
+        assert grid.dtype == torch.float32
+        assert np.array_equal(grid.numpy(), images[index][None] / 8 - 1)
+
+
+def test_the_digits_split_is_stratified_and_complete():
+    train, test = DigitsSource("train"), DigitsSource("test")
+    assert (len(train), len(test)) == (1347, 450)
+
+    def grids(source):
+        return sorted((int(source.labels[i]), *source.load(i, None).flatten().tolist()) for i in range(len(source)))
+
+    assert sorted(grids(train) + grids(test)) == grids(DigitsSource("all"))
+    share = np.bincount(train.labels) / 1347 - np.bincount(test.labels) / 450
+    assert np.abs(share).max() < 1 / 450
+    assert len({train.fingerprint, test.fingerprint, DigitsSource("all").fingerprint}) == 3
+    assert train.fingerprint == DigitsSource("train").fingerprint
+
+
+def test_class_folders_give_sorted_names_as_labels(folder):
+    source = FolderSource(folder, image_size=12)
+    assert source.class_names == ("ant", "cat", "dog")
+    assert source.num_classes == 3
+    assert source.labels.tolist() == [0, 1, 2, 2]
+    assert source.labels.dtype == np.int64
+    # written as seeds 2, 3, 1, 0
+    for index, seed in enumerate([2, 3, 1, 0]):
+        expected = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+        grid = source.load(index, None)
+        assert np.array_equal(to_levels(grid), expected)
+        assert grid.dtype == torch.float32
+
+
+def test_a_flat_folder_is_unlabelled(tmp_path):
+    for name in ("b.jpg", "a.webp", ".hidden.png", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "empty folder").mkdir()
+    source = FolderSource(tmp_path, image_size=8)
+    assert len(source) == 2
+    assert (source.num_classes, source.class_names, source.labels.tolist()) == (0, (), [0, 0])
+    assert source.skipped == ()
+
+
+def test_images_reach_the_ends_of_the_range_in_the_size_and_channels_asked(tmp_path):
+    levels = np.zeros((20, 40), np.uint8)
+    levels[:, 20:] = 255
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    for channels in (1, 3):
+        grid = FolderSource(tmp_path, image_size=10, channels=channels).load(0, None)
+        assert grid.shape == (channels, 10, 10)
+        assert (grid[:, :, 0].unique().tolist(), grid[:, :, -1].unique().tolist()) == ([-1.0], [1.0])
+
+
+def test_the_generator_mirrors_half_of_the_images(folder):
+    source = FolderSource(folder, image_size=12, hflip=True)
+    plain = source.load(0, None)
+    mirrored = 0
+    for seed in range(200):
+        grid = source.load(0, np.random.default_rng(seed))
+        assert torch.equal(grid, source.load(0, np.random.default_rng(seed)))
+        mirrored += torch.equal(grid, plain.flip(2))
+        assert torch.equal(grid, plain) or torch.equal(grid, plain.flip(2))
+    # five standard deviations of a fair coin
+    assert abs(mirrored - 100) <= 36
+    without = FolderSource(folder, image_size=12)
+    assert all(torch.equal(without.load(0, np.random.default_rng(seed)), plain) for seed in range(10))
+
+
+def test_odd_entries_are_skipped_with_a_reason(folder):
+    (folder / "cat/link.png").symlink_to("nowhere.png")
+    (folder / "cat/self.png").symlink_to("self.png")
+    (folder / "cat/up").symlink_to("..")
+    (folder / "again").symlink_to(".")
+    (folder / "cat/folder.png").mkdir()
+    os.mkfifo(folder / "cat/pipe.png")
+    write_image(folder / "loose.png")
+    source = FolderSource(folder, image_size=8)
+    assert source.labels.tolist() == [0, 1, 2, 2]
+    assert {line.rpartition(": ")[0]: line.rpartition(": ")[2] for line in source.skipped} == {
+        "cat/link.png": "a broken link",
+        "cat/self.png": "cannot be followed (Too many levels of symbolic links)",
+        "cat/up": "a link to a folder around it",
+        "again": "a link to a folder around it",
+        "cat/folder.png": "a folder named like an image",
+        "cat/pipe.png": "not a regular file",
+        "loose.png": "lies beside the class folders",
+    }
+
+
+def test_names_that_are_no_utf_8_are_read_and_escaped(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)  # noqa: PTH102 - a name in bytes
+    write_image(tmp_path / "plain.png")
+    (tmp_path / "plain.png").rename(os.fsdecode(folder + b"/\xff[x].png"))
+    source = FolderSource(tmp_path, image_size=8)
+    assert source.class_names == ("caf\\udce9",)
+    assert source.load(0, None).shape == (3, 8, 8)
+    assert len(source.fingerprint) == 64
+    (tmp_path / source.class_names[0]).mkdir()
+    with pytest.raises(DataError, match=r"without images in `.*`: caf"):
+        FolderSource(tmp_path, image_size=8)
+
+
+def test_folder_errors_say_what_is_wrong(folder, tmp_path):
+    def message(path):
+        with pytest.raises(DataError) as caught:
+            FolderSource(path, image_size=8)
+        assert caught.value.hint
+        return caught.value.message
+
+    assert message(tmp_path / "absent") == f"Folder not found: `{tmp_path}/absent`"
+    assert message(folder / "cat/D.PNG") == f"Not a folder: `{folder}/cat/D.PNG`"
+    (folder / "bee").mkdir()
+    assert message(folder) == f"Class folder without images in `{folder}`: bee"
+    (folder / "bee/link.png").symlink_to("nowhere")
+    assert message(folder / "bee") == f"No images in `{folder}/bee`\n  link.png: a broken link"
+
+
+def test_a_corrupt_image_is_named_with_its_index(folder):
+    damaged = folder / "dog/a.png"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    source = FolderSource(folder, image_size=8)
+    source.load(3, None)
+    with pytest.raises(DataError, match=r"dog/a\.png` \(.*\), image 2 of 4"):
+        source.load(2, None)
+
+
+def test_the_fingerprint_of_a_folder_follows_names_and_sizes(folder):
+    first = FolderSource(folder, image_size=8).fingerprint
+    assert FolderSource(folder, image_size=12, channels=1).fingerprint == first
+    (folder / "dog/a.png").rename(folder / "dog/c.png")
+    renamed = FolderSource(folder, image_size=8).fingerprint
+    with (folder / "dog/c.png").open("ab") as file:
+        file.write(b" ")
+    assert len({first, renamed, FolderSource(folder, image_size=8).fingerprint}) == 3
+
+
+def test_a_divided_folder_gives_the_part_asked_for(tmp_path):
+    def opened(split):
+        return open_source("folder", tmp_path, split=split, image_size=8, channels=3)
+
+    write_image(tmp_path / "train/ant/a.png")
+    # without a second part, `train` is a class like any other
+    assert opened("train").class_names == ("train",)
+    for name in ("test/ant/a.png", "test/ant/b.png"):
+        write_image(tmp_path / name)
+    assert (len(opened("train")), len(opened("test"))) == (1, 2)
+    for name in ("val/ant/a.png", "val/ant/b.png", "val/ant/c.png"):
+        write_image(tmp_path / name)
+    assert len(opened("test")) == 3
+    with pytest.raises(UsageError, match="train and val"):
+        opened("all")
+
+
+def test_cifar10_is_read_from_its_batches(tmp_path):
+    written = make_cifar10(tmp_path, num_images=12)
+    for split, (images, labels) in written.items():
+        # the folder itself is accepted too
+        for path in (tmp_path, tmp_path / "cifar-10-batches-py"):
+            source = Cifar10Source(path, split)
+            assert np.array_equal(source.labels, labels)
+            for index in range(len(images)):
+                assert np.array_equal(to_levels(source.load(index, None)), images[index])
+    everything = Cifar10Source(tmp_path, "all", image_size=8, channels=1)
+    assert len(everything) == 18
+    assert everything.load(17, None).shape == (1, 8, 8)
+    assert len({Cifar10Source(tmp_path, split).fingerprint for split in ("train", "test", "all")}) == 3
+
+
+def test_missing_cifar10_says_what_to_put_where(tmp_path):
+    with pytest.raises(DataError, match="Folder not found") as caught:
+        Cifar10Source(tmp_path)
+    for word in ("cifar-10-python.tar.gz", "cifar-10-batches-py", "--data DIR", "nothing is downloaded"):
+        assert word in caught.value.hint
+    (tmp_path / "cifar-10-python.tar.gz").touch()
+    with pytest.raises(DataError) as caught:
+        Cifar10Source(tmp_path)
+    assert f"tar -xzf {tmp_path}/cifar-10-python.tar.gz -C {tmp_path}" in caught.value.hint
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+ROWS = np.zeros((2, 3072), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("batch", "reason"),
+    [
+        ({"data": ROWS, "labels": Malicious()}, "mkdir is not allowed"),
+        ({"data": np.zeros((2, 1)), "labels": [0, 1]}, "not rows of 3072 bytes"),
+        ({"data": ROWS, "labels": [0]}, "2 images need as many"),
+        ({"data": ROWS, "labels": [0, 10]}, "labels must be 0 to 9, got 0 to 10"),
+        ({"labels": [0, 1]}, "KeyError"),
+        ([], "TypeError"),
+    ],
+)
+def test_batches_that_are_none_are_refused_and_never_executed(tmp_path, monkeypatch, batch, reason):
+    monkeypatch.chdir(tmp_path)
+    make_cifar10(tmp_path)
+    path = tmp_path / "cifar-10-batches-py/test_batch"
+    path.write_bytes(pickle.dumps(batch, protocol=2))
+    with pytest.raises(DataError) as caught:
+        Cifar10Source(tmp_path, "test")
+    assert f"`{path}`" in caught.value.message
+    assert reason in caught.value.message
+    assert not (tmp_path / "executed").exists()
+
+
+def test_truncated_and_absent_batches_are_named(tmp_path):
+    make_cifar10(tmp_path)
+    path = tmp_path / "cifar-10-batches-py/data_batch_3"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(DataError, match="data_batch_3"):
+        Cifar10Source(tmp_path)
+    path.unlink()
+    with pytest.raises(DataError, match=r"data_batch_3` \(No such file"):
+        Cifar10Source(tmp_path)
+
+
+def test_every_source_refuses_an_index_out_of_range_and_survives_pickling(folder, tmp_path):
+    make_cifar10(tmp_path / "cifar")
+    for source in (DigitsSource("test"), FolderSource(folder, image_size=8), Cifar10Source(tmp_path / "cifar")):
+        assert isinstance(source, ImageSource)
+        for index in (-1, len(source)):
+            with pytest.raises(IndexError, match=f"index must be 0 to {len(source) - 1}, got {index}"):
+                source.load(index, None)
+        copy = pickle.loads(pickle.dumps(source))
+        assert torch.equal(copy.load(len(source) - 1, None), source.load(len(source) - 1, None))
+        assert not source.labels.flags.writeable
+
+
+def test_open_source_chooses_by_kind(folder, tmp_path):
+    make_cifar10(tmp_path / "cifar")
+    assert len(open_source("digits", None, split="test", image_size=8, channels=1)) == 450
+    source = open_source("cifar10", tmp_path / "cifar", split="test", image_size=16, channels=3)
+    assert (source.name, len(source), source.image_size, source.channels) == ("cifar10", 10, 16, 3)
+    source = open_source("folder", folder, split="all", image_size=16, channels=1)
+    assert (source.name, len(source), source.load(0, None).shape) == (str(folder), 4, (1, 16, 16))
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "channels", "expected"),
+    [
+        ("folder", None, 3, "--data DIR"),
+        ("cifar10", None, 3, "cifar-10-python.tar.gz"),
+        ("folder", "x", 4, "1 or 3"),
+        ("digits", "x", 1, "data.source=folder"),
+        ("digits", None, 3, "model.in_channels=1"),
+    ],
+)
+def test_impossible_settings_are_usage_errors_with_a_hint(tmp_path, kind, path, channels, expected):
+    with pytest.raises(UsageError) as caught:
+        open_source(kind, path and tmp_path / path, image_size=8, channels=channels)
+    assert expected in caught.value.hint
+
+
+def test_unknown_kinds_and_splits_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="kind must be"):
+        open_source("celeba", tmp_path, image_size=8, channels=3)
+    for opened in (
+        lambda: DigitsSource("val"),
+        lambda: Cifar10Source(tmp_path, "val"),
+        lambda: open_source("folder", tmp_path, split="val", image_size=8, channels=3),
+    ):
+        with pytest.raises(ValueError, match="split must be one of train, test, all"):
+            opened()
+
+
+def test_importing_the_module_loads_neither_sklearn_nor_torchvision():
+    code = "import sys, dis_cli.data.images; sys.exit(bool({'sklearn', 'torchvision'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
