@@ -23,10 +23,11 @@ class Event:
 
     def to_json(self) -> dict[str, object]:
         """The record as a JSON object: ``event`` first, then the fields; paths become strings."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {"event": self.kind} | {
-            name: str(value) if isinstance(value, Path) else value for name, value in fields.items()
-        }
+        record: dict[str, object] = {"event": self.kind}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            record[field.name] = str(value) if isinstance(value, Path) else value
+        return record
 
 
 @dataclass(frozen=True, kw_only=True)

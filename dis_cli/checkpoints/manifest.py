@@ -41,12 +41,8 @@ def verify_folder(folder: Path) -> None:
     """
     entries = read_manifest(folder)
     check_listing(folder, entries)
-    for name in entries:
-        try:
-            size, sha256 = (folder / name).stat().st_size, sha256_file(folder / name)
-        except OSError as error:
-            raise unreadable(folder / name, error) from error
-        _check_file(folder / name, entries[name], size, sha256)
+    for name, entry in entries.items():
+        _check_file(folder / name, entry)
 
 
 def read_manifest(folder: Path) -> Entries:
@@ -73,6 +69,9 @@ def read_manifest(folder: Path) -> Entries:
         isinstance(entry, dict) and entry.keys() == {"size", "sha256"} for entry in entries.values()
     ):
         raise CheckpointError(f"`{path}` is damaged: it does not list files with their size and sha256")
+    # Nothing else vouches for the manifest, so it must be what was written to the byte.
+    if data != manifest_bytes(entries):
+        raise CheckpointError(f"`{path}` is damaged: it is not as `dis` wrote it")
     return entries
 
 
@@ -86,22 +85,31 @@ def read_verified(folder: Path, name: str, entries: Entries) -> bytes:
     if name not in entries:
         raise CheckpointError(f"`{folder / MANIFEST}` does not list `{name}`")
     try:
-        # A file of the wrong size is not read: it could be of any size.
-        size = path.stat().st_size
-        data = path.read_bytes() if size == entries[name]["size"] else None
+        # A file of the wrong size could be of any size: it is not taken into memory.
+        if path.stat().st_size != entries[name]["size"]:
+            _check_file(path, entries[name])
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise CheckpointError(f"`{folder}` is not complete: `{name}` is missing") from error
     except OSError as error:
         raise unreadable(path, error) from error
-    _check_file(path, entries[name], size, sha256_file(path) if data is None else hashlib.sha256(data).hexdigest())
-    return data or b""
+    _compare(path, entries[name], entry_of(data))
+    return data
 
 
-def _check_file(path: Path, entry: dict[str, Any], size: int, sha256: str) -> None:
-    if (entry["size"], entry["sha256"]) != (size, sha256):
+def _check_file(path: Path, expected: Mapping[str, Any]) -> None:
+    try:
+        found = {"size": path.stat().st_size, "sha256": sha256_file(path)}
+    except OSError as error:
+        raise unreadable(path, error) from error
+    _compare(path, expected, found)
+
+
+def _compare(path: Path, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    if found != expected:
         raise CheckpointError(
-            f"`{path}` is damaged: expected sha256 {entry['sha256']} ({entry['size']} bytes), "
-            f"found {sha256} ({size} bytes)",
+            f"`{path}` is damaged: expected sha256 {expected['sha256']} ({expected['size']} bytes), "
+            f"found {found['sha256']} ({found['size']} bytes)",
             "Use another checkpoint of the run",
         )
 

@@ -238,8 +238,9 @@ def _weights(path: Path, raw: object) -> dict[str, Tensor]:
     for key, value in raw.items():
         if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_floating_point():
             kind = f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
+            keys = _some([str(key) for key in raw])
             raise CheckpointError(
-                f"`{path}` does not hold weights alone: `{key}` is a {kind}; its keys are {_some(list(map(str, raw)))}",
+                f"`{path}` does not hold weights alone: `{key}` is of type {kind}; its keys are {keys}",
                 "A published checkpoint has the keys model, ema, opt and args, or is a bare state dict",
             )
         name = str(key).removeprefix(_PREFIX)

@@ -141,7 +141,8 @@ def write_shard(folder: Path, shard: int, first: int, arrays: dict[str, NDArray[
         StorageError: The disk is full or read-only.
     """
     path = folder / shard_name(shard)
-    atomic_write_bytes(path, save(arrays))
+    # safetensors stores the memory of an array as it lies, and so permutes one that is not contiguous, in silence.
+    atomic_write_bytes(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
     return Shard(
         file=path.name,
         first=first,

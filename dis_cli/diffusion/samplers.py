@@ -214,4 +214,5 @@ def _visited(num_timesteps: int, name: SamplerName, steps: int) -> list[int]:
         case "dpm++":
             if steps == num_timesteps:
                 return list(range(num_timesteps))
-            return space_timesteps(num_timesteps, str(steps + 1))[1:]
+            # diffusers' own choice, half-way cases included.
+            return np.linspace(0, num_timesteps - 1, steps + 1).round().astype(np.int64)[1:].tolist()

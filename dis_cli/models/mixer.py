@@ -116,25 +116,21 @@ class _Direction(torch.autograd.Function):
         reverse: bool,
     ) -> Tensor:
         x, z = xz.chunk(2, dim=-1)
-        u, dt, B, C, delta = _scan_inputs(x, conv_weight, conv_bias, x_proj, dt_proj, A_log.shape[1], reverse)
-        y, ends = scan_forward(
-            u, delta, -torch.exp(A_log), B, C, D, z, dt_bias, delta_softplus=True, reverse=reverse
-        )
+        u, _, B, C, delta = _scan_inputs(x, conv_weight, conv_bias, x_proj, dt_proj, A_log.shape[1], reverse)
+        y, ends = scan_forward(u, delta, -torch.exp(A_log), B, C, D, z, dt_bias, delta_softplus=True, reverse=reverse)
         ctx.save_for_backward(ends, xz, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D)
         ctx.reverse = reverse
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    @torch.autograd.function.once_differentiable  # its type hides the argument's name
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         ends, xz, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D = ctx.saved_tensors
         reverse: bool = ctx.reverse
         x, z = xz.chunk(2, dim=-1)
         u, dt, B, C, delta = _scan_inputs(x, conv_weight, conv_bias, x_proj, dt_proj, A_log.shape[1], reverse)
         A = -torch.exp(A_log)
-        scan = scan_backward(
-            grads[0], ends, u, delta, A, B, C, D, z, dt_bias, delta_softplus=True, reverse=reverse
-        )
+        scan = scan_backward(grads[0], ends, u, delta, A, B, C, D, z, dt_bias, delta_softplus=True, reverse=reverse)
         grad_dbl = torch.cat([scan.delta @ dt_proj, scan.B, scan.C], dim=-1)
         grad_x, grad_conv_weight, grad_conv_bias = conv_silu_backward(
             scan.u + grad_dbl @ x_proj, x, conv_weight[:, 0], conv_bias, reverse=reverse
@@ -155,7 +151,7 @@ class _Direction(torch.autograd.Function):
 def _scan_inputs(
     x: Tensor, conv_weight: Tensor, conv_bias: Tensor, x_proj: Tensor, dt_proj: Tensor, d_state: int, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """u (b, l, e), dt (b, l, r), B and C (b, l, n), and delta (b, l, e) before its bias."""
+    """U (b, l, e), dt (b, l, r), B and C (b, l, n), and delta (b, l, e) before its bias."""
     u = conv_silu_forward(x, conv_weight[:, 0], conv_bias, reverse=reverse)
     dt, B, C = (u @ x_proj.t()).split([dt_proj.shape[1], d_state, d_state], dim=-1)
     return u, dt, B, C, dt @ dt_proj.t()

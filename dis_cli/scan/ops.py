@@ -131,8 +131,8 @@ class _SelectiveScan(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    @torch.autograd.function.once_differentiable  # its type hides the argument's name
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return (*torch_engine.scan_backward(grads[0], *ctx.saved_tensors, **ctx.flags), None, None)
 
 
@@ -144,6 +144,6 @@ class _CausalConvSiLU(torch.autograd.Function):
         return torch_engine.conv_silu_forward(x, weight, bias, reverse=reverse)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    @torch.autograd.function.once_differentiable  # its type hides the argument's name
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return (*torch_engine.conv_silu_backward(grads[0], *ctx.saved_tensors, reverse=ctx.reverse), None)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 
@@ -23,8 +22,8 @@ class Ema:
     def update(self, model: nn.Module, num_updates: int) -> None:
         """Take the model's current weights in; ``num_updates`` counts the updates before this one."""
         decay = min(self.decay, (1 + num_updates) / (10 + num_updates)) if self.warmup else self.decay
-        weights = [parameter.detach() for _, parameter in model.named_parameters()]
-        torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
+        for average, parameter in zip(self.average.values(), model.parameters(), strict=True):
+            average.lerp_(parameter.detach(), 1 - decay)
 
     def load(self, average: Mapping[str, Tensor]) -> None:
         """Continue from a saved average."""

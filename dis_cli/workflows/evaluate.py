@@ -113,9 +113,7 @@ def class_labels(source: ImageSource, num_samples: int) -> npt.NDArray[np.int64]
     return np.sort(source.labels)[positions]
 
 
-def score_digits(
-    generated: Tensor, labels: npt.NDArray[np.int64] | None, extractor: DigitFeatures
-) -> dict[str, float]:
+def score_digits(generated: Tensor, labels: npt.NDArray[np.int64] | None, extractor: DigitFeatures) -> dict[str, float]:
     """All that is known of generated digits, each number beside what real and simple images get.
 
     Args:
@@ -192,7 +190,9 @@ def _statistics(images: Tensor, extractor: InceptionFeatures) -> Statistics:
 def _real_statistics(source: ImageSource, extractor: InceptionFeatures) -> Statistics:
     parts = [
         extractor.features(to_uint8(torch.stack([source.load(index, None) for index in part])))
-        for part in torch.arange(len(source)).split(FEATURE_BATCH)
+        for part in (
+            range(start, min(start + FEATURE_BATCH, len(source))) for start in range(0, len(source), FEATURE_BATCH)
+        )
     ]
     return statistics(torch.cat(parts))
 

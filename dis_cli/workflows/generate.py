@@ -1,10 +1,11 @@
 """Images from a model: image i is a function of its seed and class alone, whatever it is generated together with."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from dis_cli.codecs.pixel import to_uint8
@@ -54,19 +55,6 @@ def generate(
     """
     sampler = build_sampler(config)
     sample = config.sample
-
-    def denoise(x: Float[Tensor, "b c h w"], t: Tensor, labels: Tensor | None) -> Float[Tensor, "b o h w"]:
-        return guided_output(
-            model,
-            x,
-            t,
-            labels,
-            null_class=model.null_class,
-            cfg_scale=sample.cfg_scale,
-            num_channels=model.in_channels,
-            cfg_channels=sample.cfg_channels,
-        )
-
     for start in range(0, len(seeds), sample.batch_size):
         part = seeds[start : start + sample.batch_size]
         generators = [image_generator(seed) for seed in part]
@@ -75,15 +63,21 @@ def generate(
         labels = None
         if model.num_classes:
             labels = drawn if classes is None else list(classes[start : start + len(part)])
-        on_device = None if labels is None else torch.tensor(labels, device=device)
+        denoise = functools.partial(
+            guided_output,
+            model,
+            labels=None if labels is None else torch.tensor(labels, device=device),
+            null_class=model.null_class,
+            cfg_scale=sample.cfg_scale,
+            num_channels=model.in_channels,
+            cfg_channels=sample.cfg_channels,
+        )
         shape = (model.in_channels, model.image_size, model.image_size)
         x_T = torch.stack([torch.randn(shape, generator=own) for own in generators]).to(device)
         evaluations = len(sampler.timesteps)
-        x = x_T
-        for done, x in enumerate(sample_loop(lambda x, t: denoise(x, t, on_device), x_T, sampler, generators), start=1):
-            if done < evaluations:
-                yield Generated(start, done / evaluations, None, labels)
-        yield Generated(start, 1.0, to_uint8(codec.decode(x).float()).cpu(), labels)
+        for done, x in enumerate(sample_loop(denoise, x_T, sampler, generators), start=1):
+            images = to_uint8(codec.decode(x).float()).cpu() if done == evaluations else None
+            yield Generated(start, done / evaluations, images, labels)
 
 
 def image_generator(seed: int) -> torch.Generator:

@@ -65,7 +65,7 @@ def sample(
     sampler = build_sampler(config)
     folder = out or default_folder(loaded, config, seed, num_images, chosen)
     replaces = _check_replaceable(folder)
-    settings = {
+    settings: dict[str, object] = {
         "schema": 1,
         "checkpoint": str(loaded.path),
         "step": loaded.step,
@@ -120,7 +120,13 @@ def default_folder(loaded: LoadedModel, config: RunConfig, seed: int, num_images
     """Where samples go unless told: a folder in the run's ``samples`` (or ./samples) that names what is in it."""
     root = loaded.run_folder / "samples" if loaded.run_folder else Path("samples")
     origin = loaded.path.stem if loaded.step is None else f"step-{loaded.step:08d}"
-    parts = [origin, config.sample.sampler.replace("+", "p"), f"{config.sample.steps}", f"seed-{seed}", f"n-{num_images}"]
+    parts = [
+        origin,
+        config.sample.sampler.replace("+", "p"),
+        f"{config.sample.steps}",
+        f"seed-{seed}",
+        f"n-{num_images}",
+    ]
     if config.sample.cfg_scale != 1:
         parts.append(f"cfg-{config.sample.cfg_scale:g}")
     if classes:

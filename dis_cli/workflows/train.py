@@ -89,7 +89,7 @@ def _train_locked(config: RunConfig, run: RunDir, source: ImageSource, device: t
         first=state.step,
         details={"parameters": parameters, "device": str(device), "images": len(source), "run": str(run.path)},
     )
-    meta = {
+    meta: dict[str, object] = {
         "config": config.model_dump(mode="json"),
         "data_fingerprint": fingerprint,
         "class_names": list(source.class_names),

@@ -142,9 +142,11 @@ def test_a_failing_workflow_tells_its_last_step_and_is_closed(capsys):
         finally:
             closed.append(True)
 
-    # The error is the sink's own: the workflow is left in the middle and must still release what it holds.
+    # The error is the sink's own: the workflow is left in the middle and must release what it holds at once, not when
+    # it is collected.
+    events = workflow()
     with pytest.raises(TypeError):
-        Output().render(workflow())
+        Output().render(events)
     assert closed == [True]
     assert re.findall(r"^step (\d)", capsys.readouterr().err, flags=re.MULTILINE) == ["1", "3"]
 
@@ -244,28 +246,29 @@ def test_meter_takes_the_speed_of_the_recent_past():
     clock = Clock()
     meter = Meter(Started(what="train", total=1000, unit="steps", first=100), clock)
     assert meter.seconds_left is None
-    # 60 s for the first step, then 2 s each: the slow start is forgotten after 20 s.
+    # 60 s for the first step, then 1 s and 3 s in turn: the slow start is forgotten, the jitter is evened out.
     clock.now = 60
     meter.update(step(101))
     assert meter.seconds_left == pytest.approx(899 * 60)
     for number in range(102, 152):
-        clock.now += 2
+        clock.now += 1 + 2 * (number % 2)
         meter.update(step(number))
-    assert meter.seconds_left == pytest.approx((1000 - 151) * 2)
+    assert meter.seconds_left == pytest.approx((1000 - 151) * 2, rel=0.1)
     assert meter.fraction == pytest.approx(0.151)
 
 
-def test_meter_starts_again_with_other_units():
+@pytest.mark.parametrize("unit", ["images", "files"])
+def test_meter_starts_again_with_a_new_count(unit):
     clock = Clock()
     meter = Meter(Started(what="sample", total=8, unit="images"), clock)
     clock.now = 10
-    meter.update(Progress(done=8, total=8, unit="images"))
+    meter.update(Progress(done=2, total=8, unit="images"))
     clock.now = 11
-    meter.update(Progress(done=1, total=4, unit="files"))
+    meter.update(Progress(done=1 if unit == "images" else 3, total=5, unit=unit))
     assert meter.seconds_left is None
     clock.now = 13
-    meter.update(Progress(done=2, total=4, unit="files"))
-    assert meter.seconds_left == pytest.approx(4)
+    meter.update(Progress(done=4, total=5, unit=unit))
+    assert meter.seconds_left == pytest.approx({"images": 2 / 3, "files": 2}[unit])
 
 
 def test_meter_without_a_total():
@@ -305,6 +308,7 @@ from dis_cli.events import Finished, Saved, Started, Step
 
 def workflow():
     yield Started(what="train", total=40, unit="steps", details={"preset": "[/x]"})
+    print("from a library")
     for number in range(1, 41):
         time.sleep(0.02)
         yield Step(step=number, loss=0.5, lr=1e-3, grad_norm=1.0, seconds=0.02, images_per_second=1600.0)
@@ -348,11 +352,13 @@ LONG_LINE = "saved step 20: runs/" + 30 * "long" + "/[/x]\\udcff\\x1b[31m (1 kB)
 @pytest.mark.parametrize("columns", [40, 100])
 def test_live_line(columns):
     stdout, received = in_terminal(columns, TERM="xterm-256color")
-    assert json.loads(stdout) == {"schema": 1, "path": "\udcff"}
+    first, last = stdout.splitlines()
+    assert first == "from a library"
+    assert json.loads(last) == {"schema": 1, "path": "\udcff"}
     # One line, drawn again and again: each frame begins with "erase the line".
     frames = [re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", frame) for frame in re.split(r"\r\x1b\[2K|\r\n", received)]
     live = [frame for frame in frames if re.search(r"step \d+/40", frame) and "40/40" not in frame]
-    assert 3 <= len(live) <= 20
+    assert len(live) >= 3
     assert all(len(frame) <= columns for frame in live)
     assert ("━" in "".join(live)) == (columns == 100)
     # What lasts is whole, in order, and copied as it is.

@@ -101,7 +101,6 @@ def test_tensors_of_every_kind_come_back_with_their_bits(root: Path) -> None:
     assert loaded.keys() == group.keys()
     for name, tensor in group.items():
         assert (loaded[name].dtype, loaded[name].shape) == (tensor.dtype, tensor.shape)
-        assert loaded[name].numpy(force=True).tobytes() if tensor.dtype != torch.bfloat16 else True
         assert torch.equal(loaded[name].nan_to_num(), tensor.nan_to_num())
     # Tensors that shared memory are separate, and can be written to.
     loaded["row"].zero_()
@@ -211,6 +210,8 @@ def test_no_damage_is_loaded(root: Path, name: str) -> None:
     sound = path.read_bytes()
     count = 0
     for damage in damages(name, len(sound)):
+        # A new file: cutting an old one short makes ext4 wait for the disk.
+        path.unlink()
         path.write_bytes(damage(sound))
         with pytest.raises(CheckpointError) as error:
             read_checkpoint(path.parent)
@@ -296,7 +297,7 @@ def nest(folder: Path) -> None:
         (exchange_between, "ema.safetensors` is damaged: expected sha256"),
         (exchange_with_manifest, "is named after step 2 but holds step 1"),
         (add, "holds files that are not its own: `extra.safetensors`"),
-        (make_a_folder, "ema.safetensors"),
+        (make_a_folder, "ema.safetensors`: Is a directory"),
         (set_version, "is of format version 2, this `dis` reads version 1"),
         (nest, "manifest.json` is damaged: it is not JSON"),
     ],
@@ -363,19 +364,19 @@ def dies(work: Callable[[], object], prepare: Callable[[], object]) -> bool:
     return code != 0
 
 
-def at_operation(number: int) -> Callable[[], None]:
-    """Die at the ``number``-th time that Python asks for anything of the file system."""
+def at_change(number: int) -> Callable[[], None]:
+    """Die just before the ``number``-th time that Python makes, opens for writing, renames or deletes anything."""
 
     def prepare() -> None:
         count = itertools.count()
+        changes = ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
 
-        def on_event(event: str, _arguments: object) -> None:
-            if event == "open" or event.startswith(("os.", "shutil.")) and event != "os.kill":
-                if next(count) == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
+        def on_event(event: str, arguments: tuple[Any, ...]) -> None:
+            changing = event in changes or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR))
+            if changing and next(count) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(on_event)
-        os.fsync = lambda _descriptor: on_event("os.fsync", ())
 
     return prepare
 
@@ -391,51 +392,46 @@ def at_byte(number: int) -> Callable[[], None]:
     return prepare
 
 
-def save_a_new_one(root: Path) -> None:
-    save(root, 2)
+def test_a_kill_at_any_point_leaves_a_complete_checkpoint(root: Path) -> None:
+    def work() -> None:
+        # Replaces the only checkpoint there is, adds another, and deletes the first.
+        save(root, 1, value=7)
+        save(root, 2)
+        prune(root, 1)
 
-
-def replace_the_only_one(root: Path) -> None:
-    save(root, 1, value=7)
-
-
-def replace_and_prune(root: Path) -> None:
-    save(root, 1, value=7)
-    save(root, 2)
-    prune(root, 1)
-
-
-@pytest.mark.parametrize(
-    ("work", "sound_before_the_end", "end"),
-    [
-        (save_a_new_one, {1, 2}, {"step-00000001", "step-00000002"}),
-        (replace_the_only_one, {1, 7}, {"step-00000001"}),
-        (replace_and_prune, {1, 7, 2}, {"step-00000002"}),
-    ],
-)
-def test_a_kill_at_any_point_leaves_a_complete_checkpoint(
-    root: Path, work: Callable[[Path], None], sound_before_the_end: set[float], end: set[str]
-) -> None:
     template = root.with_name("template")
     save(template, 1)
-    seen: set[float] = set()
+    seen: list[float] = []
     for point in itertools.count():
         shutil.copytree(template, root)
-        killed = dies(lambda: work(root), at_operation(point))
+        killed = dies(work, at_change(point))
         remove_temporaries(root)
-        assert not list(root.glob(".tmp-*"))
+        assert all(read_checkpoint(folder) and re.match("step-", folder.name) for folder in root.iterdir())
         checkpoint, notes = latest_checkpoint(root)
-        seen.add(value_of(checkpoint))
+        seen.append(value_of(checkpoint))
         assert notes == []
         # Doing it again always gets to the same end.
-        work(root)
-        assert set(names_in(root)) == end
-        assert value_of(latest_checkpoint(root)[0]) == (7 if end == {"step-00000001"} else 2)
+        work()
+        assert names_in(root) == ["step-00000002"]
+        assert value_of(latest_checkpoint(root)[0]) == 2
         shutil.rmtree(root)
         if not killed:
             break
-    assert point > 30
-    assert seen == sound_before_the_end
+    # The old one, the one in its place, the new one, in this order and each for a while.
+    assert [value for value, _ in itertools.groupby(seen)] == [1, 7, 2]
+    assert min(seen.count(value) for value in (1, 7, 2)) > 5
+
+
+def test_a_replacement_that_was_damaged_while_it_waited_replaces_nothing(root: Path) -> None:
+    save(root.with_name("other"), 1, value=7).rename(save(root, 1).with_name("step-00000001.new"))
+    assert value_of(latest_checkpoint(root)[0]) == 7
+    flip(root / "step-00000001.new" / "ema.safetensors", 600)
+    with pytest.raises(StorageError), largest_file(0):
+        save(root, 1, value=8)
+    assert value_of(latest_checkpoint(root)[0]) == 1
+    save(root, 1, value=8)
+    assert names_in(root) == ["step-00000001"]
+    assert value_of(latest_checkpoint(root)[0]) == 8
 
 
 def test_a_kill_in_the_middle_of_a_file_leaves_a_complete_checkpoint(root: Path) -> None:

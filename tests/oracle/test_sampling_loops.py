@@ -1,14 +1,19 @@
-"""Samplers against the published sampling loops, step by step, with the recorded noise."""
+"""Samplers against the published sampling loops, step by step, with the recorded noise.
+
+DPM-Solver++ has no published counterpart: it is compared with diffusers' scheduler in its own configuration.
+"""
 
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dis_cli.diffusion.objective import Prediction
 from dis_cli.diffusion.samplers import SamplerName, make_sampler, sample_loop
-from dis_cli.diffusion.schedule import make_schedule, respace
+from dis_cli.diffusion.schedule import ScheduleName, make_schedule, respace
 
 ORACLE = load_file(Path(__file__).parent / "data" / "sampling_loops_f64.safetensors")
 LINEAR = make_schedule("linear", 1000)
@@ -95,3 +100,31 @@ def test_a_number_of_steps_is_the_published_respacing(
 
     assert sampler.timesteps == ORACLE[f"{respacing}.model_t_seen"].tolist()
     assert_close(x_0, f"{recorded}.samples", -1, 1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("steps", [1, 6, 20])
+@pytest.mark.parametrize(
+    ("schedule", "their_schedule", "prediction", "their_prediction"),
+    [
+        ("linear", "linear", "epsilon", "epsilon"),
+        ("cosine", "squaredcos_cap_v2", "v", "v_prediction"),
+    ],
+)
+def test_dpm_solver_is_the_one_of_diffusers(
+    schedule: ScheduleName, their_schedule: str, prediction: Prediction, their_prediction: str, steps: int
+) -> None:
+    theirs = DPMSolverMultistepScheduler(beta_schedule=their_schedule, prediction_type=their_prediction)
+    theirs.set_timesteps(steps)
+    expected = ORACLE["10.z"].float()
+    for t in theirs.timesteps:
+        output = model(expected, t.expand(2))
+        expected = theirs.step(output[:, :3], t, expected).prev_sample
+
+    sampler = make_sampler(
+        make_schedule(schedule, 1000), name="dpm++", steps=steps, prediction=prediction, variance="learned_range"
+    )
+    *_, x_0 = sample_loop(model, ORACLE["10.z"].float(), sampler, [torch.Generator(), torch.Generator()])
+
+    assert sampler.timesteps == theirs.timesteps.tolist()
+    torch.testing.assert_close(x_0, expected, rtol=0, atol=1e-5 * expected.abs().max().item())

@@ -98,7 +98,9 @@ def test_vae_fingerprint_follows_the_content(folder: Path, own: Path, tmp_path: 
     assert VaeCodec(str(own)).fingerprint != fingerprint
 
 
-@pytest.mark.parametrize("name", ["./vae", "/nowhere/vae", "vae", "owner/name", "owner/name@main", "a--b/c", "a/b/c", ""])
+@pytest.mark.parametrize(
+    "name", ["./vae", "/nowhere/vae", "vae", "owner/name", "owner/name@main", "a--b/c", "a/b/c", ""]
+)
 def test_absent_vae_is_named_without_asking_the_network(
     name: str, no_network: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -143,5 +143,6 @@ def test_center_crop_halves_until_below_twice_the_target():
 
 
 def test_center_crop_keeps_the_middle():
-    ramp = np.tile(np.arange(24, dtype=np.uint8), (8, 1))
+    # 17 columns too many: 8 are cut on the left, 9 on the right
+    ramp = np.tile(np.arange(25, dtype=np.uint8), (8, 1))
     assert np.array_equal(np.asarray(center_crop(Image.fromarray(ramp), 8)), ramp[:, 8:16])

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from dis_cli.data.images import ImageSource
 from dis_cli.data.latents import LatentSource
@@ -166,7 +167,7 @@ def test_missing_folder_says_how_to_make_one(tmp_path: Path):
     "damage",
     [
         lambda text: text[: len(text) // 2],
-        lambda text: "[]",
+        lambda _: "[]",
         lambda text: text.replace('"num_images": 5', '"num_images": -5'),
         lambda text: text.replace('"num_images": 5', '"num_images": "5"'),
         lambda text: text.replace('"mirrored": true,', ""),
@@ -192,6 +193,12 @@ def test_unfinished_latents_are_refused(folder: Path):
     with pytest.raises(DataError, match="1 of 2") as caught:
         LatentSource(folder)
     assert "again" in (caught.value.hint or "")
+
+
+def test_arrays_of_any_memory_order_are_stored_as_they_read(tmp_path: Path):
+    mean = np.arange(2 * 4 * 2 * 2, dtype=np.float32).reshape(2, 2, 2, 4).transpose(0, 3, 1, 2)
+    write_shard(tmp_path, 0, 0, {"mean": mean, "labels": LABELS[:2]})
+    assert np.array_equal(load_file(tmp_path / "shard-00000.safetensors")["mean"], mean)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 8, 100, -1])

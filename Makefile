@@ -1,0 +1,58 @@
+# Every target makes its own virtual environment in .venv when there is none; PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN ?= runs/demo
+
+.PHONY: help demo test check format bench clean
+
+help:
+	@echo "make demo    install, train on real digits, sample every class, score (about 8 minutes on 2 cores)"
+	@echo "make test    the whole test suite"
+	@echo "make check   formatting, lint, types, import rules"
+	@echo "make format  put the code into shape"
+	@echo "make bench   measure"
+	@echo "make clean   remove the virtual environment and build leftovers"
+
+$(BIN)/python:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'dis needs Python 3.11 or newer')"
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps are older than pyproject.toml when its dependencies may have changed.
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@ $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	$(BIN)/dis train --preset dis-xs-digits --out $(RUN)
+	$(BIN)/dis sample --ckpt $(RUN) --class all -n 100 --out $(RUN)/samples/demo
+	$(BIN)/dis eval-fid --ckpt $(RUN)
+	@echo
+	@echo "The grid is $(RUN)/samples/demo/grid.png. Go on with:"
+	@echo "  $(BIN)/dis sample --ckpt $(RUN) --class 3 -n 64         more images of one class"
+	@echo "  $(BIN)/dis train --out $(RUN) train.steps=6000          train the same run for longer"
+	@echo "  $(BIN)/dis train --preset dis-m-cifar --data DIR        another data set"
+	@echo "  $(BIN)/dis flops --size xl --patch 2                    what a model costs"
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports --no-logo
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.bench.train_step
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

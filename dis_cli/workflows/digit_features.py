@@ -1,0 +1,127 @@
+"""Rebuilds the bundled classifier of handwritten digits: ``python -m dis_cli.workflows.digit_features [OUT]``."""
+
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save
+from torch import Tensor
+
+from dis_cli.codecs.pixel import to_uint8
+from dis_cli.data.images import DigitsSource
+from dis_cli.events import Event, Finished, Metric, Progress
+from dis_cli.metrics.baselines import ClassGaussians
+from dis_cli.metrics.features import DIGIT_WEIGHTS, DigitFeatures, DigitNetwork, to_unit
+from dis_cli.metrics.frechet import frechet_distance, statistics
+from dis_cli.runtime.files import atomic_write_bytes
+from dis_cli.runtime.seed import Stream, generator
+
+SEED = 0
+NUM_EPOCHS = 60
+BATCH_SIZE = 64
+LR = 2e-3
+WEIGHT_DECAY = 1e-2
+WARMUP_STEPS = 100
+# Standard deviation of the noise added to training images, whose range is [-1, 1].
+NOISE = 0.1
+
+
+def rebuild(out: Path = DIGIT_WEIGHTS) -> Iterator[Event]:
+    """Train the classifier on the 1,347 training digits, write its weights and measure what it is good for.
+
+    Args:
+        out: The file to write.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
+    train, train_labels = _digits("train")
+    network = DigitNetwork()
+    yield from _train(network, to_unit(train), torch.from_numpy(train_labels))
+    data = save(network.state_dict())
+    atomic_write_bytes(out, data)
+    extractor = DigitFeatures(out)
+    measured = measure(extractor)
+    for name, value in measured.items():
+        yield Metric(name=name, value=value)
+    yield Finished(result={"path": str(out), "size_bytes": len(data), "sha256": extractor.sha256} | measured)
+
+
+def measure(extractor: DigitFeatures) -> dict[str, float]:
+    """Accuracy on the test digits, and Frechet distances to the training digits in these features.
+
+    Args:
+        extractor: The classifier.
+
+    Returns:
+        ``test_accuracy``; and the distances of the test images (``floor``), of Gaussians per class and of clipped
+        normal noise, 1,797 images each.
+    """
+    train, train_labels = _digits("train")
+    test, test_labels = _digits("test")
+    gaussians = ClassGaussians(train, train_labels).sample(np.concatenate([train_labels, test_labels]), seed=0)
+    noise = to_uint8(torch.from_numpy(np.random.default_rng(0).standard_normal((len(gaussians), 1, 8, 8))).float())
+    features, logits = extractor.features(test)
+    real = statistics(extractor.features(train)[0])
+    return {
+        "test_accuracy": float((logits.argmax(1).numpy() == test_labels).mean()),
+        "floor": frechet_distance(statistics(features), real),
+        "class_gaussians": frechet_distance(statistics(extractor.features(gaussians)[0]), real),
+        "noise": frechet_distance(statistics(extractor.features(noise)[0]), real),
+    }
+
+
+def _train(network: DigitNetwork, images: Tensor, labels: Tensor) -> Iterator[Event]:
+    """AdamW on the cross-entropy; the same machine gives the same weights, bit for bit."""
+    threads = torch.get_num_threads()
+    # With more threads the order of sums, and so the last digits, would depend on the machine's load.
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)
+            for layer in (network.conv1, network.conv2, network.conv3, network.hidden, network.output):
+                layer.reset_parameters()
+        optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
+        per_epoch = len(images) // BATCH_SIZE
+        for epoch in range(NUM_EPOCHS):
+            order = generator(SEED, Stream.ORDER, epoch).permutation(len(images))
+            rng = generator(SEED, Stream.TRAIN, epoch)
+            for step in range(per_epoch):
+                chosen = torch.from_numpy(order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE])
+                noise = torch.from_numpy(rng.standard_normal(images[chosen].shape, dtype=np.float32))
+                done = epoch * per_epoch + step
+                for group in optimizer.param_groups:
+                    group["lr"] = LR * _lr_factor(done, NUM_EPOCHS * per_epoch)
+                loss = F.cross_entropy(network(images[chosen] + NOISE * noise)[1], labels[chosen])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            yield Progress(done=epoch + 1, total=NUM_EPOCHS, unit="epochs")
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _lr_factor(step: int, total: int) -> float:
+    """Linear warm-up times half a cosine."""
+    return min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / total))
+
+
+def _digits(split: str) -> tuple[Tensor, npt.NDArray[np.int64]]:
+    source = DigitsSource(split)
+    return to_uint8(torch.stack([source.load(index, None) for index in range(len(source))])), source.labels
+
+
+def main() -> None:
+    """Rebuild, and print what was measured, one number a line."""
+    for event in rebuild(Path(sys.argv[1]) if len(sys.argv) > 1 else DIGIT_WEIGHTS):
+        if isinstance(event, Finished):
+            sys.stdout.writelines(f"{name}: {value}\n" for name, value in event.result.items())
+
+
+if __name__ == "__main__":
+    main()

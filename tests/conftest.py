@@ -1,0 +1,14 @@
+"""What all tests share: shapes in annotations are checked, and a test process computes on one thread."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import support.typecheck  # noqa: F401 - the hook names it, and does not import it
+from jaxtyping import install_import_hook
+
+# Before anything of these rooms is imported, so that the annotations of their arrays are checked at every call.
+install_import_hook(
+    ["dis_cli.scan", "dis_cli.models", "dis_cli.diffusion", "dis_cli.training", "dis_cli.metrics", "dis_cli.data"],
+    "support.typecheck.checked",
+)

@@ -1,0 +1,85 @@
+"""Every training sample and its draws are a function of (seed, global position) alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from dis_cli.data.batches import TrainingSet, training_batches
+from dis_cli.data.images import DigitsSource
+from dis_cli.diffusion.batch import TrainingBatch
+
+
+def dataset(seed: int = 3, num_drop_path: int = 2) -> TrainingSet:
+    return TrainingSet(DigitsSource("train"), seed=seed, num_timesteps=1000, num_drop_path=num_drop_path)
+
+
+def read(first: int, last: int, *, batch_size: int = 8, accumulation: int = 1, workers: int = 0, **changes):
+    batches = training_batches(
+        dataset(**changes),
+        first_step=first,
+        last_step=last,
+        batch_size=batch_size,
+        accumulation=accumulation,
+        num_workers=workers,
+    )
+    return list(batches)
+
+
+def joined(batches: list[TrainingBatch]) -> list[torch.Tensor]:
+    """The fields of all samples in order; drop-path draws have the samples on their second axis."""
+    return [torch.cat(fields, dim=-1 if index == 5 else 0) for index, fields in enumerate(zip(*batches, strict=True))]
+
+
+def assert_same(a: list[TrainingBatch], b: list[TrainingBatch]) -> None:
+    for left, right in zip(joined(a), joined(b), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_batch_size_parts_and_workers_change_nothing() -> None:
+    expected = read(0, 6)
+    assert_same(read(0, 3, batch_size=16), expected)
+    assert_same(read(0, 6, accumulation=4), expected)
+    assert_same(read(0, 6, workers=2), expected)
+
+
+def test_a_later_start_sees_the_same_samples() -> None:
+    assert_same(read(4, 6), read(0, 6)[4:])
+
+
+def test_another_seed_changes_every_draw() -> None:
+    for left, right in zip(joined(read(0, 8)), joined(read(0, 8, seed=4)), strict=True):
+        assert not torch.equal(left, right)
+
+
+def test_an_epoch_shows_every_image_once() -> None:
+    source = DigitsSource("train")
+    (batch,) = read(0, 1, batch_size=len(source))
+    seen = {image.numpy().tobytes() for image in batch.x_0}
+    assert seen == {source.load(index, None).numpy().tobytes() for index in range(len(source))}
+    assert np.bincount(batch.labels).tolist() == np.bincount(source.labels).tolist()
+
+
+def test_the_draws_have_their_distributions() -> None:
+    batch = TrainingBatch(*joined(read(0, 16, batch_size=256)))
+    assert batch.t.min() >= 0
+    assert batch.t.max() <= 999
+    assert batch.t.double().mean() == pytest.approx(499.5, abs=15)
+    assert batch.noise.mean() == pytest.approx(0, abs=0.01)
+    assert batch.noise.std() == pytest.approx(1, abs=0.01)
+    for uniform in (batch.label_drop_uniform, batch.drop_path_uniform):
+        assert uniform.mean() == pytest.approx(0.5, abs=0.02)
+        assert uniform.min() >= 0
+        assert uniform.max() < 1
+
+
+def test_drop_path_draws_do_not_move_the_timesteps() -> None:
+    with_drops, without = joined(read(0, 2)), joined(read(0, 2, num_drop_path=0))
+    assert torch.equal(with_drops[2], without[2])
+    assert without[5].shape == (0, 16)
+
+
+def test_the_global_generators_are_left_alone() -> None:
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    read(0, 2)
+    assert torch.equal(torch.random.get_rng_state(), before)

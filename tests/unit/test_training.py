@@ -1,0 +1,129 @@
+"""The training loop's promises: averaging, accumulation, stopping before damage, and exact continuation."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from dis_cli.diffusion.batch import TrainingBatch
+from dis_cli.errors import NonFiniteError
+from dis_cli.training.ema import Ema
+from dis_cli.training.loop import train_steps
+from dis_cli.training.lr import learning_rate
+from dis_cli.training.state import TrainingState, make_optimizer
+
+
+def linear_state(*, ema_decay: float = 0.9, warmup: bool = False) -> TrainingState:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 1).double()
+    optimizer = make_optimizer(model, lr=1e-2, betas=(0.9, 0.999), weight_decay=0.0)
+    return TrainingState(model, Ema(model, decay=ema_decay, warmup=warmup), optimizer)
+
+
+def batch(seed: int, size: int = 8) -> TrainingBatch:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(size, 1, 2, 2, generator=generator, dtype=torch.float64)
+    zeros = torch.zeros(size, dtype=torch.int64)
+    return TrainingBatch(x, zeros, zeros, torch.randn_like(x), torch.zeros(size), torch.zeros(0, size))
+
+
+def squares(model: torch.nn.Module, data: TrainingBatch) -> torch.Tensor:
+    return (model(data.x_0.flatten(1)) - 1).square().mean()
+
+
+def run(state: TrainingState, batches: list[TrainingBatch], *, accumulation: int = 1, clip: float | None = None):
+    return list(
+        train_steps(
+            state,
+            iter(batches),
+            loss_function=squares,
+            learning_rate=lambda step: 1e-2 / (1 + step),
+            accumulation=accumulation,
+            clip_norm=clip,
+            device=torch.device("cpu"),
+        )
+    )
+
+
+def test_accumulated_parts_are_one_step_on_the_whole() -> None:
+    whole, parts = linear_state(), linear_state()
+    events = run(whole, [batch(1), batch(2)])
+    halves = [
+        TrainingBatch(*(field[..., part] if field.ndim == 2 else field[part] for field in data))
+        for data in (batch(1), batch(2))
+        for part in (slice(0, 4), slice(4, 8))
+    ]
+    part_events = run(parts, halves, accumulation=2)
+    assert [event.step for event in part_events] == [1, 2]
+    for event, part_event in zip(events, part_events, strict=True):
+        assert part_event.loss == pytest.approx(event.loss, rel=1e-12)
+        assert part_event.grad_norm == pytest.approx(event.grad_norm, rel=1e-12)
+    torch.testing.assert_close(parts.model.weight, whole.model.weight, rtol=1e-12, atol=0)
+
+
+def test_the_average_follows_its_formula() -> None:
+    state = linear_state(ema_decay=0.99, warmup=True)
+    expected = state.model.weight.detach().clone()
+    for index, data in enumerate([batch(1), batch(2), batch(3)]):
+        run(state, [data])
+        decay = min(0.99, (1 + index) / (10 + index))
+        expected = decay * expected + (1 - decay) * state.model.weight.detach()
+    torch.testing.assert_close(state.ema.average["weight"], expected, rtol=1e-12, atol=0)
+
+
+def test_gradients_are_clipped_to_the_norm_and_the_norm_before_is_told() -> None:
+    # Adam's first step does not see the scale of the gradient, so look at its first moment: 0.1 of the gradient.
+    state = linear_state()
+    (event,) = run(state, [batch(1)], clip=0.01)
+    moments = [entry["exp_avg"] for entry in state.optimizer.state.values()]
+    clipped = math.sqrt(sum(float(moment.square().sum()) for moment in moments)) / 0.1
+    assert event.grad_norm > 0.01
+    assert clipped == pytest.approx(0.01, rel=1e-4)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_the_step(bad) -> None:
+    state = linear_state()
+    run(state, [batch(1)])
+    before = {name: tensor.clone() for name, tensor in state.tensors()["model"].items()}
+    poisoned = batch(2)
+    poisoned.x_0[3] = bad
+    with pytest.raises(NonFiniteError, match="at step 2"):
+        run(state, [poisoned])
+    assert state.step == 1
+    for name, tensor in state.tensors()["model"].items():
+        assert torch.equal(tensor, before[name])
+    # Nothing of it stays behind in the gradients.
+    assert all(parameter.grad is None for parameter in state.model.parameters())
+
+
+def test_a_loaded_state_continues_bit_equal() -> None:
+    straight = linear_state()
+    run(straight, [batch(index) for index in range(6)])
+    first, second = linear_state(), linear_state()
+    run(first, [batch(index) for index in range(3)])
+    saved = {group: {n: t.clone() for n, t in tensors.items()} for group, tensors in first.tensors().items()}
+    second.load(saved, first.step)
+    run(second, [batch(index) for index in range(3, 6)])
+    for group, tensors in straight.tensors().items():
+        for name, tensor in tensors.items():
+            assert torch.equal(second.tensors()[group][name], tensor), (group, name)
+
+
+def test_the_first_step_has_a_learning_rate_above_zero() -> None:
+    settings = {"peak": 1.0, "warmup_steps": 4, "total_steps": 20, "schedule": "linear", "min_ratio": 0.1}
+    rates = [learning_rate(step, **settings) for step in range(20)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == 1.0
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[4:]))
+    # One step before the end of a line from 1 at step 4 to 0.1 at step 20.
+    assert rates[19] == pytest.approx(1 - 0.9 * 15 / 16)
+
+
+def test_the_decay_takes_the_last_share_of_the_run() -> None:
+    settings = {"peak": 2.0, "warmup_steps": 0, "total_steps": 60, "min_ratio": 0.0, "decay_fraction": 0.5}
+    rates = [learning_rate(step, schedule="cosine", **settings) for step in range(60)]
+    assert rates[:31] == [2.0] * 31
+    assert rates[45] == pytest.approx(1.0)
+    assert [learning_rate(step, schedule="constant", **settings) for step in (0, 59)] == [2.0, 2.0]
