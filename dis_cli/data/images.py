@@ -28,10 +28,10 @@ SPLITS = ("train", "test", "all")
 class ImageSource(Protocol):
     """A finite, ordered set of grids (images or latents) with labels.
 
-    A source is opened once and then copied into the loader processes, so it must survive pickling, hold no open file,
-    and keep large tables in arrays rather than in Python objects. Nothing may change after it is opened: sample i is
-    the same grid in every process and every run. Errors in the user's files are DataError, raised when the source is
-    opened wherever that is possible without decoding.
+    A source is opened once and then copied into the loader processes, so it must survive pickling, open files only
+    when they are used, and keep large tables in arrays rather than in Python objects. Nothing may change after it is
+    opened: sample i is the same grid in every process and every run. Errors in the user's files are DataError, raised
+    when the source is opened wherever that is possible without decoding.
     """
 
     @property
@@ -324,7 +324,6 @@ def _frozen(labels: npt.ArrayLike) -> npt.NDArray[np.int64]:
 
 
 def _content_hash(levels: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> str:
-    digest = hashlib.sha256(repr(levels.shape).encode())
-    digest.update(np.ascontiguousarray(levels).tobytes())
+    digest = hashlib.sha256(np.ascontiguousarray(levels).tobytes())
     digest.update(labels.astype("<i8").tobytes())
     return digest.hexdigest()

@@ -22,8 +22,8 @@ DIGIT_WEIGHTS = Path(__file__).parent / "weights" / "digits.safetensors"
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 
 INCEPTION_HINT = (
-    f"Fetch {INCEPTION_FILE} from the releases of pytorch-fid, or the same file from those of torch-fidelity, where "
-    "its name begins with `weights-`, and give its path with `--inception PATH`"
+    f"Fetch {INCEPTION_FILE} from the releases of pytorch-fid (torch-fidelity's is called weights-inception-...), "
+    "put it anywhere, and give its path with `--inception PATH`"
 )
 
 
@@ -68,7 +68,8 @@ class DigitFeatures:
 
     def __init__(self, weights_path: Path | None = None) -> None:
         path = weights_path or DIGIT_WEIGHTS
-        self._network = DigitNetwork().requires_grad_(False).eval()
+        # In float64 the features of an image, once rounded, do not depend on the batch it is in.
+        self._network = DigitNetwork().double().requires_grad_(False).eval()
         try:
             data = path.read_bytes()
             self._network.load_state_dict(load_safetensors(data))
@@ -97,7 +98,8 @@ class DigitFeatures:
         if images.shape[1:] != (8, 8, 1):
             raise ValueError(f"images must have shape (B, 8, 8, 1), got {tuple(images.shape)}")
         with torch.no_grad():
-            return self._network(to_unit(images.cpu()))
+            features, logits = self._network(to_unit(images.cpu()).double())
+        return features.float(), logits.float()
 
 
 class InceptionFeatures:
@@ -157,7 +159,8 @@ class InceptionFeatures:
         if images.shape[3] not in (1, 3):
             raise ValueError(f"images must have 1 or 3 channels, got shape {tuple(images.shape)}")
         colours = images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).to(self._device)
-        with torch.no_grad():
+        # TF32 would move a feature by a thousandth.
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
             (features,) = self._network(colours)
         return features.cpu()
 

@@ -18,8 +18,8 @@ class CopyShare:
         median: Share nearer to a training image than the median training image is to its nearest other one, 0 to 1.
         low: The same with the 5 % quantile in the median's place: near copies.
 
-    Images that the training set could as well have held give 0.5 and 0.05 at most (the bundled digits' own test
-    images: 0.476 and 0.038); a model that copies gives 1 and 1.
+    Images that the training set could as well have held give about 0.5 and 0.05 (the bundled digits' own test images:
+    0.478 and 0.036); a model that copies gives 1 and 1.
     """
 
     median: float
@@ -53,13 +53,13 @@ def nearest_distances(
 ) -> Float64[Tensor, " n"]:
     """The L2 distance of each image to the nearest of others, in 8-bit pixel values.
 
-    Exact: sums of squares of bytes are integers that float64 holds without rounding. Takes n m h w c
-    multiplications, and memory for two blocks of images whatever n and m.
+    Exact: sums of squares of bytes are integers, which float64 holds without rounding. Takes n m h w c
+    multiplications, and the memory of two blocks of images whatever n and m.
 
     Args:
         queries: Images to place.
         references: Where to look for neighbours.
-        skip_self: Do not compare an image with the one at its own position; for ``queries`` is ``references``.
+        skip_self: Do not compare an image with the one at its own position; for a set against itself.
     """
     a, b = queries.cpu().flatten(1), references.cpu().flatten(1)
     rows = max(1, min(MAX_ROWS, MAX_ELEMENTS // max(a.shape[1], 1)))

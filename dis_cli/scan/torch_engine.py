@@ -101,20 +101,22 @@ def scan_forward(
     """The scan without autograd; shapes as in ``selective_scan``.
 
     Returns:
-        The result (b, l, d), and the states at the ends of the time chunks (chunks, b, n, d) for ``scan_backward``.
+        The result (b, l, d), and the states between the time chunks (chunks - 1, b, n, d) for ``scan_backward``.
     """
     batch, length, channels = u.shape
     state_dim = A.shape[1]
     A_t = A.t().contiguous()
     out = torch.empty((batch, length, channels), dtype=u.dtype, device=u.device)
     chunks = list(_chunks(batch, length, state_dim * channels, reverse=reverse))
-    ends = u.new_empty((max((c.number for c in chunks), default=-1) + 1, batch, state_dim, channels))
+    # The state after the last chunk is nobody's start.
+    ends = u.new_empty((max((chunk.number for chunk in chunks), default=0), batch, state_dim, channels))
     for chunk in chunks:
         here = (chunk.batch, chunk.time)
         step = _time_step(delta[here], delta_bias, delta_softplus=delta_softplus)
         carry = ends[chunk.number - 1, chunk.batch] if chunk.number else None
         _, h = _states(step, step * u[here], A_t, B[here], carry, chunk.order)
-        ends[chunk.number, chunk.batch] = h[:, chunk.order[-1]]
+        if chunk.number < len(ends):
+            ends[chunk.number, chunk.batch] = h[:, chunk.order[-1]]
         y = _contract_states(C[here], h)
         if D is not None:
             y.addcmul_(u[here], D)
@@ -174,8 +176,7 @@ def scan_backward(
 
         # g holds d loss / d h, the adjoint state.
         g = C_here[:, :, :, None] * grad_y[:, :, None, :]
-        is_last_chunk = chunk.number == ends.shape[0] - 1
-        if not is_last_chunk and carried is not None:
+        if chunk.number < len(ends) and carried is not None:
             g[:, last] += carried
         for following, t in zip(chunk.order[:0:-1], chunk.order[-2::-1], strict=True):
             g[:, t].addcmul_(decay[:, following], g[:, following])

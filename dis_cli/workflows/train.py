@@ -16,7 +16,7 @@ from dis_cli.config.presets import dump_toml, read_config
 from dis_cli.config.schema import RunConfig
 from dis_cli.data.batches import TrainingSet, training_batches
 from dis_cli.data.images import ImageSource
-from dis_cli.errors import Interrupted, MismatchError
+from dis_cli.errors import CheckpointError, Interrupted, MismatchError
 from dis_cli.events import Event, Finished, Note, Saved, Started, Step
 from dis_cli.models.flops import count
 from dis_cli.runtime.device import pick_device
@@ -73,12 +73,18 @@ def train(config: RunConfig, out: Path, *, device: str = "auto") -> Iterator[Eve
 def _train_locked(config: RunConfig, run: RunDir, source: ImageSource, device: torch.device) -> Iterator[Event]:
     state = build_training_state(config, device)
     checkpoint, notes = latest_checkpoint(run.checkpoints)
+    if checkpoint is None and notes:
+        raise CheckpointError(
+            f"All checkpoints of `{run.path}` are damaged. {'. '.join(notes)}",
+            "Begin a new run with `--out DIR`, or remove the damaged folders to begin this one again",
+        )
+    # Before anything is appended: a kill may have left half a line, and steps that are about to be done again.
+    run.truncate_events(checkpoint.step if checkpoint else 0)
     yield from (Note(message=note, level="warning") for note in notes)
     fingerprint = source.fingerprint
     if checkpoint is not None:
         _check_same_data(run, checkpoint.meta, source, fingerprint)
         state.load(checkpoint.tensors, checkpoint.step)
-    run.truncate_events(state.step)
     last_step = config.train.steps
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
     _write_run_json(run, device, parameters)

@@ -39,7 +39,7 @@ def test_killed_three_times(tmp_path, monkeypatch) -> None:
         process = start(killed)
         wait_for_step(killed, step, process)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.communicate()
     process = start(killed)
     _, error = process.communicate()
     assert process.returncode == 0, error.decode()

@@ -113,8 +113,16 @@ def test_absent_vae_is_named_without_asking_the_network(
 
 
 def test_locating_does_not_import_torch():
-    code = "import sys, dis_cli.codecs.locate; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    code = (
+        "import sys\n"
+        "from dis_cli.codecs.locate import locate_vae\n"
+        "for name in ('./none', 'owner/none'):\n"
+        "    try: locate_vae(name)\n"
+        "    except Exception as error: print(type(error).__name__)\n"
+        "sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (result.returncode, result.stdout.split()) == (0, ["MissingResourceError"] * 2)
 
 
 @pytest.mark.parametrize("absent", [CONFIG, WEIGHTS])
