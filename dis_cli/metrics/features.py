@@ -68,11 +68,12 @@ class DigitFeatures:
 
     def __init__(self, weights_path: Path | None = None) -> None:
         path = weights_path or DIGIT_WEIGHTS
-        # In float64 the features of an image, once rounded, do not depend on the batch it is in.
-        self._network = DigitNetwork().double().requires_grad_(False).eval()
+        # Without memory, so that no random weights are drawn only to be replaced.
+        with torch.device("meta"):
+            network = DigitNetwork()
         try:
             data = path.read_bytes()
-            self._network.load_state_dict(load_safetensors(data))
+            network.load_state_dict(load_safetensors(data), assign=True)
         except OSError as error:
             raise MissingResourceError(
                 f"Weights of the digit classifier cannot be read: `{path}` ({error.strerror or error})",
@@ -83,6 +84,8 @@ class DigitFeatures:
                 f"`{path}` does not hold the weights of the digit classifier",
                 "`python -m dis_cli.workflows.digit_features OUT` writes them anew",
             ) from error
+        # In float64 the features of an image, once rounded, do not depend on the batch it is in.
+        self._network = network.double().requires_grad_(False).eval()
         self.sha256 = hashlib.sha256(data).hexdigest()
 
     def features(self, images: Shaped[Tensor, "b h w c"]) -> tuple[Float[Tensor, "b 64"], Float[Tensor, "b 10"]]:
