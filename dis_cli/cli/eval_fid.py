@@ -16,7 +16,6 @@ from dis_cli.cli.options import (
     Overrides,
     PresetOption,
     QuietFlag,
-    SeedOption,
     VerboseFlag,
 )
 from dis_cli.cli.output import Output
@@ -30,7 +29,7 @@ def eval_fid(
     data: DataOption = None,
     inception: Annotated[
         Path | None,
-        typer.Option("--inception", metavar="PATH", help="torch-fidelity's Inception weights; the score is FID."),
+        typer.Option("--inception", metavar="PATH", help="Weights of the Inception that FID is defined with."),
     ] = None,
     num_samples: Annotated[
         int | None, typer.Option("--num-samples", metavar="N", min=2, help="Generated images; default as many as real.")
@@ -39,7 +38,9 @@ def eval_fid(
         float | None,
         typer.Option("--fail-above", metavar="X", min=0, help="Exit with 3 when the distance is above this."),
     ] = None,
-    seed: SeedOption = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", min=0, max=2**31 - 1, help="Seed of the first image.")
+    ] = None,
     steps: StepsOption = None,
     sampler: SamplerOption = None,
     cfg_scale: CfgOption = None,
@@ -58,7 +59,7 @@ def eval_fid(
     The bundled digits are scored by a bundled classifier (frechet_digits, class accuracy); everything else by Inception
     (FID), whose weights you give with --inception.
 
-    Example: dis eval-fid --ckpt runs/dis-xs-digits --fail-above 30
+    Example: dis eval-fid --ckpt runs/dis-xs-digits --fail-above 8
     """
     output = Output(quiet=quiet, verbose=verbose, progress=not no_progress, as_json=as_json)
     options = {"data.path": data, "evaluate.num_samples": num_samples, "evaluate.seed": seed}

@@ -20,7 +20,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
-        help="Settings that replace the preset's, such as train.steps=1000. See `dis presets show NAME` for all keys.",
+        help="Settings that replace the preset's, such as train.steps=1000. See `dis presets keys`.",
         show_default=False,
     ),
 ]

@@ -1,4 +1,4 @@
-"""``dis presets``: what presets there are, what one holds, and whether a file is one."""
+"""``dis presets``: what presets there are, what one holds, what can be set, and whether a file is a preset."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -45,6 +45,17 @@ def show_preset(name: PresetName, as_json: JsonFlag = False) -> None:
     config = load_preset(name)
     data = {"preset": config.model_dump(mode="json"), "num_parameters": _parameters(config)}
     result(dump_toml(config).splitlines(), data, as_json)
+
+
+@app.command("keys")
+def list_keys(as_json: JsonFlag = False) -> None:
+    """List every setting with what it allows, its default and its meaning."""
+    from dis_cli.config.overrides import describe_keys
+
+    keys = describe_keys()
+    rows = [[f"{key}={default}", f"{meaning} [{allowed}]"] for key, allowed, default, meaning in keys]
+    names = ("key", "allowed", "default", "description")
+    result(table(rows), {"keys": [dict(zip(names, entry, strict=True)) for entry in keys]}, as_json)
 
 
 @app.command("validate")

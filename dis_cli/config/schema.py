@@ -80,6 +80,8 @@ class DiffusionConfig(Section):
     def _combination_is_defined(self) -> Self:
         if self.prediction == "v" and self.variance == "learned_range":
             raise ValueError("prediction 'v' needs a fixed variance: set diffusion.variance to 'fixed_small'")
+        if self.schedule == "linear" and self.num_timesteps <= 20:
+            raise ValueError(f"the linear schedule needs num_timesteps above 20, got {self.num_timesteps}")
         return self
 
 

@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 from dis_cli.data.images import ImageSource
 from dis_cli.data.order import index_at
 from dis_cli.diffusion.batch import TrainingBatch
+from dis_cli.errors import DisError
 from dis_cli.runtime.seed import Stream, generator
 
 
-class TrainingSet(Dataset[tuple[Tensor, ...]]):
+class TrainingSet(Dataset[tuple[Tensor, ...] | DisError]):
     """A source seen through the run's order; the key of a sample is its global position.
 
     Args:
@@ -33,8 +34,17 @@ class TrainingSet(Dataset[tuple[Tensor, ...]]):
         self.num_timesteps = num_timesteps
         self.num_drop_path = num_drop_path
 
-    def __getitem__(self, position: int) -> tuple[Tensor, ...]:
-        """The fields of a ``TrainingBatch`` for one sample, without the batch axis."""
+    def __getitem__(self, position: int) -> tuple[Tensor, ...] | DisError:
+        """The fields of a ``TrainingBatch`` for one sample, without the batch axis.
+
+        An error is returned, not raised: torch would rebuild it from a loader process without its hint.
+        """
+        try:
+            return self._sample(position)
+        except DisError as error:
+            return error
+
+    def _sample(self, position: int) -> tuple[Tensor, ...]:
         rng = generator(self.seed, Stream.TRAIN, position)
         index = index_at(position, num_samples=len(self.source), seed=self.seed)
         # The image comes last: how many draws it takes depends on the source, and must not move the others.
@@ -66,6 +76,9 @@ def training_batches(
         batch_size: Samples per optimizer step.
         accumulation: Parts per step; divides ``batch_size``.
         num_workers: Loader processes; 0 loads in line.
+
+    Raises:
+        DisError: A sample could not be read.
     """
     part = batch_size // accumulation
     parts = range(first_step * accumulation, last_step * accumulation)
@@ -78,9 +91,15 @@ def training_batches(
         num_workers=num_workers,
         generator=torch.Generator().manual_seed(0),
     )
-    yield from loader
+    for batch in loader:
+        if isinstance(batch, DisError):
+            raise batch
+        yield batch
 
 
-def _collate(samples: list[tuple[Tensor, ...]]) -> TrainingBatch:
+def _collate(samples: list[tuple[Tensor, ...] | DisError]) -> TrainingBatch | DisError:
+    failed = next((sample for sample in samples if isinstance(sample, DisError)), None)
+    if failed is not None:
+        return failed
     x_0, labels, t, noise, label_drop, drop_path = (torch.stack(field) for field in zip(*samples, strict=True))
     return TrainingBatch(x_0, labels, t, noise, label_drop, drop_path.t().contiguous())

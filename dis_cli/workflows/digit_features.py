@@ -49,7 +49,7 @@ def rebuild(out: Path = DIGIT_WEIGHTS) -> Iterator[Event]:
     Raises:
         StorageError: The file cannot be written.
     """
-    train, train_labels = _digits("train")
+    train, train_labels = digit_images("train")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         network = DigitNetwork()
@@ -74,8 +74,8 @@ def measure(extractor: DigitFeatures) -> dict[str, float]:
         ``test_accuracy``; and the distances of the test images (``floor``), of Gaussians per class and of clipped
         normal noise, 1,797 images each.
     """
-    train, train_labels = _digits("train")
-    test, test_labels = _digits("test")
+    train, train_labels = digit_images("train")
+    test, test_labels = digit_images("test")
     gaussians = ClassGaussians(train, train_labels).sample(np.concatenate([train_labels, test_labels]), seed=0)
     noise = to_uint8(torch.from_numpy(np.random.default_rng(0).standard_normal((len(gaussians), 1, 8, 8))).float())
     features, logits = extractor.features(test)
@@ -119,7 +119,8 @@ def _lr_factor(step: int, total: int) -> float:
     return min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / total))
 
 
-def _digits(split: str) -> tuple[Tensor, npt.NDArray[np.int64]]:
+def digit_images(split: str) -> tuple[Tensor, npt.NDArray[np.int64]]:
+    """The bundled digits of a split as 8-bit images (n, 8, 8, 1), the form that samples are scored in, and labels."""
     source = DigitsSource(split)
     return to_uint8(torch.stack([source.load(index, None) for index in range(len(source))])), source.labels
 

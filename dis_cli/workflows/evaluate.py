@@ -17,12 +17,13 @@ from dis_cli.data.images import ImageSource
 from dis_cli.errors import MissingResourceError, StorageError, UsageError
 from dis_cli.events import Event, Finished, Metric, Note, Progress, Started, Wrote
 from dis_cli.metrics.baselines import ClassGaussians
-from dis_cli.metrics.features import DigitFeatures, InceptionFeatures
+from dis_cli.metrics.features import INCEPTION_HINT, DigitFeatures, InceptionFeatures
 from dis_cli.metrics.frechet import Statistics, frechet_distance, statistics
 from dis_cli.metrics.memorization import copy_share
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.files import atomic_write_text
 from dis_cli.workflows.build import build_codec, build_image_source
+from dis_cli.workflows.digit_features import digit_images
 from dis_cli.workflows.generate import generate
 from dis_cli.workflows.load import LoadedModel, check_preset, load_model
 
@@ -47,7 +48,7 @@ def evaluate(
 
     Args:
         checkpoint: Run folder, checkpoint folder or published ``.pt`` file.
-        inception: torch-fidelity's Inception weights; None takes the digit classifier, for the digits only.
+        inception: The Inception weights that FID is defined with; None takes the digit classifier, for the digits only.
         overrides: ``KEY=VALUE`` on the checkpoint's settings, such as ``evaluate.num_samples=10000``.
         preset: The preset that the checkpoint must belong to; None accepts any.
         out: The result file; None puts it into the run's ``evaluations``.
@@ -65,6 +66,9 @@ def evaluate(
     yield from (Note(message=note, level="warning") for note in loaded.notes)
     config = apply_overrides(loaded.config, list(overrides))
     extractor = _extractor(config, inception, place)
+    if isinstance(extractor, InceptionFeatures) and not extractor.published:
+        message = f"`{inception}` is not the published Inception: the score cannot be compared with those of papers"
+        yield Note(message=message, level="warning")
     whole = build_image_source(config, split="all" if config.data.source == "digits" else "train")
     num_samples = config.evaluate.num_samples or len(whole)
     labels = class_labels(whole, num_samples) if config.model.num_classes else None
@@ -121,8 +125,8 @@ def score_digits(generated: Tensor, labels: npt.NDArray[np.int64] | None, extrac
         labels: The class asked for of each; None leaves the accuracy out.
         extractor: The digit classifier.
     """
-    train, train_labels = _digits("train")
-    test, test_labels = _digits("test")
+    train, train_labels = digit_images("train")
+    test, test_labels = digit_images("test")
     features, logits = extractor.features(generated)
     test_features, test_logits = extractor.features(test)
     own, train_stats, test_stats = (
@@ -179,7 +183,7 @@ def _extractor(config: RunConfig, inception: Path | None, device: torch.device) 
         return DigitFeatures()
     raise MissingResourceError(
         f"Images of {config.data.source} are scored in the features of Inception, whose weights are not bundled",
-        "Give torch-fidelity's pt_inception-2015-12-05-6726825d.pth with `--inception PATH`",
+        INCEPTION_HINT,
     )
 
 
@@ -195,13 +199,6 @@ def _real_statistics(source: ImageSource, extractor: InceptionFeatures) -> Stati
         )
     ]
     return statistics(torch.cat(parts))
-
-
-def _digits(split: str) -> tuple[Tensor, npt.NDArray[np.int64]]:
-    from dis_cli.data.images import DigitsSource
-
-    source = DigitsSource(split)
-    return to_uint8(torch.stack([source.load(index, None) for index in range(len(source))])), source.labels
 
 
 def _accuracy(logits: Tensor, labels: npt.NDArray[np.int64]) -> float:

@@ -1,6 +1,7 @@
 """The architecture page and the import rule describe the package as it is."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -27,8 +28,8 @@ def test_every_file_named_on_the_page_exists() -> None:
 
 def test_every_room_is_installed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    listed = project["tool"]["setuptools"]["packages"]
-    assert sorted(name.removeprefix("dis_cli.") for name in listed if name not in ("dis_cli", "dis_cli.presets")) == ROOMS
+    listed = set(project["tool"]["setuptools"]["packages"]) - {"dis_cli", "dis_cli.presets"}
+    assert sorted(name.removeprefix("dis_cli.") for name in listed) == ROOMS
 
 
 def test_the_top_level_is_the_agreed_one() -> None:
@@ -51,8 +52,6 @@ def test_the_top_level_is_the_agreed_one() -> None:
     ],
 )
 def test_a_wrong_import_breaks_the_contracts(room, line, tmp_path) -> None:
-    import shutil
-
     shutil.copytree(PACKAGE, tmp_path / "dis_cli", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "dis_cli" / room / "wrong.py").write_text(f"{line}\n")

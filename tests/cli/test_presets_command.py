@@ -93,3 +93,11 @@ def test_validate_as_json_prints_one_object(bad_preset, capsys):
 def test_missing_file_is_told(capsys, tmp_path):
     assert run(["presets", "validate", str(tmp_path / "none.toml")]) == 3
     assert "No such file" in capsys.readouterr().out
+
+
+def test_keys_say_what_every_setting_means(capsys):
+    assert run(["presets", "keys"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (steps,) = [line for line in lines if line.startswith("train.steps=")]
+    assert "optimizer steps in all" in steps
+    assert len(lines) > 40

@@ -156,7 +156,7 @@ def test_what_is_not_a_checkpoint_is_refused(run, tmp_path, capsys) -> None:
 
 def test_a_truncated_checkpoint_is_passed_over_or_refused(tmp_path, capsys) -> None:
     assert train(tmp_path / "run", "train.steps=2", "train.save_every=1", "sample.steps=2") == 0
-    older, newest = list_checkpoints(tmp_path / "run" / "checkpoints")
+    _, newest = list_checkpoints(tmp_path / "run" / "checkpoints")
     weights = newest / "ema.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     capsys.readouterr()
