@@ -150,7 +150,13 @@ def _usage_error(exception: typer.TyperException) -> UsageError:
         hints.insert(0, f"Did you mean `{similar[0][1:-1] if suggestion else similar[0]}`?")
     elif context and any(parameter.name == "overrides" for parameter in context.command.params):
         hints = _key_hints(getattr(exception, "option_name", "")) + hints
-    return UsageError(message.strip().rstrip("."), " ".join(hints))
+    return UsageError(message.strip().rstrip(".") + _value_got(exception.__cause__), " ".join(hints))
+
+
+def _value_got(cause: BaseException | None) -> str:
+    # Typer converts by pydantic, whose message names the bound and not the value.
+    errors = getattr(cause, "errors", None)
+    return f", got `{errors()[0]['input']}`" if callable(errors) and type(cause).__name__ == "ValidationError" else ""
 
 
 def _key_hints(option: str) -> list[str]:

@@ -1,5 +1,6 @@
 """From what ``--ckpt`` names to a model that can be sampled."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,8 +153,8 @@ def parse_classes(values: list[str], loaded: LoadedModel) -> list[int]:
 def _parse_class(text: str, count: int, names: tuple[str, ...]) -> int:
     if text in names:
         return names.index(text)
-    if text.isascii() and text.isdecimal():
-        if int(text) < count:
+    if re.fullmatch(r"-?[0-9]{1,18}", text):
+        if 0 <= int(text) < count:
             return int(text)
         raise UsageError(f"Class {text} is out of range: the model has {count} classes, 0 to {count - 1}")
     close = did_you_mean(text, names)
