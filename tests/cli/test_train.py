@@ -76,7 +76,7 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path, capsys) -> None
     before = (tmp_path / "config.toml").read_bytes()
     assert train(tmp_path, "train.steps=2", "train.lr=0.5", "model.embed_dim=32") == 2
     error = capsys.readouterr().err
-    assert "train.lr: 0.002 there, 0.5 asked for" in error
+    assert "train.lr: 0.003 there, 0.5 asked for" in error
     assert "model.embed_dim: 16 there, 32 asked for" in error
     assert "hint: Choose another folder" in error
     assert (tmp_path / "config.toml").read_bytes() == before
