@@ -154,9 +154,12 @@ def _usage_error(exception: typer.TyperException) -> UsageError:
 
 
 def _value_got(cause: BaseException | None) -> str:
-    # Typer converts by pydantic, whose message names the bound and not the value.
-    errors = getattr(cause, "errors", None)
-    return f", got `{errors()[0]['input']}`" if callable(errors) and type(cause).__name__ == "ValidationError" else ""
+    # Typer converts by pydantic, whose message names the bound and not the value. Imported late: it takes a while.
+    if cause is None:
+        return ""
+    from pydantic import ValidationError
+
+    return f", got `{cause.errors()[0]['input']}`" if isinstance(cause, ValidationError) else ""
 
 
 def _key_hints(option: str) -> list[str]:

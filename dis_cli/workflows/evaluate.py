@@ -28,6 +28,12 @@ from dis_cli.workflows.generate import generate
 from dis_cli.workflows.load import LoadedModel, check_preset, load_model
 
 FEATURE_BATCH = 256
+# What is told as soon as it is known, each with the numbers that give it meaning.
+HEADLINES = {
+    "fid": (),
+    "frechet_digits": ("floor", "class_gaussians"),
+    "class_accuracy": ("class_accuracy_real",),
+}
 
 
 def evaluate(
@@ -101,8 +107,9 @@ def evaluate(
         metrics = score_digits(generated, labels, extractor)
     else:
         metrics = {"fid": frechet_distance(_real_statistics(whole, extractor), _statistics(generated, extractor))}
-    for name, value in metrics.items():
-        yield Metric(name=name, value=value)
+    for name, beside in HEADLINES.items():
+        if name in metrics:
+            yield Metric(name=name, value=metrics[name], context={other: metrics[other] for other in beside})
     result = settings | metrics
     if path.is_dir():
         raise StorageError(f"`{path}` is a folder; the result is a file", "Give a file with `--out FILE`")
