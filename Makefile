@@ -52,6 +52,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.installed-dev
+	$(BIN)/python tests/bench/scan.py
 	$(BIN)/python tests/bench/train_step.py
 
 clean:

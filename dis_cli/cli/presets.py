@@ -41,9 +41,10 @@ def list_presets(as_json: JsonFlag = False) -> None:
 def show_preset(name: PresetName, as_json: JsonFlag = False) -> None:
     """Print a preset with every default filled in, as TOML that can be saved, edited and given to --preset."""
     from dis_cli.config.presets import dump_toml, load_preset
+    from dis_cli.workflows.cost import model_cost
 
     config = load_preset(name)
-    data = {"preset": config.model_dump(mode="json"), "num_parameters": _parameters(config)}
+    data = {"preset": config.model_dump(mode="json"), "num_parameters": model_cost(config).parameters}
     result(dump_toml(config).splitlines(), data, as_json)
 
 
@@ -84,6 +85,7 @@ def validate_presets(
 
 def _summary(config: "RunConfig") -> dict[str, object]:
     from dis_cli.models.sizes import SIZES
+    from dis_cli.workflows.cost import model_cost
 
     model = config.model
     shape = (model.embed_dim, model.depth)
@@ -92,26 +94,8 @@ def _summary(config: "RunConfig") -> dict[str, object]:
         "name": config.name,
         "size": sizes[0] if sizes else None,
         "patch_size": model.patch_size,
-        "num_parameters": _parameters(config),
+        "num_parameters": model_cost(config).parameters,
         "image_size_pixels": config.pixel_size,
         "num_classes": model.num_classes,
         "description": config.description,
     }
-
-
-def _parameters(config: "RunConfig") -> int:
-    from dis_cli.models.flops import count
-
-    model = config.model
-    return count(
-        image_size=model.image_size,
-        patch_size=model.patch_size,
-        in_channels=model.in_channels,
-        embed_dim=model.embed_dim,
-        depth=model.depth,
-        num_classes=model.num_classes,
-        learn_sigma=config.learn_sigma,
-        d_state=model.d_state,
-        d_conv=model.d_conv,
-        expand=model.expand,
-    ).parameters

@@ -18,7 +18,6 @@ from dis_cli.data.batches import TrainingSet, training_batches
 from dis_cli.data.images import ImageSource
 from dis_cli.errors import CheckpointError, Interrupted, MismatchError
 from dis_cli.events import Event, Finished, Note, Saved, Started, Step
-from dis_cli.models.flops import count
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.files import atomic_write_text
 from dis_cli.runtime.run_dir import RunDir
@@ -26,6 +25,7 @@ from dis_cli.runtime.signals import stop_on_signals
 from dis_cli.training.loop import train_steps
 from dis_cli.training.state import TrainingState
 from dis_cli.workflows.build import build_learning_rate, build_loss_function, build_source, build_training_state
+from dis_cli.workflows.cost import model_cost
 
 # Settings that may change between two starts of a run, because they change nothing that was computed so far.
 CHANGEABLE = frozenset(
@@ -162,14 +162,14 @@ def plan_training(config: RunConfig, out: Path) -> dict[str, object]:
     """What ``train`` would do, with estimates; reads the data's listing, writes nothing."""
     source = build_source(config)
     _check_same_run(RunDir(out), config)
-    cost = count_config(config)
-    weights = 4 * cost["parameters"]
+    cost = model_cost(config)
+    weights = 4 * cost.parameters
     return {
         "run": str(out),
         "images": len(source),
         "steps": config.train.steps,
-        "parameters": cost["parameters"],
-        "macs_per_image": cost["macs"],
+        "parameters": cost.parameters,
+        "macs_per_image": cost.macs,
         # weights, gradients, two moments and the average
         "state_memory_bytes": 5 * weights,
         # weights, average and two moments
@@ -177,24 +177,6 @@ def plan_training(config: RunConfig, out: Path) -> dict[str, object]:
         "disk_bytes": 4 * weights * (config.train.keep_last + 1),
         "config": config.model_dump(mode="json"),
     }
-
-
-def count_config(config: RunConfig) -> dict[str, int]:
-    """Parameters and multiply-adds of one forward of the configured model."""
-    model = config.model
-    cost = count(
-        image_size=model.image_size,
-        patch_size=model.patch_size,
-        in_channels=model.in_channels,
-        embed_dim=model.embed_dim,
-        depth=model.depth,
-        num_classes=model.num_classes,
-        learn_sigma=config.learn_sigma,
-        d_state=model.d_state,
-        d_conv=model.d_conv,
-        expand=model.expand,
-    )
-    return {"parameters": cost.parameters, "macs": cost.macs}
 
 
 def _check_same_run(run: RunDir, config: RunConfig) -> None:
