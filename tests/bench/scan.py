@@ -1,7 +1,7 @@
 """The plain PyTorch scan against the recurrence written token by token: ``python tests/bench/scan.py [--json FILE]``.
 
-Interleaved medians in one process, as ratios: how many times faster the scan is than ``selective_scan_reference``, forward
-alone and forward with backward. The reference's backward is autograd's.
+Interleaved medians in one process, as ratios: how many times faster the scan is than ``selective_scan_reference``,
+forward alone and forward with backward. The reference's backward is autograd's.
 """
 
 import argparse
