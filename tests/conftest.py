@@ -9,6 +9,6 @@ from jaxtyping import install_import_hook
 
 # Before anything of these rooms is imported, so that the annotations of their arrays are checked at every call.
 install_import_hook(
-    ["dis_cli.scan", "dis_cli.models", "dis_cli.diffusion", "dis_cli.training", "dis_cli.metrics", "dis_cli.data"],
+    [f"dis_cli.{room}" for room in ("scan", "models", "diffusion", "training", "metrics", "data", "codecs")],
     "support.typecheck.checked",
 )

@@ -50,7 +50,8 @@ def load_model(path: Path, device: torch.device) -> LoadedModel:
     """Read a run folder (its newest sound checkpoint), a checkpoint folder, or a published ``.pt`` file.
 
     Raises:
-        CheckpointError: It is missing, damaged, or none of these.
+        UsageError: There is no such path.
+        CheckpointError: It is damaged, or none of these.
         MismatchError: The weights do not fit the settings saved with them.
     """
     if path.is_file():
@@ -58,7 +59,7 @@ def load_model(path: Path, device: torch.device) -> LoadedModel:
     elif path.is_dir():
         loaded = _load_own(path)
     else:
-        raise CheckpointError(
+        raise UsageError(
             f"No checkpoint at `{path}`",
             "Give a run folder, one of its checkpoints/step-* folders, or a published .pt file",
         )

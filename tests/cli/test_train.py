@@ -97,6 +97,12 @@ def test_cifar10(tmp_path, capsys) -> None:
     small = ["model.embed_dim=16", "model.depth=3", "model.patch_size=8"]
     assert dis(*command, *small, "train.steps=2", "train.batch_size=2") == 0
     assert "step 2" in capsys.readouterr().out
+    # The model is unconditional: images without a class.
+    assert dis("sample", "--ckpt", tmp_path / "run", "--out", tmp_path / "out", "-n", "3", "--steps", "2", "-q") == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"000000.png", "000001.png", "000002.png", "grid.png", "samples.json"}
+    assert dis("sample", "--ckpt", tmp_path / "run", "--class", "1") == 2
+    assert "unconditional and has no class 1" in capsys.readouterr().err
 
 
 def test_missing_cifar_says_what_to_put_where(tmp_path, capsys) -> None:
