@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.inception import save_random_inception
 from torch import Tensor
 
 from dis_cli.codecs.pixel import to_uint8
@@ -112,17 +113,7 @@ def test_rebuilding_gives_the_same_bytes_and_a_readable_file(tmp_path: Path, mon
 
 @pytest.fixture(scope="module")
 def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Random weights in the published file's layout: the network is built with its download replaced by nothing."""
-    from torch_fidelity import feature_extractor_inceptionv3 as module
-
-    path = tmp_path_factory.mktemp("inception") / "random.pth"
-    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
-        torch.manual_seed(0)
-        patch.setattr(module, "load_state_dict_from_url", lambda *_, **__: {})
-        patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
-        network = module.FeatureExtractorInceptionV3("random", ["2048"])
-    # the published file has no counters, which came with later versions of torch
-    torch.save({k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}, path)
+    path = save_random_inception(tmp_path_factory.mktemp("inception") / "random.pth")
     yield path
     path.unlink()
 
