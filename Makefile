@@ -33,10 +33,11 @@ demo: $(VENV)/.installed
 	$(BIN)/dis eval-fid --ckpt $(RUN)
 	@echo
 	@echo "The grid is $(RUN)/samples/demo/grid.png. Go on with:"
-	@echo "  $(BIN)/dis sample --ckpt $(RUN) --class 3 -n 64         more images of one class"
-	@echo "  $(BIN)/dis train --out $(RUN) train.steps=6000          train the same run for longer"
-	@echo "  $(BIN)/dis train --preset dis-m-cifar --data DIR        another data set"
-	@echo "  $(BIN)/dis flops --size xl --patch 2                    what a model costs"
+	@printf '  %-55s %s\n' \
+		"$(BIN)/dis sample --ckpt $(RUN) --class 3 -n 64" "more images of one class" \
+		"$(BIN)/dis train --out $(RUN) train.steps=6000" "train the same run for longer" \
+		"$(BIN)/dis train --preset dis-m-cifar --data DIR" "another data set" \
+		"$(BIN)/dis flops --size xl --patch 2" "what a model costs"
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2
