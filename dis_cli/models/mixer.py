@@ -151,7 +151,7 @@ class _Direction(torch.autograd.Function):
 def _scan_inputs(
     x: Tensor, conv_weight: Tensor, conv_bias: Tensor, x_proj: Tensor, dt_proj: Tensor, d_state: int, reverse: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """U (b, l, e), dt (b, l, r), B and C (b, l, n), and delta (b, l, e) before its bias."""
+    """What the scan takes: u (b, l, e), dt (b, l, r), B and C (b, l, n), and delta (b, l, e) before its bias."""
     u = conv_silu_forward(x, conv_weight[:, 0], conv_bias, reverse=reverse)
     dt, B, C = (u @ x_proj.t()).split([dt_proj.shape[1], d_state, d_state], dim=-1)
     return u, dt, B, C, dt @ dt_proj.t()

@@ -42,7 +42,7 @@ def selective_scan(
     Raises:
         ValueError: A tensor's shape does not fit the others.
     """
-    check_scan_shapes(u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias)
+    _check_scan_shapes(u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias)
     compute = torch.float64 if u.dtype == torch.float64 else torch.float32
     tensors = [None if tensor is None else tensor.to(compute) for tensor in (u, delta, A, B, C, D, z, delta_bias)]
     result: Tensor = _SelectiveScan.apply(*tensors, delta_softplus, reverse)  # pyright: ignore[reportAssignmentType]
@@ -76,7 +76,7 @@ def causal_conv_silu(
     return result
 
 
-def check_scan_shapes(
+def _check_scan_shapes(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
