@@ -27,11 +27,12 @@ class Block(nn.Module):
         d_state: State size of the scan, per channel.
         d_conv: Taps of the causal convolution.
         expand: Inner width of the mixer, as a multiple of ``embed_dim``.
+        engine: What computes the scan and the convolution (``dis_cli.scan.engines``).
     """
 
-    def __init__(self, embed_dim: int, *, skip: bool, d_state: int, d_conv: int, expand: int) -> None:
+    def __init__(self, embed_dim: int, *, skip: bool, d_state: int, d_conv: int, expand: int, engine: str) -> None:
         super().__init__()
-        self.mixer = Mixer(embed_dim, d_state, d_conv, expand)
+        self.mixer = Mixer(embed_dim, d_state, d_conv, expand, engine)
         self.norm = nn.RMSNorm(embed_dim, eps=NORM_EPS)
         self.skip_linear = nn.Linear(2 * embed_dim, embed_dim) if skip else None
 
@@ -78,6 +79,7 @@ class DiS(nn.Module):
         expand: Inner width of a mixer, as a multiple of ``embed_dim``.
         init: "corrected", or "published" to start the backward scan's time step at softplus(0), as published.
         final_init: "published" (random), or "zero" to start from an all-zero output.
+        engine: What computes the scan and the convolution (``dis_cli.scan.engines``).
 
     Raises:
         ValueError: ``depth`` is even, or ``patch_size`` does not divide ``image_size``.
@@ -100,6 +102,7 @@ class DiS(nn.Module):
         expand: int = 2,
         init: str = "corrected",
         final_init: str = "published",
+        engine: str = "auto",
     ) -> None:
         super().__init__()
         if depth < 1 or depth % 2 == 0:
@@ -129,7 +132,7 @@ class DiS(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(1, self.extras + (image_size // patch_size) ** 2, embed_dim))
 
         def block(*, skip: bool) -> Block:
-            return Block(embed_dim, skip=skip, d_state=d_state, d_conv=d_conv, expand=expand)
+            return Block(embed_dim, skip=skip, d_state=d_state, d_conv=d_conv, expand=expand, engine=engine)
 
         self.in_blocks = nn.ModuleList(block(skip=False) for _ in range(depth // 2))
         self.mid_block = block(skip=False)

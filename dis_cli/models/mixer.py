@@ -25,10 +25,14 @@ class Mixer(nn.Module):
         d_state: State size of the scan, per channel.
         d_conv: Taps of the causal convolution.
         expand: Inner width, as a multiple of ``embed_dim``.
+        engine: What computes the scan and the convolution (``dis_cli.scan.engines``).
     """
 
-    def __init__(self, embed_dim: int, d_state: int = 16, d_conv: int = 4, expand: int = 2) -> None:
+    def __init__(
+        self, embed_dim: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, engine: str = "auto"
+    ) -> None:
         super().__init__()
+        self.engine = engine
         inner = expand * embed_dim
         self.dt_rank = math.ceil(embed_dim / 16)
         self.d_state = d_state

@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dis_cli.scan import torch_engine
+from dis_cli.scan.engines import choose_engine
+from dis_cli.scan.reference import causal_conv_silu_reference, selective_scan_reference
 
 
 def selective_scan(
@@ -21,6 +23,7 @@ def selective_scan(
     delta_bias: Float[Tensor, " d"] | None = None,
     delta_softplus: bool = True,
     reverse: bool = False,
+    engine: str = "auto",
 ) -> Float[Tensor, "b l d"]:
     """The selective scan of Mamba (arXiv 2312.00752, algorithm 2), differentiable in every tensor.
 
@@ -38,11 +41,16 @@ def selective_scan(
         delta_bias: Added to ``delta`` before softplus; None adds nothing.
         delta_softplus: Whether ``delta`` goes through softplus (linear beyond 20).
         reverse: Scan from the last token to the first.
+        engine: What computes it (``dis_cli.scan.engines``).
 
     Raises:
-        ValueError: A tensor's shape does not fit the others.
+        ValueError: A tensor's shape does not fit the others, or the engine cannot be used.
     """
     _check_scan_shapes(u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias)
+    if choose_engine(engine, u.device.type, u.dtype).name == "reference":
+        return selective_scan_reference(
+            u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus, reverse=reverse
+        )
     compute = torch.float64 if u.dtype == torch.float64 else torch.float32
     tensors = [None if tensor is None else tensor.to(compute) for tensor in (u, delta, A, B, C, D, z, delta_bias)]
     result: Tensor = _SelectiveScan.apply(*tensors, delta_softplus, reverse)  # pyright: ignore[reportAssignmentType]
@@ -55,6 +63,7 @@ def causal_conv_silu(
     bias: Float[Tensor, " d"],
     *,
     reverse: bool = False,
+    engine: str = "auto",
 ) -> Float[Tensor, "b l d"]:
     """Depthwise convolution over a token and those before it, then SiLU; differentiable in every tensor.
 
@@ -63,15 +72,18 @@ def causal_conv_silu(
         weight: Taps per channel; the last one meets the token itself.
         bias: Per channel.
         reverse: Look at the tokens that come after instead, as if the sequence were flipped.
+        engine: What computes it (``dis_cli.scan.engines``).
 
     Raises:
-        ValueError: A tensor's shape does not fit the others.
+        ValueError: A tensor's shape does not fit the others, or the engine cannot be used.
     """
     if x.ndim != 3:
         raise ValueError(f"x must be (batch, length, channels), got shape {tuple(x.shape)}")
     if weight.ndim != 2 or weight.shape[0] != x.shape[2]:
         raise ValueError(f"weight must be ({x.shape[2]}, taps), got shape {tuple(weight.shape)}")
     _check_shape("bias", bias, (x.shape[2],))
+    if choose_engine(engine, x.device.type, x.dtype).name == "reference":
+        return causal_conv_silu_reference(x, weight, bias, reverse=reverse)
     result: Tensor = _CausalConvSiLU.apply(x, weight, bias, reverse)  # pyright: ignore[reportAssignmentType]
     return result
 
