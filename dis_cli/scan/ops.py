@@ -1,12 +1,18 @@
-"""The two recurrent operations of a DiS block as differentiable functions, with their contracts checked."""
+"""The two recurrent operations of a DiS block as differentiable functions, with their contracts checked.
+
+Each is a custom operator of torch, so that ``torch.compile`` takes a model as one graph and torch's FLOP counter counts
+the scan. The operator's implementation is the engine's; its backward is an operator as well.
+"""
 
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
-from dis_cli.scan import torch_engine
+from dis_cli.scan import kernel, mamba_engine, torch_engine
+from dis_cli.scan.contract import ScanInputs
 from dis_cli.scan.engines import choose_engine
 from dis_cli.scan.reference import causal_conv_silu_reference, selective_scan_reference
 
@@ -47,13 +53,16 @@ def selective_scan(
         ValueError: A tensor's shape does not fit the others, or the engine cannot be used.
     """
     _check_scan_shapes(u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias)
-    if choose_engine(engine, u.device.type, u.dtype).name == "reference":
-        return selective_scan_reference(
-            u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus, reverse=reverse
-        )
+    name = choose_engine(engine, u.device.type, u.dtype).name
+    flags = {"delta_softplus": delta_softplus, "reverse": reverse}
+    if name == "mamba_ssm":
+        return mamba_engine.selective_scan(u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias, **flags)
     compute = torch.float64 if u.dtype == torch.float64 else torch.float32
     tensors = [None if tensor is None else tensor.to(compute) for tensor in (u, delta, A, B, C, D, z, delta_bias)]
-    result: Tensor = _SelectiveScan.apply(*tensors, delta_softplus, reverse)  # pyright: ignore[reportAssignmentType]
+    if name == "reference":
+        D, z, delta_bias = tensors[5:]
+        return selective_scan_reference(*tensors[:5], D=D, z=z, delta_bias=delta_bias, **flags).to(u.dtype)  # pyright: ignore[reportArgumentType]
+    result, _ = torch.ops.dis.selective_scan(*tensors, delta_softplus, reverse, name)
     return result.to(u.dtype)
 
 
@@ -67,6 +76,8 @@ def causal_conv_silu(
 ) -> Float[Tensor, "b l d"]:
     """Depthwise convolution over a token and those before it, then SiLU; differentiable in every tensor.
 
+    Computes in float32, or in float64 when ``x`` is float64, and returns the dtype of ``x``.
+
     Args:
         x: Input.
         weight: Taps per channel; the last one meets the token itself.
@@ -79,13 +90,22 @@ def causal_conv_silu(
     """
     if x.ndim != 3:
         raise ValueError(f"x must be (batch, length, channels), got shape {tuple(x.shape)}")
-    if weight.ndim != 2 or weight.shape[0] != x.shape[2]:
+    if weight.ndim != 2 or weight.shape[0] != x.shape[2] or weight.shape[1] == 0:
         raise ValueError(f"weight must be ({x.shape[2]}, taps), got shape {tuple(weight.shape)}")
     _check_shape("bias", bias, (x.shape[2],))
-    if choose_engine(engine, x.device.type, x.dtype).name == "reference":
-        return causal_conv_silu_reference(x, weight, bias, reverse=reverse)
-    result: Tensor = _CausalConvSiLU.apply(x, weight, bias, reverse)  # pyright: ignore[reportAssignmentType]
-    return result
+    name = choose_engine(engine, x.device.type, x.dtype).name
+    if name == "mamba_ssm":
+        return mamba_engine.causal_conv_silu(x, weight, bias, reverse=reverse)
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    tensors = [tensor.to(compute) for tensor in (x, weight, bias)]
+    if name == "reference":
+        return causal_conv_silu_reference(*tensors, reverse=reverse).to(x.dtype)
+    return torch.ops.dis.causal_conv_silu(*tensors, reverse, name).to(x.dtype)
+
+
+def engine_module(name: str) -> Any:
+    """The module of an engine that has ``scan_forward`` and its kind: the kernel or plain PyTorch."""
+    return kernel if name == "kernel" else torch_engine
 
 
 def _check_scan_shapes(
@@ -120,42 +140,136 @@ def _check_shape(name: str, tensor: Tensor | None, wanted: tuple[int, ...]) -> N
         raise ValueError(f"{name} must have shape {wanted}, got {tuple(tensor.shape)}")
 
 
-class _SelectiveScan(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        z: Tensor | None,
-        delta_bias: Tensor | None,
-        delta_softplus: bool,
-        reverse: bool,
-    ) -> Tensor:
-        out, ends = torch_engine.scan_forward(
-            u, delta, A, B, C, D, z, delta_bias, delta_softplus=delta_softplus, reverse=reverse
-        )
-        ctx.save_for_backward(ends, u, delta, A, B, C, D, z, delta_bias)
-        ctx.flags = {"delta_softplus": delta_softplus, "reverse": reverse}
-        return out
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable  # its type hides the argument's name
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return (*torch_engine.scan_backward(grads[0], *ctx.saved_tensors, **ctx.flags), None, None)
+# The operators. Their backward operators return a list, in which the gradients of absent tensors are missing.
 
 
-class _CausalConvSiLU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, reverse: bool) -> Tensor:
-        ctx.save_for_backward(x, weight, bias)
-        ctx.reverse = reverse
-        return torch_engine.conv_silu_forward(x, weight, bias, reverse=reverse)
+@torch.library.custom_op("dis::selective_scan", mutates_args=())
+def _scan_op(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
+    engine: str,
+) -> tuple[Tensor, Tensor]:
+    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
+    return engine_module(engine).scan_forward(inputs)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable  # its type hides the argument's name
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return (*torch_engine.conv_silu_backward(grads[0], *ctx.saved_tensors, reverse=ctx.reverse), None)
+
+@_scan_op.register_fake
+def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, engine):  # noqa: ARG001 # pyright: ignore
+    return u.new_empty(u.shape), u.new_empty(engine_module(engine).ends_shape(*u.shape, A.shape[1]))
+
+
+@torch.library.custom_op("dis::selective_scan_backward", mutates_args=())
+def _scan_backward_op(
+    grad: Tensor,
+    ends: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
+    engine: str,
+) -> list[Tensor]:
+    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
+    gradients = engine_module(engine).scan_backward(grad, ends, inputs)
+    return [gradient for gradient in gradients if gradient is not None]
+
+
+@_scan_backward_op.register_fake
+def _(grad, ends, u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, engine):  # noqa: ARG001 # pyright: ignore
+    return [tensor.new_empty(tensor.shape) for tensor in (u, delta, A, B, C, D, z, delta_bias) if tensor is not None]
+
+
+def _scan_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1], *inputs[:8])
+    ctx.flags = inputs[8:]
+
+
+def _scan_autograd(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    ends, *tensors = ctx.saved_tensors
+    gradients = iter(torch.ops.dis.selective_scan_backward(grad, ends, *tensors, *ctx.flags))
+    return (*(None if tensor is None else next(gradients) for tensor in tensors), None, None, None)
+
+
+_scan_op.register_autograd(_scan_autograd, setup_context=_scan_setup)
+
+
+@torch.library.custom_op("dis::causal_conv_silu", mutates_args=())
+def _conv_op(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, engine: str) -> Tensor:
+    return engine_module(engine).conv_silu_forward(x, weight, bias, reverse=reverse)
+
+
+@_conv_op.register_fake
+def _(x, weight, bias, reverse, engine):  # noqa: ARG001 # pyright: ignore
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("dis::causal_conv_silu_backward", mutates_args=())
+def _conv_backward_op(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, engine: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return engine_module(engine).conv_silu_backward(grad, x, weight, bias, reverse=reverse)
+
+
+@_conv_backward_op.register_fake
+def _(grad, x, weight, bias, reverse, engine):  # noqa: ARG001 # pyright: ignore
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+
+
+def _conv_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    ctx.save_for_backward(*inputs[:3])
+    ctx.flags = inputs[3:]
+
+
+def _conv_autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = torch.ops.dis.causal_conv_silu_backward(grad, *ctx.saved_tensors, *ctx.flags)
+    return (*gradients, None, None)
+
+
+_conv_op.register_autograd(_conv_autograd, setup_context=_conv_setup)
+
+
+# FLOPs are 2 per multiply-accumulate, as torch's own formulas count: of the scan the state update, the read-out with C
+# and D u (dis_cli/models/flops.py), twice that for its backward.
+
+
+def scan_flops(batch: int, length: int, channels: int, states: int) -> int:
+    """FLOPs of one scan."""
+    return 2 * batch * length * channels * (2 * states + 1)
+
+
+def conv_flops(batch: int, length: int, channels: int, taps: int) -> int:
+    """FLOPs of one convolution."""
+    return 2 * batch * length * channels * taps
+
+
+@register_flop_formula(torch.ops.dis.selective_scan)
+def _(u_shape, delta_shape, A_shape, *_, **__) -> int:  # noqa: ARG001 # pyright: ignore
+    return scan_flops(*u_shape, A_shape[1])
+
+
+@register_flop_formula(torch.ops.dis.selective_scan_backward)
+def _(grad_shape, ends_shape, u_shape, delta_shape, A_shape, *_, **__) -> int:  # noqa: ARG001 # pyright: ignore
+    return 2 * scan_flops(*u_shape, A_shape[1])
+
+
+@register_flop_formula(torch.ops.dis.causal_conv_silu)
+def _(x_shape, weight_shape, *_, **__) -> int:  # pyright: ignore
+    return conv_flops(*x_shape, weight_shape[1])
+
+
+@register_flop_formula(torch.ops.dis.causal_conv_silu_backward)
+def _(grad_shape, x_shape, weight_shape, *_, **__) -> int:  # noqa: ARG001 # pyright: ignore
+    return 2 * conv_flops(*x_shape, weight_shape[1])

@@ -8,30 +8,18 @@ time from there, so memory beyond inputs and outputs is a few chunks plus ``b n 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dis_cli.scan.contract import ScanGradients, ScanInputs
 
 # Elements of one state array of a chunk: 4 MiB in float32. Measured on two cores, forward and backward: at batch 32, 18
 # tokens and width 192, an eighth of it is 1.5x slower (call overhead); at 257 tokens and width 768, a quarter is 1.15x
 # faster.
 CHUNK_ELEMENTS = 1 << 20
 MIN_CHUNK_LENGTH = 16
-
-
-class ScanGradients(NamedTuple):
-    """Gradients of the scan's inputs, in the order of its arguments; None where the input was None."""
-
-    u: Tensor
-    delta: Tensor
-    A: Tensor
-    B: Tensor
-    C: Tensor
-    D: Tensor | None
-    z: Tensor | None
-    delta_bias: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -85,32 +73,31 @@ def _states(
     return decay, h
 
 
-def scan_forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    *,
-    delta_softplus: bool,
-    reverse: bool,
-) -> tuple[Tensor, Tensor]:
-    """The scan without autograd; shapes as in ``selective_scan``.
+def ends_shape(batch: int, length: int, channels: int, states: int) -> tuple[int, ...]:
+    """Shape of the states between time chunks that ``scan_forward`` keeps for ``scan_backward``."""
+    numbers = (chunk.number for chunk in _chunks(batch, length, states * channels, reverse=False))
+    # The state after the last chunk is nobody's start.
+    return max(numbers, default=0), batch, states, channels
+
+
+def scan_forward(inputs: ScanInputs, *, add_to: Tensor | None = None, keep_ends: bool = True) -> tuple[Tensor, Tensor]:
+    """The scan, in the dtype of its inputs.
+
+    Args:
+        inputs: All of one dtype, on one device.
+        add_to: Added to the result before the gate, and overwritten with the result.
+        keep_ends: Ignored; the forward needs them itself.
 
     Returns:
-        The result (b, l, d), and the states between the time chunks (chunks - 1, b, n, d) for ``scan_backward``.
+        The result (b, l, d), and the states between the time chunks for ``scan_backward``.
     """
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, log_A = inputs
     batch, length, channels = u.shape
     state_dim = A.shape[1]
-    A_t = A.t().contiguous()
-    out = torch.empty((batch, length, channels), dtype=u.dtype, device=u.device)
-    chunks = list(_chunks(batch, length, state_dim * channels, reverse=reverse))
-    # The state after the last chunk is nobody's start.
-    ends = u.new_empty((max((chunk.number for chunk in chunks), default=0), batch, state_dim, channels))
-    for chunk in chunks:
+    A_t = _transposed(A, log_A=log_A)
+    out = torch.empty_like(u, memory_format=torch.contiguous_format) if add_to is None else add_to
+    ends = u.new_empty(ends_shape(batch, length, channels, state_dim))
+    for chunk in _chunks(batch, length, state_dim * channels, reverse=reverse):
         here = (chunk.batch, chunk.time)
         step = _time_step(delta[here], delta_bias, delta_softplus=delta_softplus)
         carry = ends[chunk.number - 1, chunk.batch] if chunk.number else None
@@ -120,6 +107,8 @@ def scan_forward(
         y = _contract_states(C[here], h)
         if D is not None:
             y.addcmul_(u[here], D)
+        if add_to is not None:
+            y += add_to[here]
         if z is not None:
             y.mul_(F.silu(z[here]))
         out[here] = y
@@ -129,29 +118,35 @@ def scan_forward(
 def scan_backward(
     grad: Tensor,
     ends: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
+    inputs: ScanInputs,
     *,
-    delta_softplus: bool,
-    reverse: bool,
+    grad_B: Tensor | None = None,
+    grad_C: Tensor | None = None,
+    grad_z: Tensor | None = None,
+    add_to_z: bool = False,
 ) -> ScanGradients:
-    """Gradients of all inputs from ``grad`` (b, l, d) and the ``ends`` that ``scan_forward`` returned.
+    """Gradients of all inputs.
 
     The adjoint of the recurrence is a scan in the other direction: ``g_t = C_t grad_t + exp(delta_{t+1} A) g_{t+1}``.
+
+    Args:
+        grad: Gradient of the result (b, l, d).
+        ends: From ``scan_forward``.
+        inputs: Those of ``scan_forward``.
+        grad_B: Where to write that gradient; None makes a tensor.
+        grad_C: Likewise.
+        grad_z: Likewise.
+        add_to_z: Whether to add to ``grad_z`` instead.
     """
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, log_A = inputs
     batch, length, _ = u.shape
-    A_t = A.t().contiguous()
+    A_t = _transposed(A, log_A=log_A)
     grad_u = torch.empty_like(u, memory_format=torch.contiguous_format)
     grad_delta = torch.empty_like(grad_u)
-    grad_z = None if z is None else torch.empty_like(grad_u)
-    grad_B = torch.empty_like(B, memory_format=torch.contiguous_format)
-    grad_C = torch.empty_like(grad_B)
+    if z is not None and grad_z is None:
+        grad_z = torch.empty_like(grad_u)
+    grad_B = torch.empty_like(B, memory_format=torch.contiguous_format) if grad_B is None else grad_B
+    grad_C = torch.empty_like(C, memory_format=torch.contiguous_format) if grad_C is None else grad_C
     grad_A_t = torch.zeros_like(A_t)
     grad_D = None if D is None else torch.zeros_like(D)
     carried: Tensor | None = None  # exp(delta A) g of the token that follows this chunk in scan order
@@ -170,7 +165,8 @@ def scan_backward(
             y = _contract_states(C_here, h)
             if D is not None:
                 y.addcmul_(u_here, D)
-            grad_z[here] = torch.ops.aten.silu_backward(grad_y * y, gate)
+            grad_gate = torch.ops.aten.silu_backward(grad_y * y, gate)
+            grad_z[here] = grad_z[here] + grad_gate if add_to_z else grad_gate
             grad_y = grad_y * F.silu(gate)
         grad_y = grad_y.contiguous()
 
@@ -204,7 +200,12 @@ def scan_backward(
             grad_step = torch.ops.aten.softplus_backward(grad_step, _biased(delta[here], delta_bias), 1.0, 20.0)
         grad_delta[here] = grad_step
     grad_bias = None if delta_bias is None else grad_delta.sum((0, 1))
-    return ScanGradients(grad_u, grad_delta, grad_A_t.t(), grad_B, grad_C, grad_D, grad_z, grad_bias)
+    grad_A = (grad_A_t * A_t if log_A else grad_A_t).t().contiguous()
+    return ScanGradients(grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias)
+
+
+def _transposed(A: Tensor, *, log_A: bool) -> Tensor:
+    return (-torch.exp(A) if log_A else A).t().contiguous()
 
 
 def _contract_states(weights: Tensor, states: Tensor) -> Tensor:
@@ -225,12 +226,27 @@ def conv_silu_forward(x: Tensor, weight: Tensor, bias: Tensor, *, reverse: bool)
 
 
 def conv_silu_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, *, reverse: bool
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    reverse: bool,
+    grad_x: Tensor | None = None,
+    add_to_x: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``x``, ``weight`` and ``bias`` from ``grad`` (b, l, d); the activation is computed again."""
+    """Gradients of ``x``, ``weight`` and ``bias`` from ``grad`` (b, l, d); the activation is computed again.
+
+    That of ``x`` is written, or added, to ``grad_x`` where given.
+    """
     grad = torch.ops.aten.silu_backward(grad, _conv(x, weight, bias, reverse=reverse))
     taps = weight.shape[1]
-    grad_x = grad * weight[:, -1]
+    if grad_x is None:
+        grad_x = grad * weight[:, -1]
+    elif add_to_x:
+        grad_x.addcmul_(grad, weight[:, -1])
+    else:
+        torch.mul(grad, weight[:, -1], out=grad_x)
     grad_weight = torch.empty_like(weight)
     grad_weight[:, -1] = (grad * x).sum((0, 1))
     for lag in range(1, taps):

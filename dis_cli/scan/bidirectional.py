@@ -1,0 +1,217 @@
+"""Everything between a mixer's in_proj and out_proj, both directions, as one operator.
+
+Fused because of the backward: it keeps only its input, the small projections and the states between chunks, and computes
+the convolution and the time step again; gradients of both directions are added up where they are made, without copies
+of x, z, B, C or delta.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from dis_cli.scan.contract import ScanInputs
+from dis_cli.scan.ops import conv_flops, engine_module, scan_flops
+
+
+class Direction(NamedTuple):
+    """The parameters of one direction. E = inner width, N = states, K = taps, R = rank of the time step.
+
+    Args:
+        conv_weight: Taps (E, K).
+        conv_bias: (E).
+        x_proj: (R + 2 N, E): u to the time step's factor, B and C.
+        dt_proj: (E, R).
+        dt_bias: (E).
+        A_log: log(-A) (E, N).
+        D: Skip (E).
+    """
+
+    conv_weight: Tensor
+    conv_bias: Tensor
+    x_proj: Tensor
+    dt_proj: Tensor
+    dt_bias: Tensor
+    A_log: Tensor
+    D: Tensor
+
+
+def bidirectional_scan(
+    xz: Float[Tensor, "b l e2"], forward: Direction, backward: Direction, *, engine: str
+) -> Float[Tensor, "b l e"]:
+    """The sum of the scans in both directions, gated by the z that they share.
+
+    ``u = SiLU(conv(x))``, ``[dt, B, C] = x_proj u``, ``delta = dt_proj dt``, and ``(scan_forward + scan_backward) SiLU(z)``.
+
+    Args:
+        xz: What is scanned and the gate, side by side. In bfloat16 the two projections are too; the rest computes in
+            float32.
+        forward: Parameters of the scan in the order of the tokens.
+        backward: Parameters of the scan from the last token to the first.
+        engine: "kernel" or "torch".
+    """
+    result, *_ = torch.ops.dis.bidirectional_scan(xz, [*forward], [*backward], engine)
+    return result
+
+
+@torch.library.custom_op("dis::bidirectional_scan", mutates_args=())
+def _op(xz: Tensor, forward: list[Tensor], backward: list[Tensor], engine: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The result; and for the backward, of both directions, [dt, B, C] (2, b, l, r + 2 n) and the states kept."""
+    module = engine_module(engine)
+    x, z = _compute(xz).chunk(2, dim=-1)
+    y: Tensor | None = None
+    kept: list[tuple[Tensor, Tensor]] = []
+    for direction, reverse in ((Direction(*forward), False), (Direction(*backward), True)):
+        u = module.conv_silu_forward(x, direction.conv_weight, direction.conv_bias, reverse=reverse)
+        projected = _linear(u, direction.x_proj, xz.dtype)
+        # The gate comes with the second direction, once the first is added.
+        inputs = _scan_inputs(direction, u, projected, z if reverse else None, xz.dtype, reverse=reverse)
+        y, ends = module.scan_forward(inputs, add_to=y)
+        kept.append((projected, ends))
+    assert y is not None
+    return y.to(xz.dtype), torch.stack([kept[0][0], kept[1][0]]), torch.stack([kept[0][1], kept[1][1]])
+
+
+@_op.register_fake
+def _(xz, forward, backward, engine):  # noqa: ARG001 # pyright: ignore
+    direction = Direction(*forward)
+    batch, length, width = xz.shape
+    states, inner = direction.A_log.shape[1], width // 2
+    compute = torch.float64 if xz.dtype == torch.float64 else torch.float32
+    return (
+        xz.new_empty(batch, length, inner),
+        xz.new_empty(2, batch, length, direction.x_proj.shape[0], dtype=compute),
+        xz.new_empty(2, *engine_module(engine).ends_shape(batch, length, inner, states), dtype=compute),
+    )
+
+
+@torch.library.custom_op("dis::bidirectional_scan_backward", mutates_args=())
+def _backward_op(
+    grad: Tensor,
+    projected: Tensor,
+    ends: Tensor,
+    xz: Tensor,
+    forward: list[Tensor],
+    backward: list[Tensor],
+    engine: str,
+) -> list[Tensor]:
+    """Gradients of xz and of the parameters, in the order of ``Direction``, forward then backward."""
+    module = engine_module(engine)
+    dtype = xz.dtype
+    xz, grad = _compute(xz), _compute(grad)
+    x, z = xz.chunk(2, dim=-1)
+    grad_xz = torch.empty_like(xz, memory_format=torch.contiguous_format)
+    grad_x, grad_z = grad_xz.chunk(2, dim=-1)
+    gradients: list[Tensor] = []
+    for index, parameters in enumerate((forward, backward)):
+        direction, reverse = Direction(*parameters), index == 1
+        rank, states = direction.dt_proj.shape[1], direction.A_log.shape[1]
+        u = module.conv_silu_forward(x, direction.conv_weight, direction.conv_bias, reverse=reverse)
+        inputs = _scan_inputs(direction, u, projected[index], z, dtype, reverse=reverse)
+        grad_projected = torch.empty_like(projected[index])
+        grad_dt, grad_B, grad_C = grad_projected.split([rank, states, states], dim=-1)
+        scan = module.scan_backward(
+            grad, ends[index], inputs, grad_B=grad_B, grad_C=grad_C, grad_z=grad_z, add_to_z=reverse
+        )
+        grad_dt.copy_(_linear(scan.delta, direction.dt_proj.t(), dtype))
+        grad_u = _add_linear(scan.u, grad_projected, direction.x_proj.t(), dtype)
+        _, grad_weight, grad_bias = module.conv_silu_backward(
+            grad_u, x, direction.conv_weight, direction.conv_bias, reverse=reverse, grad_x=grad_x, add_to_x=reverse
+        )
+        gradients += [
+            grad_weight,
+            grad_bias,
+            _weight_gradient(grad_projected, u, dtype),
+            _weight_gradient(scan.delta, projected[index][..., :rank], dtype),
+            scan.delta_bias,
+            scan.A,
+            scan.D,
+        ]
+    return [grad_xz.to(dtype), *gradients]
+
+
+@_backward_op.register_fake
+def _(grad, projected, ends, xz, forward, backward, engine):  # noqa: ARG001 # pyright: ignore
+    return [tensor.new_empty(tensor.shape) for tensor in (xz, *forward, *backward)]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    xz, forward, backward, ctx.engine = inputs
+    ctx.save_for_backward(*output[1:], xz, *forward, *backward)
+
+
+def _autograd(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
+    projected, ends, xz, *parameters = ctx.saved_tensors
+    half = len(parameters) // 2
+    grad_xz, *gradients = torch.ops.dis.bidirectional_scan_backward(
+        grad, projected, ends, xz, parameters[:half], parameters[half:], ctx.engine
+    )
+    return grad_xz, gradients[:half], gradients[half:], None
+
+
+_op.register_autograd(_autograd, setup_context=_setup)
+
+
+def _scan_inputs(
+    direction: Direction, u: Tensor, projected: Tensor, z: Tensor | None, dtype: torch.dtype, *, reverse: bool
+) -> ScanInputs:
+    rank, states = direction.dt_proj.shape[1], direction.A_log.shape[1]
+    dt, B, C = projected.split([rank, states, states], dim=-1)
+    delta = _linear(dt, direction.dt_proj, dtype)
+    return ScanInputs(
+        u,
+        delta,
+        direction.A_log,
+        B,
+        C,
+        direction.D,
+        z,
+        direction.dt_bias,
+        delta_softplus=True,
+        reverse=reverse,
+        log_A=True,
+    )
+
+
+def _compute(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _linear(values: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """``values`` times the transpose of ``weight``, multiplied in ``dtype``, in the dtype of ``values``."""
+    return _compute(values.to(dtype) @ weight.to(dtype).t())
+
+
+def _add_linear(total: Tensor, values: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """``total`` plus ``_linear``; in place where it is one dtype."""
+    if values.dtype != dtype:
+        return total + _linear(values, weight, dtype)
+    total.view(-1, total.shape[-1]).addmm_(values.flatten(0, 1), weight.t())
+    return total
+
+
+def _weight_gradient(grad_output: Tensor, layer_input: Tensor, dtype: torch.dtype) -> Tensor:
+    """Gradient of a linear layer's weight (out, in), summed over batch and tokens."""
+    return _compute(grad_output.flatten(0, 1).to(dtype).t() @ layer_input.flatten(0, 1).to(dtype))
+
+
+def _flops(xz_shape: list[int], forward: list[list[int]]) -> int:
+    direction = Direction(*forward)  # of shapes
+    (batch, length, width), inner, states = xz_shape, xz_shape[2] // 2, direction.A_log[1]
+    assert width == 2 * inner
+    projections = direction.x_proj[0] * direction.x_proj[1] + direction.dt_proj[0] * direction.dt_proj[1]
+    taps = direction.conv_weight[-1]
+    scan = scan_flops(batch, length, inner, states) + conv_flops(batch, length, inner, taps)
+    return 2 * (2 * batch * length * projections + scan)
+
+
+@register_flop_formula(torch.ops.dis.bidirectional_scan)
+def _(xz_shape, forward, backward, *_, **__) -> int:  # noqa: ARG001 # pyright: ignore
+    return _flops(xz_shape, forward)
+
+
+@register_flop_formula(torch.ops.dis.bidirectional_scan_backward)
+def _(grad_shape, projected, ends, xz_shape, forward, backward, *_, **__) -> int:  # noqa: ARG001 # pyright: ignore
+    return 2 * _flops(xz_shape, forward)

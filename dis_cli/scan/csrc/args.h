@@ -1,0 +1,48 @@
+// The arguments of the kernel's functions, as the Python side lays them out (dis_cli/scan/kernel.py).
+//
+// All arrays are float32. Sequences are (batch, length, channels) with contiguous channels and any stride between
+// tokens and between samples, in elements: slices of a wider array need no copy. "Scan order" is the order of the
+// tokens, or the opposite one when `reverse` is set.
+#pragma once
+
+#include <cstdint>
+
+struct Sequence {
+    float* data;  // null: absent
+    int64_t batch_stride;
+    int64_t row_stride;
+};
+
+struct ScanArgs {
+    int64_t batch, length, channels, states;
+    int64_t threads;
+    int64_t reverse;         // scan from the last token to the first
+    int64_t softplus;        // delta goes through softplus, after its bias
+    int64_t log_A;           // A holds log(-A), and grad_A is the gradient of that
+    int64_t accumulate_out;  // forward: add what `out` holds before the gate
+    int64_t accumulate_z;    // backward: add to what `grad_z` holds
+    Sequence u, delta, B, C, z;
+    const float* A;           // (channels, states)
+    const float* D;           // (channels), or null
+    const float* delta_bias;  // (channels), or null
+    float* ends;              // (batch, chunks - 1, states, channels): h after each chunk but the last; or null
+    Sequence out;             // forward
+    Sequence grad_out;        // backward, this and all below
+    Sequence grad_u, grad_delta, grad_B, grad_C, grad_z;
+    float* grad_A;      // (channels, states)
+    float* grad_D;      // (channels), or null
+    float* grad_bias;   // (channels), or null
+};
+
+struct ConvArgs {
+    int64_t batch, length, channels, taps;
+    int64_t threads;
+    int64_t reverse;
+    int64_t accumulate_x;  // backward: add to what `grad_x` holds
+    Sequence x, out;
+    const float* weight;  // (channels, taps); the last tap meets the token itself
+    const float* bias;    // (channels)
+    Sequence grad_out, grad_x;
+    float* grad_weight;  // (channels, taps)
+    float* grad_bias;    // (channels)
+};

@@ -1,0 +1,6 @@
+// Everything that is compiled once per instruction set, in that set's namespace.
+#include "vec.h"
+#include "scan.h"
+#include "conv.h"
+
+const InstructionSet SET = {WIDTH, prepare_A, scan_forward, scan_backward, prepare_conv, conv_forward, conv_backward};
