@@ -57,21 +57,21 @@ def bidirectional_scan(
 
 
 @torch.library.custom_op("dis::bidirectional_scan", mutates_args=())
-def _op(xz: Tensor, forward: list[Tensor], backward: list[Tensor], engine: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The result; and for the backward, of both directions, [dt, B, C] (2, b, l, r + 2 n) and the states kept."""
+def _op(xz: Tensor, forward: list[Tensor], backward: list[Tensor], engine: str) -> list[Tensor]:
+    """The result; and for the backward, of each direction, [dt, B, C] (b, l, r + 2 n) and the states kept."""
     module = engine_module(engine)
     x, z = _compute(xz).chunk(2, dim=-1)
     y: Tensor | None = None
-    kept: list[tuple[Tensor, Tensor]] = []
+    kept: list[Tensor] = []
     for direction, reverse in ((Direction(*forward), False), (Direction(*backward), True)):
         u = module.conv_silu_forward(x, direction.conv_weight, direction.conv_bias, reverse=reverse)
         projected = _linear(u, direction.x_proj, xz.dtype)
         # The gate comes with the second direction, once the first is added.
         inputs = _scan_inputs(direction, u, projected, z if reverse else None, xz.dtype, reverse=reverse)
         y, ends = module.scan_forward(inputs, add_to=y)
-        kept.append((projected, ends))
+        kept += [projected, ends]
     assert y is not None
-    return y.to(xz.dtype), torch.stack([kept[0][0], kept[1][0]]), torch.stack([kept[0][1], kept[1][1]])
+    return [y.to(xz.dtype), *kept]
 
 
 @_op.register_fake
@@ -80,22 +80,13 @@ def _(xz, forward, backward, engine):  # noqa: ARG001 # pyright: ignore
     batch, length, width = xz.shape
     states, inner = direction.A_log.shape[1], width // 2
     compute = torch.float64 if xz.dtype == torch.float64 else torch.float32
-    return (
-        xz.new_empty(batch, length, inner),
-        xz.new_empty(2, batch, length, direction.x_proj.shape[0], dtype=compute),
-        xz.new_empty(2, *engine_module(engine).ends_shape(batch, length, inner, states), dtype=compute),
-    )
+    kept = (batch, length, direction.x_proj.shape[0]), engine_module(engine).ends_shape(batch, length, inner, states)
+    return [xz.new_empty(batch, length, inner), *(xz.new_empty(shape, dtype=compute) for shape in kept * 2)]
 
 
 @torch.library.custom_op("dis::bidirectional_scan_backward", mutates_args=())
 def _backward_op(
-    grad: Tensor,
-    projected: Tensor,
-    ends: Tensor,
-    xz: Tensor,
-    forward: list[Tensor],
-    backward: list[Tensor],
-    engine: str,
+    grad: Tensor, kept: list[Tensor], xz: Tensor, forward: list[Tensor], backward: list[Tensor], engine: str
 ) -> list[Tensor]:
     """Gradients of xz and of the parameters, in the order of ``Direction``, forward then backward."""
     module = engine_module(engine)
@@ -107,15 +98,17 @@ def _backward_op(
     gradients: list[Tensor] = []
     for index, parameters in enumerate((forward, backward)):
         direction, reverse = Direction(*parameters), index == 1
+        projected, ends = kept[2 * index : 2 * index + 2]
         rank, states = direction.dt_proj.shape[1], direction.A_log.shape[1]
         u = module.conv_silu_forward(x, direction.conv_weight, direction.conv_bias, reverse=reverse)
-        inputs = _scan_inputs(direction, u, projected[index], z, dtype, reverse=reverse)
-        grad_projected = torch.empty_like(projected[index])
+        inputs = _scan_inputs(direction, u, projected, z, dtype, reverse=reverse)
+        grad_projected = torch.empty_like(projected)
         grad_dt, grad_B, grad_C = grad_projected.split([rank, states, states], dim=-1)
         scan = module.scan_backward(
-            grad, ends[index], inputs, grad_B=grad_B, grad_C=grad_C, grad_z=grad_z, add_to_z=reverse
+            grad, ends, inputs, grad_B=grad_B, grad_C=grad_C, grad_z=grad_z, add_to_z=reverse
         )
-        grad_dt.copy_(_linear(scan.delta, direction.dt_proj.t(), dtype))
+        # The transposed copy is small, and narrow products are up to four times faster this way round.
+        grad_dt.copy_(_linear(scan.delta, direction.dt_proj.t().contiguous(), dtype))
         grad_u = _add_linear(scan.u, grad_projected, direction.x_proj.t(), dtype)
         _, grad_weight, grad_bias = module.conv_silu_backward(
             grad_u, x, direction.conv_weight, direction.conv_bias, reverse=reverse, grad_x=grad_x, add_to_x=reverse
@@ -124,7 +117,7 @@ def _backward_op(
             grad_weight,
             grad_bias,
             _weight_gradient(grad_projected, u, dtype),
-            _weight_gradient(scan.delta, projected[index][..., :rank], dtype),
+            _weight_gradient(projected[..., :rank], scan.delta, dtype).t().contiguous(),
             scan.delta_bias,
             scan.A,
             scan.D,
@@ -133,20 +126,21 @@ def _backward_op(
 
 
 @_backward_op.register_fake
-def _(grad, projected, ends, xz, forward, backward, engine):  # noqa: ARG001 # pyright: ignore
+def _(grad, kept, xz, forward, backward, engine):  # noqa: ARG001 # pyright: ignore
     return [tensor.new_empty(tensor.shape) for tensor in (xz, *forward, *backward)]
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     xz, forward, backward, ctx.engine = inputs
     ctx.save_for_backward(*output[1:], xz, *forward, *backward)
 
 
-def _autograd(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
-    projected, ends, xz, *parameters = ctx.saved_tensors
+def _autograd(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
+    *kept, xz = ctx.saved_tensors[:5]
+    parameters = ctx.saved_tensors[5:]
     half = len(parameters) // 2
     grad_xz, *gradients = torch.ops.dis.bidirectional_scan_backward(
-        grad, projected, ends, xz, parameters[:half], parameters[half:], ctx.engine
+        grads[0], kept, xz, parameters[:half], parameters[half:], ctx.engine
     )
     return grad_xz, gradients[:half], gradients[half:], None
 
@@ -213,5 +207,5 @@ def _(xz_shape, forward, backward, *_, **__) -> int:  # noqa: ARG001 # pyright: 
 
 
 @register_flop_formula(torch.ops.dis.bidirectional_scan_backward)
-def _(grad_shape, projected, ends, xz_shape, forward, backward, *_, **__) -> int:  # noqa: ARG001 # pyright: ignore
+def _(grad_shape, kept, xz_shape, forward, backward, *_, **__) -> int:  # noqa: ARG001 # pyright: ignore
     return 2 * _flops(xz_shape, forward)

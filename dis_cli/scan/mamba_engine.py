@@ -174,13 +174,14 @@ def causal_conv_silu(
 def _channels_last(x: Tensor) -> bool:
     """Whether causal_conv1d can read x (b, l, d) as it is.
 
-    A stride of 0, of an expanded tensor, would make it take x for (b, d, l), or lay out its result wrongly. It checks
-    the strides, not the address: an offset that breaks the alignment of vectors would be a CUDA error.
+    It checks the strides, not the address: an offset that breaks the alignment of vectors would be a CUDA error. It
+    takes x for (b, d, l) where one token stands for all, by a stride of 0, and the strides of a single token mean
+    nothing, neither here nor in its gradient.
     """
     batch_stride, row_stride, channel_stride = x.stride()
     multiples = (x.shape[2], batch_stride, row_stride, x.storage_offset())
-    strides_differ = x.shape[1] > 1 and batch_stride > 0 and row_stride > 0
-    return channel_stride == 1 and strides_differ and all(number % CHANNEL_MULTIPLE == 0 for number in multiples)
+    has_rows = x.shape[1] > 1 and row_stride > 0
+    return channel_stride == 1 and has_rows and all(number % CHANNEL_MULTIPLE == 0 for number in multiples)
 
 
 def _time_last(sequence: Tensor) -> bool:

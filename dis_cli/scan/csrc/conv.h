@@ -1,5 +1,5 @@
 // The causal depthwise convolution with SiLU of one sample and one slice of channels. Included once per instruction
-// set, after scan.h. Lanes are channels; `prepared` holds the taps and then the bias, (taps + 1, blocks * WIDTH).
+// set, after scan.h. Lanes are channels; `prepared` holds the taps and then the bias, (taps + 1, padded channels).
 
 INLINE Row row(const Sequence& sequence, const ConvArgs& args, int64_t sample, int64_t token, int64_t channel) {
     const int64_t position = args.reverse ? args.length - 1 - token : token;
@@ -17,28 +17,56 @@ void prepare_conv(const ConvArgs& args, float* prepared) {
     }
 }
 
-// The convolution before its SiLU at a token; `x` is that token's row.
+// The convolution before its SiLU at `tokens` tokens from `first` on, WIDTH channels of it. With TAPS, the tokens before
+// the current one stay in registers; TAPS = 0 takes any number.
 template <int TAPS>
-INLINE Vec convolve(const ConvArgs& args, const float* prepared, Row x, int64_t token, int64_t count) {
-    const int64_t taps = TAPS ? TAPS : args.taps, width = padded(args.channels);
-    Vec sum = load(prepared + taps * width);
-    for (int64_t k = token < taps - 1 ? taps - 1 - token : 0; k < taps; ++k)
-        sum += load(prepared + k * width) * load_part(x.at - (taps - 1 - k) * x.step, count);
-    return sum;
+INLINE void convolve(const ConvArgs& args, const float* prepared, Row x, int64_t first, int64_t tokens, int64_t count,
+                     Vec* to) {
+    const int64_t width = padded(args.channels), taps = TAPS ? TAPS : args.taps;
+    const Vec bias = load(prepared + taps * width);
+    if constexpr (TAPS != 0) {
+        Vec weight[TAPS], seen[TAPS];  // seen[k] is k tokens back
+        for (int64_t k = 0; k < TAPS; ++k) {
+            weight[k] = load(prepared + (TAPS - 1 - k) * width);
+            seen[k] = k && k <= first ? load_part(x.at - k * x.step, count) : splat(0.0f);
+        }
+        for (int64_t t = 0; t < tokens; ++t) {
+            seen[0] = load_part(x.at + t * x.step, count);
+            Vec sum = bias;
+            for (int k = TAPS - 1; k >= 0; --k) sum += weight[k] * seen[k];
+            for (int k = TAPS - 1; k > 0; --k) seen[k] = seen[k - 1];
+            to[t] = sum;
+        }
+    } else {
+        for (int64_t t = 0; t < tokens; ++t) {
+            Vec sum = bias;
+            for (int64_t k = 0; k < taps && k <= first + t; ++k)
+                sum += load(prepared + (taps - 1 - k) * width) * load_part(x.at + (t - k) * x.step, count);
+            to[t] = sum;
+        }
+    }
+}
+
+template <int TAPS, bool FULL>
+INLINE void conv_forward_block(const ConvArgs& args, const float* prepared, int64_t sample, int64_t channel,
+                               int64_t first, int64_t tokens, int64_t rest) {
+    Vec p[CHUNK];
+    const int64_t count = FULL ? WIDTH : rest;
+    const Row x = row(args.x, args, sample, first, channel), out = row(args.out, args, sample, first, channel);
+    convolve<TAPS>(args, prepared + channel, x, first, tokens, count, p);
+    for (int64_t t = 0; t < tokens; ++t) store_part(out.at + t * out.step, p[t] * sigmoid(p[t]), count);
 }
 
 template <int TAPS>
 INLINE void conv_forward_taps(const ConvArgs& args, const float* prepared, const Task& task) {
     const auto [sample, begin, end] = task;
     for (int64_t first = 0; first < args.length; first += CHUNK) {
-        const int64_t last = first + CHUNK < args.length ? first + CHUNK : args.length;
-        for (int64_t channel = begin; channel < end; channel += WIDTH) {
-            Row x = row(args.x, args, sample, first, channel), out = row(args.out, args, sample, first, channel);
-            for (int64_t t = first; t < last; ++t, x.at += x.step, out.at += out.step) {
-                const Vec p = convolve<TAPS>(args, prepared + channel, x, t, end - channel);
-                store_part(out.at, p * sigmoid(p), end - channel);
-            }
-        }
+        const int64_t tokens = least(args.length - first, CHUNK);
+        int64_t channel = begin;
+        for (; channel + WIDTH <= end; channel += WIDTH)
+            conv_forward_block<TAPS, true>(args, prepared, sample, channel, first, tokens, WIDTH);
+        if (channel < end)
+            conv_forward_block<TAPS, false>(args, prepared, sample, channel, first, tokens, end - channel);
     }
 }
 
@@ -49,49 +77,56 @@ void conv_forward(const ConvArgs& args, const float* prepared, const Task& task)
         conv_forward_taps<0>(args, prepared, task);
 }
 
-// Adds to `sums`, of this sample: (taps + 1, blocks * WIDTH), the gradients of the taps and of the bias. `scratch` holds
-// CHUNK + taps vectors. A chunk's first tokens also pass gradients to the chunk before it, which computes them again.
-template <int TAPS>
-INLINE void conv_backward_taps(const ConvArgs& args, const float* prepared, const Task& task,
-                               float* scratch, float* sums) {
-    const int64_t taps = TAPS ? TAPS : args.taps, width = padded(args.channels);
-    const auto [sample, begin, end] = task;
-    for (int64_t first = 0; first < args.length; first += CHUNK) {
-        const int64_t last = first + CHUNK < args.length ? first + CHUNK : args.length;
-        const int64_t seen = last + taps - 1 < args.length ? last + taps - 1 : args.length;
-        for (int64_t channel = begin; channel < end; channel += WIDTH) {
-            const int64_t count = end - channel;
-            const Row start = row(args.x, args, sample, first, channel);
-            Row x = start, grad = row(args.grad_out, args, sample, first, channel);
-            for (int64_t t = first; t < seen; ++t, x.at += x.step, grad.at += grad.step) {
-                const Vec p = convolve<TAPS>(args, prepared + channel, x, t, count), s = sigmoid(p);
-                store(scratch + (t - first) * WIDTH, load_part(grad.at, count) * (s + p * s * (1.0f - s)));
-            }
-            Row to = row(args.grad_x, args, sample, first, channel);
-            for (int64_t t = first; t < last; ++t, to.at += to.step) {
-                Vec sum = args.accumulate_x ? load_part(to.at, count) : splat(0.0f);
-                for (int64_t k = taps - 1; k >= 0 && t + taps - 1 - k < seen; --k)
-                    sum += load(prepared + channel + k * width) * load(scratch + (t - first + taps - 1 - k) * WIDTH);
-                store_part(to.at, sum, count);
-            }
-            for (int64_t k = 0; k <= taps; ++k) {
-                float* into = sums + k * width + channel;
-                Vec sum = load(into);
-                const int64_t lag = taps - 1 - k;
-                for (int64_t t = first > lag ? first : lag; t < last; ++t) {
-                    const Vec grad_p = load(scratch + (t - first) * WIDTH);
-                    sum += k == taps ? grad_p : grad_p * load_part(start.at + (t - first - lag) * start.step, count);
-                }
-                store(into, sum);
-            }
-        }
+// `scratch` holds CHUNK + taps vectors: gradients of the convolution before its SiLU. A chunk's first tokens also pass
+// gradients to the chunk before it, which computes them again.
+template <int TAPS, bool FULL>
+INLINE void conv_backward_block(const ConvArgs& args, const float* prepared, int64_t sample, int64_t channel,
+                                int64_t first, int64_t rest, Vec* scratch, float* sums) {
+    const int64_t taps = TAPS ? TAPS : args.taps, width = padded(args.channels), count = FULL ? WIDTH : rest;
+    const int64_t tokens = least(args.length - first, CHUNK), seen = least(args.length - first, CHUNK + taps - 1);
+    const Row x = row(args.x, args, sample, first, channel), to = row(args.grad_x, args, sample, first, channel);
+    const Row grad = row(args.grad_out, args, sample, first, channel);
+    convolve<TAPS>(args, prepared + channel, x, first, seen, count, scratch);
+    for (int64_t t = 0; t < seen; ++t) {
+        const Vec p = scratch[t], s = sigmoid(p);
+        scratch[t] = load_part(grad.at + t * grad.step, count) * (s + p * s * (1.0f - s));
+    }
+    for (int64_t t = seen; t < tokens + taps - 1; ++t) scratch[t] = splat(0.0f);
+    for (int64_t t = 0; t < tokens; ++t) {
+        Vec sum = args.accumulate_x ? load_part(to.at + t * to.step, count) : splat(0.0f);
+        for (int64_t k = 0; k < taps; ++k)
+            sum += load(prepared + channel + (taps - 1 - k) * width) * scratch[t + k];
+        store_part(to.at + t * to.step, sum, count);
+    }
+    Vec sum_bias = load(sums + taps * width + channel);
+    for (int64_t t = 0; t < tokens; ++t) sum_bias += scratch[t];
+    store(sums + taps * width + channel, sum_bias);
+    for (int64_t k = 0; k < taps; ++k) {
+        float* into = sums + (taps - 1 - k) * width + channel;
+        Vec sum = load(into);
+        for (int64_t t = k > first ? k - first : 0; t < tokens; ++t)
+            sum += scratch[t] * load_part(x.at + (t - k) * x.step, count);
+        store(into, sum);
     }
 }
 
-void conv_backward(const ConvArgs& args, const float* prepared, const Task& task,
-                   float* scratch, float* sums) {
+template <int TAPS>
+INLINE void conv_backward_taps(const ConvArgs& args, const float* prepared, const Task& task, Vec* scratch,
+                               float* sums) {
+    const auto [sample, begin, end] = task;
+    for (int64_t first = 0; first < args.length; first += CHUNK) {
+        int64_t channel = begin;
+        for (; channel + WIDTH <= end; channel += WIDTH)
+            conv_backward_block<TAPS, true>(args, prepared, sample, channel, first, WIDTH, scratch, sums);
+        if (channel < end)
+            conv_backward_block<TAPS, false>(args, prepared, sample, channel, first, end - channel, scratch, sums);
+    }
+}
+
+// Adds to `sums`, of this sample: (taps + 1, padded channels), the gradients of the taps and of the bias.
+void conv_backward(const ConvArgs& args, const float* prepared, const Task& task, float* scratch, float* sums) {
     if (args.taps == 4)
-        conv_backward_taps<4>(args, prepared, task, scratch, sums);
+        conv_backward_taps<4>(args, prepared, task, (Vec*)scratch, sums);
     else
-        conv_backward_taps<0>(args, prepared, task, scratch, sums);
+        conv_backward_taps<0>(args, prepared, task, (Vec*)scratch, sums);
 }

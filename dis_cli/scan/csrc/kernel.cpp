@@ -26,6 +26,8 @@ constexpr int64_t MAX_WIDTH = 16;
 
 constexpr int64_t padded(int64_t channels) { return (channels + MAX_WIDTH - 1) / MAX_WIDTH * MAX_WIDTH; }
 
+constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
 // One sample, and the channels from `begin` to before `end`.
 struct Task {
     int64_t sample, begin, end;
