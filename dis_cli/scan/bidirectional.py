@@ -5,37 +5,16 @@ the convolution and the time step again; gradients of both directions are added 
 of x, z, B, C or delta.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from dis_cli.scan.contract import ScanInputs
+from dis_cli.scan import kernel
+from dis_cli.scan.contract import Direction, ScanInputs
 from dis_cli.scan.ops import conv_flops, engine_module, scan_flops
-
-
-class Direction(NamedTuple):
-    """The parameters of one direction. E = inner width, N = states, K = taps, R = rank of the time step.
-
-    Args:
-        conv_weight: Taps (E, K).
-        conv_bias: (E).
-        x_proj: (R + 2 N, E): u to the time step's factor, B and C.
-        dt_proj: (E, R).
-        dt_bias: (E).
-        A_log: log(-A) (E, N).
-        D: Skip (E).
-    """
-
-    conv_weight: Tensor
-    conv_bias: Tensor
-    x_proj: Tensor
-    dt_proj: Tensor
-    dt_bias: Tensor
-    A_log: Tensor
-    D: Tensor
 
 
 def bidirectional_scan(
@@ -59,6 +38,8 @@ def bidirectional_scan(
 @torch.library.custom_op("dis::bidirectional_scan", mutates_args=())
 def _op(xz: Tensor, forward: list[Tensor], backward: list[Tensor], engine: str) -> list[Tensor]:
     """The result; and for the backward, of each direction, [dt, B, C] (b, l, r + 2 n) and the states kept."""
+    if engine == "kernel" and kernel.runs_whole_mixer(xz):
+        return kernel.mixer_forward(xz, *_contiguous(forward, backward))
     module = engine_module(engine)
     x, z = _compute(xz).chunk(2, dim=-1)
     y: Tensor | None = None
@@ -89,6 +70,8 @@ def _backward_op(
     grad: Tensor, kept: list[Tensor], xz: Tensor, forward: list[Tensor], backward: list[Tensor], engine: str
 ) -> list[Tensor]:
     """Gradients of xz and of the parameters, in the order of ``Direction``, forward then backward."""
+    if engine == "kernel" and kernel.runs_whole_mixer(xz):
+        return kernel.mixer_backward(grad, kept, xz, *_contiguous(forward, backward))
     module = engine_module(engine)
     dtype = xz.dtype
     xz, grad = _compute(xz), _compute(grad)
@@ -146,6 +129,11 @@ def _autograd(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
 
 
 _op.register_autograd(_autograd, setup_context=_setup)
+
+
+def _contiguous(forward: list[Tensor], backward: list[Tensor]) -> tuple[Direction, Direction]:
+    first, second = (Direction(*(tensor.contiguous() for tensor in tensors)) for tensors in (forward, backward))
+    return first, second
 
 
 def _scan_inputs(

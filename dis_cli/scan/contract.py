@@ -46,3 +46,25 @@ class ScanGradients(NamedTuple):
     D: Tensor | None
     z: Tensor | None
     delta_bias: Tensor | None
+
+
+class Direction(NamedTuple):
+    """The parameters of one direction. E = inner width, N = states, K = taps, R = rank of the time step.
+
+    Args:
+        conv_weight: Taps (E, K).
+        conv_bias: (E).
+        x_proj: (R + 2 N, E): u to the time step's factor, B and C.
+        dt_proj: (E, R).
+        dt_bias: (E).
+        A_log: log(-A) (E, N).
+        D: Skip (E).
+    """
+
+    conv_weight: Tensor
+    conv_bias: Tensor
+    x_proj: Tensor
+    dt_proj: Tensor
+    dt_bias: Tensor
+    A_log: Tensor
+    D: Tensor

@@ -2,7 +2,7 @@
 
 The library is an optional part of the installation: without a C++ compiler the package installs all the same, and
 ``why_not`` says so. Environment: ``DIS_KERNEL_ISA`` (baseline, avx2, avx512) takes another instruction set than the
-widest that the processor has, for measurements.
+widest that the processor has, for measurements; ``DIS_KERNEL_LIBRARY`` another library file, for debugging.
 """
 
 import ctypes
@@ -14,9 +14,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dis_cli.scan.contract import ScanGradients, ScanInputs
+from dis_cli.scan.contract import Direction, ScanGradients, ScanInputs
 
 ISAS = ("avx512", "avx2", "baseline")
+
+# A mixer runs as one call where a sample's u has at most this many elements (its intermediates then stay in the
+# second-level cache), and where there are samples for several threads.
+MIXER_ELEMENTS = 1 << 14
+MIXER_BATCH = 4
+
+_PARAMETERS = ("conv_weight", "conv_bias", "x_proj", "dt_proj", "dt_bias", "A_log", "D")
 
 
 class _Sequence(ctypes.Structure):
@@ -53,6 +60,26 @@ class _ConvArgs(ctypes.Structure):
     ]
 
 
+class _DirectionArgs(ctypes.Structure):
+    """``DirectionArgs`` of csrc/args.h."""
+
+    _fields_: Sequence[tuple[str, Any]] = [
+        *((name, ctypes.c_void_p) for name in (*_PARAMETERS, "ends")),
+        ("projected", _Sequence),
+        *((f"grad_{name}", ctypes.c_void_p) for name in _PARAMETERS),
+    ]
+
+
+class _MixerArgs(ctypes.Structure):
+    """``MixerArgs`` of csrc/args.h."""
+
+    _fields_: Sequence[tuple[str, Any]] = [
+        *((name, ctypes.c_int64) for name in ("batch", "length", "channels", "states", "taps", "rank", "threads")),
+        *((name, _Sequence) for name in ("xz", "out", "grad_out", "grad_xz")),
+        ("directions", _DirectionArgs * 2),
+    ]
+
+
 class _Loaded(NamedTuple):
     library: ctypes.CDLL | None
     isa: str
@@ -62,16 +89,17 @@ class _Loaded(NamedTuple):
 
 def _load() -> _Loaded:
     spec = find_spec("dis_cli.scan._kernel")
-    if spec is None or spec.origin is None:
+    path = os.environ.get("DIS_KERNEL_LIBRARY") or (spec.origin if spec else None)
+    if path is None:
         return _Loaded(None, "", "it was not built, which takes a C++ compiler (g++ or clang++) at installation")
     try:
-        library = ctypes.CDLL(spec.origin)
+        library = ctypes.CDLL(path)
         library.dis_use_isa.argtypes = [ctypes.c_char_p]
         library.dis_use_parallel.argtypes = [ctypes.c_void_p]
         library.dis_chunk.restype = ctypes.c_int64
-        for name in ("dis_scan_forward", "dis_scan_backward", "dis_conv_forward", "dis_conv_backward"):
-            function = getattr(library, name)
-            function.argtypes, function.restype = [ctypes.c_void_p], None
+        for name in ("scan", "conv", "mixer"):
+            for function in (getattr(library, f"dis_{name}_forward"), getattr(library, f"dis_{name}_backward")):
+                function.argtypes, function.restype = [ctypes.c_void_p], None
     except (OSError, AttributeError) as error:
         return _Loaded(None, "", f"its library does not load: {error}")
     asked = os.environ.get("DIS_KERNEL_ISA")
@@ -220,6 +248,74 @@ def conv_silu_backward(
     )
     _call("dis_conv_backward", arguments)
     return grad_x, grad_weight, grad_bias
+
+
+def runs_whole_mixer(xz: Tensor) -> bool:
+    """Whether ``mixer_forward`` is the faster way for this input (b, l, 2 e), rather than one operation at a time."""
+    batch, length, width = xz.shape
+    return xz.dtype == torch.float32 and batch >= MIXER_BATCH and length * width // 2 <= MIXER_ELEMENTS
+
+
+def mixer_forward(xz: Tensor, forward: Direction, backward: Direction) -> list[Tensor]:
+    """Both directions of a mixer, from in_proj's result (b, l, 2 e) to out_proj's input (b, l, e).
+
+    Returns:
+        The result; and for ``mixer_backward``, of each direction, [dt, B, C] (b, l, r + 2 n) and the states between
+        chunks.
+    """
+    batch, length, width = xz.shape
+    shape = ends_shape(batch, length, width // 2, forward.A_log.shape[1])
+    kept = [xz.new_empty(size) for size in ((batch, length, forward.x_proj.shape[0]), shape) * 2]
+    out = xz.new_empty(batch, length, width // 2)
+    _call("dis_mixer_forward", _mixer_args(_rows(xz), (forward, backward), kept, out=_sequence(out)))
+    return [out, *kept]
+
+
+def mixer_backward(
+    grad: Tensor, kept: list[Tensor], xz: Tensor, forward: Direction, backward: Direction
+) -> list[Tensor]:
+    """Gradients of xz and of the parameters of both directions."""
+    grad_xz = xz.new_empty(xz.shape)
+    gradients = [tensor.new_empty(tensor.shape) for tensor in (*forward, *backward)]
+    arguments = _mixer_args(
+        _rows(xz),
+        (forward, backward),
+        kept,
+        gradients,
+        grad_out=_sequence(_rows(grad)),
+        grad_xz=_sequence(grad_xz),
+    )
+    _call("dis_mixer_backward", arguments)
+    return [grad_xz, *gradients]
+
+
+def _mixer_args(
+    xz: Tensor, directions: tuple[Direction, Direction], kept: list[Tensor], gradients: Sequence[Tensor] = (), **more: Any
+) -> _MixerArgs:
+    batch, length, width = xz.shape
+    half = len(gradients) // 2
+    structs = [
+        _DirectionArgs(
+            *(tensor.data_ptr() for tensor in direction),
+            kept[2 * d + 1].data_ptr() if kept[2 * d + 1].numel() else None,
+            _sequence(kept[2 * d]),
+            *(tensor.data_ptr() for tensor in gradients[half * d : half * (d + 1)]),
+        )
+        for d, direction in enumerate(directions)
+    ]
+    direction = directions[0]
+    return _MixerArgs(
+        batch,
+        length,
+        width // 2,
+        direction.A_log.shape[1],
+        direction.conv_weight.shape[1],
+        direction.dt_proj.shape[1],
+        torch.get_num_threads(),
+        xz=_sequence(xz),
+        directions=(structs[0], structs[1]),
+        **more,
+    )
 
 
 def _readable(inputs: ScanInputs) -> ScanInputs:

@@ -46,3 +46,24 @@ struct ConvArgs {
     float* grad_weight;  // (channels, taps)
     float* grad_bias;    // (channels)
 };
+
+// The parameters of one direction of a mixer, and where their gradients go. E = channels, R = rank, N = states.
+struct DirectionArgs {
+    const float *conv_weight, *conv_bias;  // (E, taps), (E)
+    const float* x_proj;                   // (R + 2 N, E)
+    const float *dt_proj, *dt_bias;        // (E, R), (E)
+    const float *A_log, *D;                // (E, N), (E)
+    float* ends;                           // as in ScanArgs; or null
+    Sequence projected;                    // (batch, length, R + 2 N): the time step's factor, B and C
+    float *grad_conv_weight, *grad_conv_bias, *grad_x_proj, *grad_dt_proj, *grad_dt_bias, *grad_A_log, *grad_D;
+};
+
+// Both directions of a mixer, from in_proj's result to out_proj's input.
+struct MixerArgs {
+    int64_t batch, length, channels, states, taps, rank;
+    int64_t threads;
+    Sequence xz;                  // (batch, length, 2 E): what is scanned, and the gate
+    Sequence out;                 // (batch, length, E)
+    Sequence grad_out, grad_xz;   // backward
+    DirectionArgs directions[2];  // in the order of the tokens, and from the last to the first
+};

@@ -2,5 +2,8 @@
 #include "vec.h"
 #include "scan.h"
 #include "conv.h"
+#include "gemm.h"
+#include "mixer.h"
 
-const InstructionSet SET = {WIDTH, prepare_A, scan_forward, scan_backward, prepare_conv, conv_forward, conv_backward};
+const InstructionSet SET = {WIDTH,        prepare_A,     scan_forward,  scan_backward, prepare_conv,
+                            conv_forward, conv_backward, prepared_size, prepare_mixer, mixer_forward, mixer_backward};

@@ -46,6 +46,23 @@ struct ScanSums {
     float *grad_B, *grad_C;     // of this sample and slice: (length, states), in scan order
 };
 
+// Gradients of one direction's parameters, summed over a group of samples. E is the padded channels.
+struct MixerSums {
+    float *A, *D, *dt_bias;  // see ScanSums
+    float* x_proj;           // (R + 2 N, E)
+    float* dt_proj;          // (R, E)
+    float* conv;             // (taps + 1, E)
+};
+
+// u and delta of one sample, (length, padded channels) each, and what the backward adds to them.
+struct MixerScratch {
+    float *u, *delta, *grad_u, *grad_delta;
+    float* grad_projected;  // (length, R + 2 N)
+    float *grad_B, *grad_C;  // (length, N) in scan order
+    float* states;           // of the scan, and its carries
+    float *grad_BC, *conv;   // see scan_backward and conv_backward
+};
+
 struct InstructionSet {
     int64_t width;
     void (*prepare_A)(const ScanArgs&, float*);
@@ -54,6 +71,10 @@ struct InstructionSet {
     void (*prepare_conv)(const ConvArgs&, float*);
     void (*conv_forward)(const ConvArgs&, const float*, const Task&);
     void (*conv_backward)(const ConvArgs&, const float*, const Task&, float*, float*);
+    int64_t (*prepared_size)(const MixerArgs&);
+    void (*prepare_mixer)(const MixerArgs&, int, float*);
+    void (*mixer_forward)(const MixerArgs&, float* const[2], int64_t, const MixerScratch&);
+    void (*mixer_backward)(const MixerArgs&, float* const[2], int64_t, const MixerScratch&, const MixerSums[2]);
 };
 
 }  // namespace
@@ -168,6 +189,46 @@ struct Grid {
     }
 };
 
+// What a thread works with on one sample of a mixer.
+struct MixerMemory {
+    Buffer buffer;
+    MixerScratch scratch;
+
+    explicit MixerMemory(const MixerArgs& args) {
+        const int64_t L = args.length, N = args.states, E = padded(args.channels), P = args.rank + 2 * N;
+        const int64_t sequence = L * E, sizes[] = {sequence,    sequence, sequence, sequence,
+                                                   padded(L * P), padded(L * N), padded(L * N), E * N,
+                                                   2 * CHUNK * N * MAX_WIDTH, (CHUNK + args.taps) * MAX_WIDTH};
+        int64_t total = 0;
+        for (const int64_t size : sizes) total += size;
+        buffer = allocate(total);
+        float* at = buffer.get();
+        float** const parts[] = {&scratch.u,      &scratch.delta,  &scratch.grad_u, &scratch.grad_delta, &scratch.grad_projected,
+                                 &scratch.grad_B, &scratch.grad_C, &scratch.states, &scratch.grad_BC,    &scratch.conv};
+        for (int i = 0; i < 10; ++i) *parts[i] = at, at += sizes[i];
+    }
+};
+
+void prepare(const MixerArgs& args, Buffer prepared[2], float* at[2]) {
+    for (int d = 0; d < 2; ++d) {
+        prepared[d] = allocate(chosen->prepared_size(args));
+        at[d] = prepared[d].get();
+        chosen->prepare_mixer(args, d, at[d]);
+    }
+}
+
+// Sums of d loss / d A in the layout of prepare_A, to (channels, states); of log(-A) if so asked.
+void write_grad_A(const float* sums, const float* prepared_A, bool log_A, int64_t channels, int64_t states, float* to) {
+    const int64_t W = chosen->width;
+    for (int64_t channel = 0; channel < channels; ++channel) {
+        for (int64_t n = 0; n < states; ++n) {
+            const int64_t from = channel / W * W * states + n * W + channel % W;
+            // A itself, without its factor of log2(e)
+            to[channel * states + n] = sums[from] * (log_A ? prepared_A[from] * 0.693147180559945309f : 1.0f);
+        }
+    }
+}
+
 // Threads pay off from about this many multiply-adds a thread.
 int64_t useful_threads(int64_t threads, int64_t work) { return std::min(threads, 1 + work / 200000); }
 
@@ -218,7 +279,8 @@ void dis_scan_backward(const ScanArgs* args) {
     const Grid grid(args->batch, args->channels);
     const int64_t threads = useful_threads(args->threads, 2 * args->batch * L * args->channels * N);
     const int64_t sample_sums = width * (N + 2), slice_sums = 2 * L * N;
-    const Buffer by_sample = allocate(args->batch * sample_sums), by_slice = allocate(grid.tasks() * slice_sums);
+    const Buffer by_sample = allocate(std::max<int64_t>(args->batch, 1) * sample_sums);
+    const Buffer by_slice = allocate(grid.tasks() * slice_sums);
     for_each(grid.tasks(), threads, [&](auto next) {
         const Buffer carries = allocate(grid.slice * N), rows = allocate(2 * CHUNK * N * MAX_WIDTH);
         const ScanScratch scratch{carries.get(), rows.get()};
@@ -253,29 +315,14 @@ void dis_scan_backward(const ScanArgs* args) {
             }
         }
     });
-    // Over samples: A, D and the bias, a block of channels at a time.
-    const int64_t W = chosen->width;
-    for_each((args->channels + W - 1) / W, threads, [&](auto next) {
-        const Buffer sums = allocate(W * (N + 2));
-        for (int64_t block; (block = next()) >= 0;) {
-            const int64_t first = block * W, count = std::min(W, args->channels - first);
-            std::fill(sums.get(), sums.get() + W * (N + 2), 0.0f);
-            for (int64_t sample = 0; sample < args->batch; ++sample) {
-                const float* from = by_sample.get() + sample * sample_sums;
-                for (int64_t i = 0; i < W * N; ++i) sums[i] += from[first * N + i];
-                for (int64_t i = 0; i < W; ++i) sums[W * N + i] += from[width * N + first + i];
-                for (int64_t i = 0; i < W; ++i) sums[W * (N + 1) + i] += from[width * (N + 1) + first + i];
-            }
-            for (int64_t i = 0; i < count; ++i) {
-                for (int64_t n = 0; n < N; ++n) {
-                    const int64_t at = (first + i) * N + n;
-                    args->grad_A[at] = sums[n * W + i] * (args->log_A ? A[first * N + n * W + i] * 0.693147180559945309f : 1.0f);
-                }
-                if (args->grad_D) args->grad_D[first + i] = sums[W * N + i];
-                if (args->grad_bias) args->grad_bias[first + i] = sums[W * (N + 1) + i];
-            }
-        }
-    });
+    // Over samples: A, D and the bias, added to those of the first.
+    float* total = by_sample.get();
+    for (int64_t sample = 1; sample < args->batch; ++sample)
+        for (int64_t i = 0; i < sample_sums; ++i) total[i] += total[sample * sample_sums + i];
+    if (!args->batch) std::fill(total, total + sample_sums, 0.0f);
+    write_grad_A(total, A.get(), args->log_A, args->channels, N, args->grad_A);
+    if (args->grad_D) std::copy(total + width * N, total + width * N + args->channels, args->grad_D);
+    if (args->grad_bias) std::copy(total + width * (N + 1), total + width * (N + 1) + args->channels, args->grad_bias);
 }
 
 void dis_conv_forward(const ConvArgs* args) {
@@ -310,6 +357,57 @@ void dis_conv_backward(const ConvArgs* args) {
             for (int64_t sample = 0; sample < args->batch; ++sample)
                 sum += by_sample[(sample * rows + k) * width + channel];
             (k < args->taps ? args->grad_weight[channel * args->taps + k] : args->grad_bias[channel]) = sum;
+        }
+    }
+}
+
+void dis_mixer_forward(const MixerArgs* args) {
+    Buffer prepared[2];
+    float* prepared_at[2];
+    prepare(*args, prepared, prepared_at);
+    for_each(args->batch, args->threads, [&](auto next) {
+        const MixerMemory memory(*args);
+        for (int64_t sample; (sample = next()) >= 0;) chosen->mixer_forward(*args, prepared_at, sample, memory.scratch);
+    });
+}
+
+void dis_mixer_backward(const MixerArgs* args) {
+    Buffer prepared[2];
+    float* prepared_at[2];
+    prepare(*args, prepared, prepared_at);
+    const int64_t N = args->states, E = args->channels, width = padded(E), R = args->rank, rows = R + 2 * N;
+    // A group of samples shares its sums. How many groups there are does not depend on the number of threads.
+    const int64_t groups = std::min<int64_t>(args->batch, 16), sums_size = width * (N + 2 + rows + R + args->taps + 1);
+    const Buffer memory = allocate(groups * 2 * sums_size);
+    const auto sums_at = [&](int64_t group, int d) -> MixerSums {
+        float *A = memory.get() + (group * 2 + d) * sums_size, *D = A + width * N, *x_proj = D + 2 * width;
+        return {A, D, D + width, x_proj, x_proj + width * rows, x_proj + width * (rows + R)};
+    };
+    for_each(groups, args->threads, [&](auto next) {
+        const MixerMemory memory(*args);
+        for (int64_t group; (group = next()) >= 0;) {
+            const MixerSums sums[2] = {sums_at(group, 0), sums_at(group, 1)};
+            std::fill(sums[0].A, sums[0].A + 2 * sums_size, 0.0f);
+            const int64_t end = (group + 1) * args->batch / groups;
+            for (int64_t sample = group * args->batch / groups; sample < end; ++sample)
+                chosen->mixer_backward(*args, prepared_at, sample, memory.scratch, sums);
+        }
+    });
+    for (int64_t group = 1; group < groups; ++group) {
+        float *total = memory.get(), *part = total + group * 2 * sums_size;
+        for (int64_t i = 0; i < 2 * sums_size; ++i) total[i] += part[i];
+    }
+    for (int d = 0; d < 2; ++d) {
+        const DirectionArgs& to = args->directions[d];
+        const MixerSums sums = sums_at(0, d);
+        write_grad_A(sums.A, prepared_at[d], true, E, N, to.grad_A_log);
+        std::copy(sums.D, sums.D + E, to.grad_D);
+        std::copy(sums.dt_bias, sums.dt_bias + E, to.grad_dt_bias);
+        for (int64_t p = 0; p < rows; ++p) std::copy(sums.x_proj + p * width, sums.x_proj + p * width + E, to.grad_x_proj + p * E);
+        for (int64_t e = 0; e < E; ++e) {
+            for (int64_t r = 0; r < R; ++r) to.grad_dt_proj[e * R + r] = sums.dt_proj[r * width + e];
+            for (int64_t k = 0; k < args->taps; ++k) to.grad_conv_weight[e * args->taps + k] = sums.conv[k * width + e];
+            to.grad_conv_bias[e] = sums.conv[args->taps * width + e];
         }
     }
 }
