@@ -18,12 +18,15 @@ $(BIN)/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'dis needs Python 3.11 or newer')"
 	$(PYTHON) -m venv $(VENV)
 
-# The stamps are older than pyproject.toml when its dependencies may have changed.
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
+# The stamps are older than pyproject.toml when its dependencies may have changed, and than the kernel's source when it
+# must be compiled again.
+KERNEL := $(wildcard dis_cli/scan/csrc/*)
+
+$(VENV)/.installed: pyproject.toml $(KERNEL) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+$(VENV)/.installed-dev: pyproject.toml $(KERNEL) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@ $(VENV)/.installed
 
@@ -53,8 +56,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python tests/bench/scan.py
-	$(BIN)/python tests/bench/train_step.py
+	$(BIN)/python tests/bench/run.py $(BENCH)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

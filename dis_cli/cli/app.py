@@ -13,6 +13,7 @@ import typer
 
 from dis_cli import __version__
 from dis_cli.cli import output, presets
+from dis_cli.cli.doctor import doctor
 from dis_cli.cli.encode_latents import encode_latents
 from dis_cli.cli.eval_fid import eval_fid
 from dis_cli.cli.flops import flops
@@ -35,6 +36,7 @@ app.command("sample")(sample)
 app.command("encode-latents")(encode_latents)
 app.command("eval-fid")(eval_fid)
 app.command("flops")(flops)
+app.command("doctor")(doctor)
 app.add_typer(presets.app, name="presets")
 
 

@@ -51,10 +51,11 @@ def train(
     run = out or Path("runs") / config.name
     if dry_run:
         from dis_cli.config.presets import dump_toml
+        from dis_cli.config.schema import RunConfig
         from dis_cli.workflows.train import plan_training
 
-        plan = plan_training(config, run)
-        output.result([dump_toml(config), *_plan_lines(plan)], plan)
+        plan = plan_training(config, run, device=device)
+        output.result([dump_toml(RunConfig.model_validate(plan["config"])), *_plan_lines(plan)], plan)
         return
 
     from dis_cli.workflows.train import train as run_training
@@ -72,6 +73,8 @@ def _plan_lines(plan: dict[str, Any]) -> list[str]:
         f"compute     {plan['macs_per_image'] / 1e9:.3f} GMAC a forward and image",
         f"memory      {size(plan['state_memory_bytes'])} for weights, gradients, optimizer and average",
         f"disk        {size(plan['disk_bytes'])} for checkpoints",
+        f"engine      {plan['engine']['name']}: {plan['engine']['reason']}",
+        f"precision   {plan['precision']['name']}: {plan['precision']['reason']}",
     ]
 
 

@@ -22,6 +22,8 @@ def _read_none(value: object) -> object:
 
 PositiveInt = Annotated[int, Field(ge=1)]
 
+PrecisionName = Literal["auto", "fp32", "bf16"]
+
 # TOML has no null and the command line only text: in an optional setting the word "none" means no value.
 NoneWord = BeforeValidator(_read_none)
 
@@ -146,6 +148,10 @@ class TrainConfig(Section):
     save_every: PositiveInt = Field(
         default=5000, description="steps between checkpoints; the last step is always saved"
     )
+    precision: PrecisionName = Field(
+        default="auto",
+        description="numbers of the linear layers; 'auto' takes bf16 where it is faster, once, at the first start",
+    )
     keep_last: PositiveInt = Field(default=3, description="checkpoints kept; older ones are deleted")
     log_every: PositiveInt = Field(default=100, description="steps between plain progress lines")
 
@@ -166,6 +172,9 @@ class SampleConfig(Section):
         default="all", description="channels that are guided; 'first3' is the published code's choice"
     )
     batch_size: PositiveInt = Field(default=64, description="images generated at a time; does not change the images")
+    precision: PrecisionName = Field(
+        default="auto", description="numbers of the linear layers; 'auto' takes bf16 where it is faster, at every start"
+    )
 
 
 class EvaluateConfig(Section):
@@ -187,6 +196,9 @@ class RunConfig(Section):
     )
     description: str = Field(default="", description="one line on what it is for")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(default=0, description="seed of the weights and of every draw")
+    engine: Literal["auto", "kernel", "torch", "reference", "mamba_ssm"] = Field(
+        default="auto", description="what computes the scan; 'auto' takes the fastest that works. See `dis doctor`"
+    )
     model: ModelConfig = Field(default_factory=ModelConfig, description="the backbone")
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig, description="the diffusion process")
     data: DataConfig = Field(default_factory=DataConfig, description="the images")

@@ -1,10 +1,11 @@
 """Everything between a mixer's in_proj and out_proj, both directions, as one operator.
 
-Fused because of the backward: it keeps only its input, the small projections and the states between chunks, and computes
-the convolution and the time step again; gradients of both directions are added up where they are made, without copies
+One because of the backward: it keeps only its input, the small projections and the states between chunks, and computes
+the convolution and the time step again. Gradients of both directions are added up where they are made, without copies
 of x, z, B, C or delta.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ def bidirectional_scan(
 ) -> Float[Tensor, "b l e"]:
     """The sum of the scans in both directions, gated by the z that they share.
 
-    ``u = SiLU(conv(x))``, ``[dt, B, C] = x_proj u``, ``delta = dt_proj dt``, and ``(scan_forward + scan_backward) SiLU(z)``.
+    In each direction ``u = SiLU(conv(x))``, ``[dt, B, C] = x_proj u``, ``delta = dt_proj dt`` and a scan; the result is
+    the sum of the scans times ``SiLU(z)``.
 
     Args:
         xz: What is scanned and the gate, side by side. In bfloat16 the two projections are too; the rest computes in
@@ -87,9 +89,7 @@ def _backward_op(
         inputs = _scan_inputs(direction, u, projected, z, dtype, reverse=reverse)
         grad_projected = torch.empty_like(projected)
         grad_dt, grad_B, grad_C = grad_projected.split([rank, states, states], dim=-1)
-        scan = module.scan_backward(
-            grad, ends, inputs, grad_B=grad_B, grad_C=grad_C, grad_z=grad_z, add_to_z=reverse
-        )
+        scan = module.scan_backward(grad, ends, inputs, grad_B=grad_B, grad_C=grad_C, grad_z=grad_z, add_to_z=reverse)
         # The transposed copy is small, and narrow products are up to four times faster this way round.
         grad_dt.copy_(_linear(scan.delta, direction.dt_proj.t().contiguous(), dtype))
         grad_u = _add_linear(scan.u, grad_projected, direction.x_proj.t(), dtype)
@@ -153,7 +153,7 @@ def _scan_inputs(
         direction.dt_bias,
         delta_softplus=True,
         reverse=reverse,
-        log_A=True,
+        A_is_log=True,
     )
 
 
@@ -179,14 +179,13 @@ def _weight_gradient(grad_output: Tensor, layer_input: Tensor, dtype: torch.dtyp
     return _compute(grad_output.flatten(0, 1).to(dtype).t() @ layer_input.flatten(0, 1).to(dtype))
 
 
-def _flops(xz_shape: list[int], forward: list[list[int]]) -> int:
-    direction = Direction(*forward)  # of shapes
-    (batch, length, width), inner, states = xz_shape, xz_shape[2] // 2, direction.A_log[1]
-    assert width == 2 * inner
-    projections = direction.x_proj[0] * direction.x_proj[1] + direction.dt_proj[0] * direction.dt_proj[1]
-    taps = direction.conv_weight[-1]
+def _flops(xz_shape: list[int], parameters: list[list[int]]) -> int:
+    batch, length, width = xz_shape
+    shapes = dict(zip(Direction._fields, parameters, strict=True))
+    inner, states, taps = width // 2, shapes["A_log"][1], shapes["conv_weight"][1]
+    weights = math.prod(shapes["x_proj"]) + math.prod(shapes["dt_proj"])
     scan = scan_flops(batch, length, inner, states) + conv_flops(batch, length, inner, taps)
-    return 2 * (2 * batch * length * projections + scan)
+    return 2 * (2 * batch * length * weights + scan)
 
 
 @register_flop_formula(torch.ops.dis.bidirectional_scan)

@@ -11,7 +11,7 @@ class ScanInputs(NamedTuple):
     Args:
         u: Input (b, l, d).
         delta: Time step (b, l, d), before bias and softplus.
-        A: State matrix (d, n), negative; its logarithm log(-A) where ``log_A``.
+        A: State matrix (d, n), negative; its logarithm log(-A) where ``A_is_log``.
         B: Input projection (b, l, n).
         C: Output projection (b, l, n).
         D: Skip weight (d), or None.
@@ -19,7 +19,7 @@ class ScanInputs(NamedTuple):
         delta_bias: Bias of the time step (d), or None.
         delta_softplus: Whether the time step goes through softplus after its bias.
         reverse: Scan from the last token to the first.
-        log_A: Whether ``A`` holds log(-A); its gradient is then that of the logarithm.
+        A_is_log: Whether ``A`` holds log(-A); its gradient is then that of the logarithm.
     """
 
     u: Tensor
@@ -32,7 +32,7 @@ class ScanInputs(NamedTuple):
     delta_bias: Tensor | None
     delta_softplus: bool
     reverse: bool
-    log_A: bool = False
+    A_is_log: bool = False
 
 
 class ScanGradients(NamedTuple):

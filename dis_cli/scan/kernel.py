@@ -9,7 +9,7 @@ import ctypes
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ _PARAMETERS = ("conv_weight", "conv_bias", "x_proj", "dt_proj", "dt_bias", "A_lo
 
 
 class _Sequence(ctypes.Structure):
-    _fields_: Sequence[tuple[str, Any]] = [
+    _fields_: ClassVar[Any] = [
         ("data", ctypes.c_void_p),
         ("batch_stride", ctypes.c_int64),
         ("row_stride", ctypes.c_int64),
@@ -37,9 +37,9 @@ class _Sequence(ctypes.Structure):
 class _ScanArgs(ctypes.Structure):
     """``ScanArgs`` of csrc/args.h."""
 
-    _fields_: Sequence[tuple[str, Any]] = [
+    _fields_: ClassVar[Any] = [
         *((name, ctypes.c_int64) for name in ("batch", "length", "channels", "states", "threads")),
-        *((name, ctypes.c_int64) for name in ("reverse", "softplus", "log_A", "accumulate_out", "accumulate_z")),
+        *((name, ctypes.c_int64) for name in ("reverse", "softplus", "A_is_log", "accumulate_out", "accumulate_z")),
         *((name, _Sequence) for name in ("u", "delta", "B", "C", "z")),
         *((name, ctypes.c_void_p) for name in ("A", "D", "delta_bias", "ends")),
         *((name, _Sequence) for name in ("out", "grad_out", "grad_u", "grad_delta", "grad_B", "grad_C", "grad_z")),
@@ -50,7 +50,7 @@ class _ScanArgs(ctypes.Structure):
 class _ConvArgs(ctypes.Structure):
     """``ConvArgs`` of csrc/args.h."""
 
-    _fields_: Sequence[tuple[str, Any]] = [
+    _fields_: ClassVar[Any] = [
         *((name, ctypes.c_int64) for name in ("batch", "length", "channels", "taps", "threads")),
         *((name, ctypes.c_int64) for name in ("reverse", "accumulate_x")),
         *((name, _Sequence) for name in ("x", "out")),
@@ -63,7 +63,7 @@ class _ConvArgs(ctypes.Structure):
 class _DirectionArgs(ctypes.Structure):
     """``DirectionArgs`` of csrc/args.h."""
 
-    _fields_: Sequence[tuple[str, Any]] = [
+    _fields_: ClassVar[Any] = [
         *((name, ctypes.c_void_p) for name in (*_PARAMETERS, "ends")),
         ("projected", _Sequence),
         *((f"grad_{name}", ctypes.c_void_p) for name in _PARAMETERS),
@@ -73,7 +73,7 @@ class _DirectionArgs(ctypes.Structure):
 class _MixerArgs(ctypes.Structure):
     """``MixerArgs`` of csrc/args.h."""
 
-    _fields_: Sequence[tuple[str, Any]] = [
+    _fields_: ClassVar[Any] = [
         *((name, ctypes.c_int64) for name in ("batch", "length", "channels", "states", "taps", "rank", "threads")),
         *((name, _Sequence) for name in ("xz", "out", "grad_out", "grad_xz")),
         ("directions", _DirectionArgs * 2),
@@ -146,21 +146,20 @@ def ends_shape(batch: int, length: int, channels: int, states: int) -> tuple[int
     return batch, max(0, -(-length // _loaded.chunk) - 1), states, channels
 
 
-def scan_forward(inputs: ScanInputs, *, add_to: Tensor | None = None, keep_ends: bool = True) -> tuple[Tensor, Tensor]:
+def scan_forward(inputs: ScanInputs, *, add_to: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The scan, in float32.
 
     Args:
         inputs: float32 on the CPU; sequences may have any strides but need contiguous channels to not be copied.
         add_to: Added to the result before the gate, and overwritten with the result.
-        keep_ends: Whether ``ends`` are wanted.
 
     Returns:
-        The result (b, l, d), and the states between chunks for ``scan_backward`` (empty unless ``keep_ends``).
+        The result (b, l, d), and the states between chunks for ``scan_backward``.
     """
     inputs = _readable(inputs)
     batch, length, channels = inputs.u.shape
     out = inputs.u.new_empty(inputs.u.shape) if add_to is None else add_to
-    ends = inputs.u.new_empty(ends_shape(batch, length, channels, inputs.A.shape[1]) if keep_ends else (0,))
+    ends = inputs.u.new_empty(ends_shape(batch, length, channels, inputs.A.shape[1]))
     _call("dis_scan_forward", _scan_args(inputs, ends, accumulate_out=add_to is not None, out=_sequence(out)))
     return out, ends
 
@@ -290,7 +289,11 @@ def mixer_backward(
 
 
 def _mixer_args(
-    xz: Tensor, directions: tuple[Direction, Direction], kept: list[Tensor], gradients: Sequence[Tensor] = (), **more: Any
+    xz: Tensor,
+    directions: tuple[Direction, Direction],
+    kept: list[Tensor],
+    gradients: Sequence[Tensor] = (),
+    **more: Any,
 ) -> _MixerArgs:
     batch, length, width = xz.shape
     half = len(gradients) // 2
@@ -351,7 +354,7 @@ def _scan_args(inputs: ScanInputs, ends: Tensor, **more: Any) -> _ScanArgs:
         torch.get_num_threads(),
         inputs.reverse,
         inputs.delta_softplus,
-        inputs.log_A,
+        inputs.A_is_log,
         u=_sequence(inputs.u),
         delta=_sequence(inputs.delta),
         B=_sequence(inputs.B),

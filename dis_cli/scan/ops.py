@@ -60,8 +60,8 @@ def selective_scan(
     compute = torch.float64 if u.dtype == torch.float64 else torch.float32
     tensors = [None if tensor is None else tensor.to(compute) for tensor in (u, delta, A, B, C, D, z, delta_bias)]
     if name == "reference":
-        D, z, delta_bias = tensors[5:]
-        return selective_scan_reference(*tensors[:5], D=D, z=z, delta_bias=delta_bias, **flags).to(u.dtype)  # pyright: ignore[reportArgumentType]
+        names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+        return selective_scan_reference(**dict(zip(names, tensors, strict=True)), **flags).to(u.dtype)  # pyright: ignore[reportArgumentType]
     result, _ = torch.ops.dis.selective_scan(*tensors, delta_softplus, reverse, name)
     return result.to(u.dtype)
 
@@ -255,21 +255,31 @@ def conv_flops(batch: int, length: int, channels: int, taps: int) -> int:
     return 2 * batch * length * channels * taps
 
 
+def _scan_flops(u_shape: list[int], A_shape: list[int]) -> int:
+    batch, length, channels = u_shape
+    return scan_flops(batch, length, channels, A_shape[1])
+
+
+def _conv_flops(x_shape: list[int], weight_shape: list[int]) -> int:
+    batch, length, channels = x_shape
+    return conv_flops(batch, length, channels, weight_shape[1])
+
+
 @register_flop_formula(torch.ops.dis.selective_scan)
 def _(u_shape, delta_shape, A_shape, *_, **__) -> int:  # noqa: ARG001 # pyright: ignore
-    return scan_flops(*u_shape, A_shape[1])
+    return _scan_flops(u_shape, A_shape)
 
 
 @register_flop_formula(torch.ops.dis.selective_scan_backward)
 def _(grad_shape, ends_shape, u_shape, delta_shape, A_shape, *_, **__) -> int:  # noqa: ARG001 # pyright: ignore
-    return 2 * scan_flops(*u_shape, A_shape[1])
+    return 2 * _scan_flops(u_shape, A_shape)
 
 
 @register_flop_formula(torch.ops.dis.causal_conv_silu)
 def _(x_shape, weight_shape, *_, **__) -> int:  # pyright: ignore
-    return conv_flops(*x_shape, weight_shape[1])
+    return _conv_flops(x_shape, weight_shape)
 
 
 @register_flop_formula(torch.ops.dis.causal_conv_silu_backward)
 def _(grad_shape, x_shape, weight_shape, *_, **__) -> int:  # noqa: ARG001 # pyright: ignore
-    return 2 * conv_flops(*x_shape, weight_shape[1])
+    return 2 * _conv_flops(x_shape, weight_shape)

@@ -80,21 +80,20 @@ def ends_shape(batch: int, length: int, channels: int, states: int) -> tuple[int
     return max(numbers, default=0), batch, states, channels
 
 
-def scan_forward(inputs: ScanInputs, *, add_to: Tensor | None = None, keep_ends: bool = True) -> tuple[Tensor, Tensor]:
+def scan_forward(inputs: ScanInputs, *, add_to: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The scan, in the dtype of its inputs.
 
     Args:
         inputs: All of one dtype, on one device.
         add_to: Added to the result before the gate, and overwritten with the result.
-        keep_ends: Ignored; the forward needs them itself.
 
     Returns:
         The result (b, l, d), and the states between the time chunks for ``scan_backward``.
     """
-    u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, log_A = inputs
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, A_is_log = inputs
     batch, length, channels = u.shape
     state_dim = A.shape[1]
-    A_t = _transposed(A, log_A=log_A)
+    A_t = _transposed(A, A_is_log=A_is_log)
     out = torch.empty_like(u, memory_format=torch.contiguous_format) if add_to is None else add_to
     ends = u.new_empty(ends_shape(batch, length, channels, state_dim))
     for chunk in _chunks(batch, length, state_dim * channels, reverse=reverse):
@@ -138,9 +137,9 @@ def scan_backward(
         grad_z: Likewise.
         add_to_z: Whether to add to ``grad_z`` instead.
     """
-    u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, log_A = inputs
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, A_is_log = inputs
     batch, length, _ = u.shape
-    A_t = _transposed(A, log_A=log_A)
+    A_t = _transposed(A, A_is_log=A_is_log)
     grad_u = torch.empty_like(u, memory_format=torch.contiguous_format)
     grad_delta = torch.empty_like(grad_u)
     if z is not None and grad_z is None:
@@ -200,12 +199,12 @@ def scan_backward(
             grad_step = torch.ops.aten.softplus_backward(grad_step, _biased(delta[here], delta_bias), 1.0, 20.0)
         grad_delta[here] = grad_step
     grad_bias = None if delta_bias is None else grad_delta.sum((0, 1))
-    grad_A = (grad_A_t * A_t if log_A else grad_A_t).t().contiguous()
+    grad_A = (grad_A_t * A_t if A_is_log else grad_A_t).t().contiguous()
     return ScanGradients(grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias)
 
 
-def _transposed(A: Tensor, *, log_A: bool) -> Tensor:
-    return (-torch.exp(A) if log_A else A).t().contiguous()
+def _transposed(A: Tensor, *, A_is_log: bool) -> Tensor:
+    return (-torch.exp(A) if A_is_log else A).t().contiguous()
 
 
 def _contract_states(weights: Tensor, states: Tensor) -> Tensor:

@@ -13,8 +13,11 @@ from dis_cli.diffusion.objective import q_sample, training_losses
 from dis_cli.diffusion.samplers import Sampler, make_sampler
 from dis_cli.diffusion.schedule import Schedule, make_schedule
 from dis_cli.errors import ConfigError, MismatchError, UsageError
+from dis_cli.events import Note
 from dis_cli.models.backbone import DiS
+from dis_cli.runtime.precision import Precision, choose_precision, linear_precision
 from dis_cli.runtime.seed import Stream, generator
+from dis_cli.scan.engines import ENGINES, Engine, choose_engine, unavailable
 from dis_cli.training.ema import Ema
 from dis_cli.training.loop import LossFunction
 from dis_cli.training.lr import learning_rate
@@ -82,6 +85,41 @@ def build_image_source(config: RunConfig, *, split: str) -> ImageSource:
     )
 
 
+def pick_engine(config: RunConfig, device: torch.device) -> Engine:
+    """What will compute the scan on a device, and why.
+
+    Raises:
+        ConfigError: The engine that the configuration names cannot compute there.
+    """
+    try:
+        return choose_engine(config.engine, device.type)
+    except ValueError as error:
+        usable = [name for name in ENGINES if name != "auto" and unavailable(name, device.type) is None]
+        raise ConfigError(
+            f"`engine`: got `{config.engine}`, allowed on {device.type} here: auto, {', '.join(usable)}. {error}",
+            "`engine=auto` takes the fastest that works; see `dis doctor`",
+        ) from error
+
+
+def pick_precision(requested: str, config: RunConfig, device: torch.device) -> Precision:
+    """The numbers that the linear layers compute in, "auto" decided by what is faster for this model.
+
+    Args:
+        requested: ``config.train.precision`` or ``config.sample.precision``.
+        config: Its model's width is what is timed.
+        device: Where the model computes.
+    """
+    return choose_precision(requested, device, config.model.embed_dim)
+
+
+def choices(engine: Engine, precision: Precision) -> list[Note]:
+    """What the machine decided, to be told once when the work begins."""
+    return [
+        Note(message=f"engine {engine.name}: {engine.reason}"),
+        Note(message=f"precision {precision.name}: {precision.reason}"),
+    ]
+
+
 def build_model(config: RunConfig) -> DiS:
     """The backbone on the CPU, its weights drawn from the run's seed whatever was drawn before."""
     model = config.model
@@ -102,6 +140,7 @@ def build_model(config: RunConfig) -> DiS:
             expand=model.expand,
             init=model.init,
             final_init=model.final_init,
+            engine=config.engine,
         )
 
 
@@ -155,21 +194,27 @@ def build_training_state(config: RunConfig, device: torch.device) -> TrainingSta
 
 
 def build_loss_function(config: RunConfig) -> LossFunction:
-    """The mean loss of a batch."""
+    """The mean loss of a batch, in float32 whatever the linear layers compute in.
+
+    Args:
+        config: Its ``train.precision`` is "fp32" or "bf16": "auto" was resolved before.
+    """
     schedule = build_schedule(config)
+    precision = config.train.precision
     prediction, variance = config.diffusion.prediction, config.diffusion.variance
 
     def loss_function(model: torch.nn.Module, batch: TrainingBatch) -> Tensor:
         x_t = q_sample(schedule, batch.x_0, batch.t, batch.noise)
-        output = model(
-            x_t,
-            batch.t,
-            batch.labels if config.model.num_classes else None,
-            label_drop_uniform=batch.label_drop_uniform,
-            drop_path_uniform=batch.drop_path_uniform,
-        )
+        with linear_precision(precision, x_t.device.type):
+            output = model(
+                x_t,
+                batch.t,
+                batch.labels if config.model.num_classes else None,
+                label_drop_uniform=batch.label_drop_uniform,
+                drop_path_uniform=batch.drop_path_uniform,
+            )
         losses = training_losses(
-            schedule, output, batch.x_0, x_t, batch.noise, batch.t, prediction=prediction, variance=variance
+            schedule, output.float(), batch.x_0, x_t, batch.noise, batch.t, prediction=prediction, variance=variance
         )
         return losses["loss"].mean()
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ from torch import Tensor
 
 from dis_cli import __version__
 from dis_cli.codecs.pixel import to_uint8
-from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.schema import RunConfig
 from dis_cli.data.images import ImageSource
 from dis_cli.errors import MissingResourceError, StorageError, UsageError
@@ -22,7 +22,8 @@ from dis_cli.metrics.frechet import Statistics, frechet_distance, statistics
 from dis_cli.metrics.memorization import copy_share
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.files import atomic_write_text
-from dis_cli.workflows.build import build_codec, build_image_source
+from dis_cli.runtime.precision import Precision
+from dis_cli.workflows.build import build_codec, build_image_source, choices, pick_precision
 from dis_cli.workflows.digit_features import digit_images
 from dis_cli.workflows.generate import generate
 from dis_cli.workflows.load import LoadedModel, check_preset, load_model
@@ -66,11 +67,12 @@ def evaluate(
         DisError: The checkpoint, the data, the device or the disk do not allow it.
     """
     place = pick_device(device)
-    loaded = load_model(checkpoint, place)
+    loaded = load_model(checkpoint, place, overrides)
     if preset is not None:
         check_preset(loaded, preset)
     yield from (Note(message=note, level="warning") for note in loaded.notes)
-    config = apply_overrides(loaded.config, list(overrides))
+    config = loaded.config
+    precision = pick_precision(config.sample.precision, config, place)
     extractor = _extractor(config, inception, place)
     if isinstance(extractor, InceptionFeatures) and not extractor.published:
         message = f"`{inception}` is not the published Inception: the score cannot be compared with those of papers"
@@ -91,13 +93,15 @@ def evaluate(
         "num_samples": num_samples,
         "seed": config.evaluate.seed,
         "sample": config.sample.model_dump(mode="json"),
+        "engine": asdict(loaded.engine),
+        "precision": asdict(precision),
         "result_file": str(path),
     }
     if dry_run:
         yield Finished(result=settings | {"dry_run": True})
         return
     images: list[Tensor] = []
-    for item in _generated(loaded, config, num_samples, labels, place):
+    for item in _generated(loaded, precision, num_samples, labels, place):
         if isinstance(item, Tensor):
             images.append(item)
         else:
@@ -162,11 +166,12 @@ def score_digits(generated: Tensor, labels: npt.NDArray[np.int64] | None, extrac
 
 def _generated(
     loaded: LoadedModel,
-    config: RunConfig,
+    precision: Precision,
     num_samples: int,
     labels: npt.NDArray[np.int64] | None,
     device: torch.device,
 ) -> Iterator[Event | Tensor]:
+    config = loaded.config
     codec = build_codec(config, device)
     yield Started(
         what="generating for the score",
@@ -174,9 +179,17 @@ def _generated(
         unit="images",
         details={"sampler": config.sample.sampler, "steps": config.sample.steps, "device": str(device)},
     )
-    seeds = range(config.evaluate.seed, config.evaluate.seed + num_samples)
-    classes = None if labels is None else labels.tolist()
-    for batch in generate(loaded.model, codec, config, seeds=seeds, classes=classes, device=device):
+    yield from choices(loaded.engine, precision)
+    batches = generate(
+        loaded.model,
+        codec,
+        config,
+        seeds=range(config.evaluate.seed, config.evaluate.seed + num_samples),
+        classes=None if labels is None else labels.tolist(),
+        device=device,
+        precision=precision.name,
+    )
+    for batch in batches:
         size = min(config.sample.batch_size, num_samples - batch.start)
         yield Progress(done=batch.start + int(batch.share * size), total=num_samples, unit="images")
         if batch.images is not None:

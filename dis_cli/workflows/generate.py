@@ -13,6 +13,7 @@ from dis_cli.config.schema import RunConfig
 from dis_cli.diffusion.guidance import guided_output
 from dis_cli.diffusion.samplers import sample_loop
 from dis_cli.models.backbone import DiS
+from dis_cli.runtime.precision import linear_precision
 from dis_cli.runtime.seed import Stream, generator
 from dis_cli.workflows.build import Codec, build_sampler
 
@@ -42,6 +43,7 @@ def generate(
     seeds: Sequence[int],
     classes: Sequence[int] | None,
     device: torch.device,
+    precision: str,
 ) -> Iterator[Generated]:
     """Generate one image per seed, ``config.sample.batch_size`` at a time.
 
@@ -52,9 +54,15 @@ def generate(
         seeds: One an image.
         classes: One an image; None draws each from the image's own generator. Ignored by unconditional models.
         device: Where the model is.
+        precision: "fp32" or "bf16": what its linear layers compute in. Everything between its calls is float32.
     """
     sampler = build_sampler(config)
     sample = config.sample
+
+    def predict(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        with linear_precision(precision, device.type):
+            return model(x, t, labels).float()
+
     for start in range(0, len(seeds), sample.batch_size):
         part = seeds[start : start + sample.batch_size]
         generators = [image_generator(seed) for seed in part]
@@ -65,7 +73,7 @@ def generate(
             labels = drawn if classes is None else list(classes[start : start + len(part)])
         denoise = functools.partial(
             guided_output,
-            model,
+            predict,
             labels=None if labels is None else torch.tensor(labels, device=device),
             null_class=model.null_class,
             cfg_scale=sample.cfg_scale,

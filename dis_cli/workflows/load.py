@@ -1,6 +1,7 @@
 """From what ``--ckpt`` names to a model that can be sampled."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from pydantic import ValidationError
 
 from dis_cli.checkpoints.reference import read_reference
 from dis_cli.checkpoints.store import resolve_checkpoint
+from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.presets import load_preset
 from dis_cli.config.schema import CodecConfig, DataConfig, DiffusionConfig, ModelConfig, RunConfig
 from dis_cli.errors import CheckpointError, MismatchError, UsageError, did_you_mean
 from dis_cli.models.backbone import DiS
-from dis_cli.workflows.build import build_model
+from dis_cli.scan.engines import Engine
+from dis_cli.workflows.build import build_model, pick_engine
 
 PUBLISHED_VAE = "stabilityai/sd-vae-ft-ema"
 
@@ -25,7 +28,9 @@ class LoadedModel:
 
     Attributes:
         model: In evaluation mode, with averaged weights.
-        config: The settings of its run; for a published checkpoint those of the published code.
+        saved_config: The settings of its run; for a published checkpoint those of the published code.
+        config: These with what was asked for instead.
+        engine: What computes its scan.
         path: The checkpoint read.
         step: Optimizer steps it was trained for; None when the file does not say.
         class_names: One name a class; empty when unknown.
@@ -33,7 +38,9 @@ class LoadedModel:
     """
 
     model: DiS
+    saved_config: RunConfig
     config: RunConfig
+    engine: Engine
     path: Path
     step: int | None
     class_names: tuple[str, ...]
@@ -46,28 +53,49 @@ class LoadedModel:
         return folder if self.step is not None and (folder / "config.toml").exists() else None
 
 
-def load_model(path: Path, device: torch.device) -> LoadedModel:
+def load_model(path: Path, device: torch.device, overrides: Sequence[str] = ()) -> LoadedModel:
     """Read a run folder (its newest sound checkpoint), a checkpoint folder, or a published ``.pt`` file.
 
+    Args:
+        path: One of these.
+        device: Where the model will be.
+        overrides: ``KEY=VALUE`` on the settings saved with it. The model's shape stays that of the weights.
+
     Raises:
-        UsageError: There is no such path.
+        UsageError: There is no such path, or an override or the engine is wrong.
         CheckpointError: It is damaged, or none of these.
         MismatchError: The weights do not fit the settings saved with them.
     """
     if path.is_file():
-        loaded = _load_published(path)
+        found = _read_published(path)
     elif path.is_dir():
-        loaded = _load_own(path)
+        found = _read_own(path)
     else:
         raise UsageError(
             f"No checkpoint at `{path}`",
             "Give a run folder, one of its checkpoints/step-* folders, or a published .pt file",
         )
-    loaded.model.to(device).eval().requires_grad_(False)
-    return loaded
+    config = apply_overrides(found.config, overrides)
+    engine = pick_engine(config, device)
+    model = build_model(found.config.model_copy(update={"engine": config.engine}))
+    _load_weights(model, found.weights, found.path)
+    model.to(device).eval().requires_grad_(False)
+    return LoadedModel(model, found.config, config, engine, found.path, found.step, found.class_names, found.notes)
 
 
-def _load_own(path: Path) -> LoadedModel:
+@dataclass(frozen=True)
+class _Found:
+    """What a file or folder holds."""
+
+    config: RunConfig
+    weights: dict[str, torch.Tensor]
+    path: Path
+    step: int | None
+    class_names: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def _read_own(path: Path) -> _Found:
     checkpoint = resolve_checkpoint(path, names=("ema",))
     try:
         config = RunConfig.model_validate(checkpoint.meta.get("config"))
@@ -76,13 +104,11 @@ def _load_own(path: Path) -> LoadedModel:
             f"The settings in `{checkpoint.path}` are not a configuration this version reads: "
             f"{error.error_count()} problems, the first at {'.'.join(map(str, error.errors()[0]['loc'])) or 'the top'}"
         ) from error
-    model = build_model(config)
-    _load_weights(model, checkpoint.tensors["ema"], checkpoint.path)
     names = tuple(checkpoint.meta.get("class_names", ()))
-    return LoadedModel(model, config, checkpoint.path, checkpoint.step, names, checkpoint.notes)
+    return _Found(config, checkpoint.tensors["ema"], checkpoint.path, checkpoint.step, names, checkpoint.notes)
 
 
-def _load_published(path: Path) -> LoadedModel:
+def _read_published(path: Path) -> _Found:
     reference = read_reference(path)
     kwargs: dict[str, Any] = dict(reference.model_kwargs)
     learn_sigma = kwargs.pop("learn_sigma")
@@ -94,10 +120,8 @@ def _load_published(path: Path) -> LoadedModel:
         codec=CodecConfig(kind="vae", vae=PUBLISHED_VAE) if latent else CodecConfig(),
         data=DataConfig(source="latents" if latent else "folder"),
     )
-    model = build_model(config)
-    _load_weights(model, reference.state_dict, path)
     notes = (f"A published checkpoint: its {reference.source} weights, and the published code's diffusion settings",)
-    return LoadedModel(model, config, path, None, (), notes)
+    return _Found(config, reference.state_dict, path, None, (), notes)
 
 
 def _load_weights(model: DiS, weights: dict[str, torch.Tensor], path: Path) -> None:
@@ -122,7 +146,7 @@ def check_preset(loaded: LoadedModel, preset: str) -> None:
     wanted = load_preset(preset)
     lines: list[str] = []
     for section in ("model", "diffusion"):
-        ours, theirs = getattr(wanted, section).model_dump(), getattr(loaded.config, section).model_dump()
+        ours, theirs = getattr(wanted, section).model_dump(), getattr(loaded.saved_config, section).model_dump()
         # Neither changes what the weights mean.
         ignored = ("drop_path", "label_drop", "init", "final_init")
         lines += [
@@ -140,7 +164,7 @@ def parse_classes(values: list[str], loaded: LoadedModel) -> list[int]:
     Raises:
         UsageError: The model has no classes, or not this one.
     """
-    count = loaded.config.model.num_classes
+    count = loaded.saved_config.model.num_classes
     wanted = [part.strip() for value in values for part in value.split(",") if part.strip()]
     if not wanted:
         return []

@@ -3,19 +3,19 @@
 import io
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.schema import RunConfig
 from dis_cli.errors import UsageError
 from dis_cli.events import Event, Finished, Note, Progress, Started, Wrote
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.files import atomic_folder, discard_folder, write_durably
-from dis_cli.workflows.build import build_codec, build_sampler
+from dis_cli.workflows.build import build_codec, build_sampler, choices, pick_precision
 from dis_cli.workflows.generate import generate
 from dis_cli.workflows.grid import labelled_grid
 from dis_cli.workflows.load import LoadedModel, check_preset, load_model, parse_classes
@@ -55,11 +55,12 @@ def sample(
         DisError: The checkpoint, the VAE, the device or the disk do not allow it.
     """
     place = pick_device(device)
-    loaded = load_model(checkpoint, place)
+    loaded = load_model(checkpoint, place, overrides)
     if preset is not None:
         check_preset(loaded, preset)
     yield from (Note(message=note, level="warning") for note in loaded.notes)
-    config = apply_overrides(loaded.config, list(overrides))
+    config = loaded.config
+    precision = pick_precision(config.sample.precision, config, place)
     chosen = parse_classes(list(classes), loaded)
     per_image = [chosen[index % len(chosen)] for index in range(num_images)] if chosen else None
     sampler = build_sampler(config)
@@ -73,6 +74,8 @@ def sample(
         "num_images": num_images,
         "classes": chosen or None,
         "sample": config.sample.model_dump(mode="json"),
+        "engine": asdict(loaded.engine),
+        "precision": asdict(precision),
         "image_size": config.pixel_size,
         "model_evaluations": len(sampler.timesteps),
         "out": str(folder),
@@ -87,11 +90,21 @@ def sample(
         unit="images",
         details={"sampler": config.sample.sampler, "steps": len(sampler.timesteps), "device": str(place)},
     )
+    yield from choices(loaded.engine, precision)
     with atomic_folder(folder.with_name(folder.name + ".new") if replaces else folder) as temporary:
         shown: list[npt.NDArray[np.uint8]] = []
         records: list[dict[str, object]] = []
         seeds = range(seed, seed + num_images)
-        for batch in generate(loaded.model, codec, config, seeds=seeds, classes=per_image, device=place):
+        batches = generate(
+            loaded.model,
+            codec,
+            config,
+            seeds=seeds,
+            classes=per_image,
+            device=place,
+            precision=precision.name,
+        )
+        for batch in batches:
             if batch.images is None:
                 size = min(config.sample.batch_size, num_images - batch.start)
                 yield Progress(done=batch.start + int(batch.share * size), total=num_images, unit="images")

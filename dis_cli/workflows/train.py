@@ -5,6 +5,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
@@ -20,18 +21,30 @@ from dis_cli.errors import CheckpointError, Interrupted, MismatchError
 from dis_cli.events import Event, Finished, Note, Saved, Started, Step
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.files import atomic_write_text
+from dis_cli.runtime.precision import Precision
 from dis_cli.runtime.run_dir import RunDir
 from dis_cli.runtime.signals import stop_on_signals
+from dis_cli.scan.engines import Engine
 from dis_cli.training.loop import train_steps
 from dis_cli.training.state import TrainingState
-from dis_cli.workflows.build import build_learning_rate, build_loss_function, build_source, build_training_state
+from dis_cli.workflows.build import (
+    build_learning_rate,
+    build_loss_function,
+    build_source,
+    build_training_state,
+    choices,
+    pick_engine,
+    pick_precision,
+)
 from dis_cli.workflows.cost import model_cost
 
-# Settings that may change between two starts of a run, because they change nothing that was computed so far.
+# Settings that may change between two starts of a run, because they change nothing that was computed so far. Engines
+# differ in rounding only, and a run may move to a machine that lacks the one it began with.
 CHANGEABLE = frozenset(
     {
         "name",
         "description",
+        "engine",
         "train.steps",
         "train.save_every",
         "train.keep_last",
@@ -57,20 +70,24 @@ def train(config: RunConfig, out: Path, *, device: str = "auto") -> Iterator[Eve
         DisError: The data, the device or the disk do not allow it.
     """
     place = pick_device(device)
+    engine = pick_engine(config, place)
     source = build_source(config)
     run = RunDir(out)
+    config, precision = _settle_precision(run, config, place)
     _check_same_run(run, config)
     run.create()
     with run.lock():
         run.remove_temporaries()
         atomic_write_text(run.config_path, dump_toml(config))
-        for event in _train_locked(config, run, source, place):
+        for event in _train_locked(config, run, source, place, engine, precision):
             run.append_event(event)
             _log(run, event, config.train.log_every)
             yield event
 
 
-def _train_locked(config: RunConfig, run: RunDir, source: ImageSource, device: torch.device) -> Iterator[Event]:
+def _train_locked(
+    config: RunConfig, run: RunDir, source: ImageSource, device: torch.device, engine: Engine, precision: Precision
+) -> Iterator[Event]:
     state = build_training_state(config, device)
     checkpoint, notes = latest_checkpoint(run.checkpoints)
     if checkpoint is None and notes:
@@ -87,7 +104,7 @@ def _train_locked(config: RunConfig, run: RunDir, source: ImageSource, device: t
         state.load(checkpoint.tensors, checkpoint.step)
     last_step = config.train.steps
     parameters = sum(parameter.numel() for parameter in state.model.parameters())
-    _write_run_json(run, device, parameters)
+    _write_run_json(run, device, parameters, engine, precision)
     yield Started(
         what=f"training {config.name}",
         total=last_step,
@@ -95,6 +112,7 @@ def _train_locked(config: RunConfig, run: RunDir, source: ImageSource, device: t
         first=state.step,
         details={"parameters": parameters, "device": str(device), "images": len(source), "run": str(run.path)},
     )
+    yield from choices(engine, precision)
     meta: dict[str, object] = {
         "config": config.model_dump(mode="json"),
         "data_fingerprint": fingerprint,
@@ -158,10 +176,14 @@ def _save(run: RunDir, state: TrainingState, meta: dict[str, object], keep_last:
     return Saved(step=state.step, path=path, size_bytes=checkpoint_bytes(path))
 
 
-def plan_training(config: RunConfig, out: Path) -> dict[str, object]:
+def plan_training(config: RunConfig, out: Path, *, device: str = "auto") -> dict[str, object]:
     """What ``train`` would do, with estimates; reads the data's listing, writes nothing."""
+    place = pick_device(device)
+    engine = pick_engine(config, place)
     source = build_source(config)
-    _check_same_run(RunDir(out), config)
+    run = RunDir(out)
+    config, precision = _settle_precision(run, config, place)
+    _check_same_run(run, config)
     cost = model_cost(config)
     weights = 4 * cost.parameters
     return {
@@ -175,14 +197,40 @@ def plan_training(config: RunConfig, out: Path) -> dict[str, object]:
         # weights, average and two moments
         "checkpoint_bytes": 4 * weights,
         "disk_bytes": 4 * weights * (config.train.keep_last + 1),
+        "engine": asdict(engine),
+        "precision": asdict(precision),
         "config": config.model_dump(mode="json"),
     }
 
 
-def _check_same_run(run: RunDir, config: RunConfig) -> None:
+def _recorded_config(run: RunDir) -> RunConfig | None:
+    """The settings that a run was begun with; None before its first start."""
     if not run.config_path.exists():
+        return None
+    config = read_config(run.config_path)
+    # Only a run from before there was a choice records none; it computed in float32.
+    return _with_precision(config, "fp32") if config.train.precision == "auto" else config
+
+
+def _settle_precision(run: RunDir, config: RunConfig, device: torch.device) -> tuple[RunConfig, Precision]:
+    """``config`` with "auto" resolved, by what the run has recorded or else by this machine, and the reason."""
+    recorded = _recorded_config(run)
+    if config.train.precision == "auto" and recorded is not None:
+        precision = Precision(recorded.train.precision, "the run was begun with it")
+    else:
+        precision = pick_precision(config.train.precision, config, device)
+    return _with_precision(config, precision.name), precision
+
+
+def _with_precision(config: RunConfig, name: str) -> RunConfig:
+    return config.model_copy(update={"train": config.train.model_copy(update={"precision": name})})
+
+
+def _check_same_run(run: RunDir, config: RunConfig) -> None:
+    recorded = _recorded_config(run)
+    if recorded is None:
         return
-    before, now = _flat(read_config(run.config_path)), _flat(config)
+    before, now = _flat(recorded), _flat(config)
     changed = [
         key
         for key in now
@@ -217,7 +265,7 @@ def _flat(config: RunConfig) -> dict[str, object]:
     return flat
 
 
-def _write_run_json(run: RunDir, device: torch.device, parameters: int) -> None:
+def _write_run_json(run: RunDir, device: torch.device, parameters: int, engine: Engine, precision: Precision) -> None:
     facts = {
         "schema": 1,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -228,6 +276,8 @@ def _write_run_json(run: RunDir, device: torch.device, parameters: int) -> None:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "threads": torch.get_num_threads(),
+        "engine": asdict(engine),
+        "precision": asdict(precision),
         "parameters": parameters,
     }
     atomic_write_text(run.run_json, json.dumps(facts, indent=2) + "\n")

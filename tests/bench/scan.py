@@ -1,75 +1,128 @@
-"""The plain PyTorch scan against the recurrence written token by token: ``python tests/bench/scan.py [--json FILE]``.
+"""The selective scan against three ways of writing it in torch, at batch 1, 768 channels and 16 states.
 
-Interleaved medians in one process, as ratios: how many times faster the scan is than ``selective_scan_reference``,
-forward alone and forward with backward. The reference's backward is autograd's.
+Timed are the forward without a graph, and the forward with its backward for a given gradient of the result, all with
+bias, softplus, skip and gate, on one thread. Contenders: the published loop (``peers.published_scan``), the reference
+(``engine="reference"``, which takes the exponential token by token), and the plain torch form (``engine="torch"``).
+The published loop gets its inputs in its own layout, so nobody pays for a transposition. Targets are against it.
+
+The backward of both loops is autograd's: it adds up a tensor of the full length for every token, so that it is run up
+to ``LONGEST_LOOP_BACKWARD`` tokens only. ns/el is the time divided by batch x channels x states x tokens.
 """
 
-import argparse
-import json
-import statistics
-import time
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import torch
+from common import Record, Settings, Target, at_least, clock_name, interleaved, no_grad, require_close
+from peers import published_scan
+from torch import Tensor
 
 from dis_cli.scan import selective_scan
-from dis_cli.scan.reference import selective_scan_reference
 
-# (batch, length, channels, states): the digits preset's, and the one the literature of the scan is measured at.
-SHAPES = [(32, 18, 192, 16), (1, 66, 768, 16), (1, 257, 768, 16)]
-ROUNDS = 7
+CHANNELS, STATES = 768, 16
+LENGTHS = (66, 257, 1026, 4098)
+TARGET_LENGTH = 257
+LONGEST_LOOP_BACKWARD = 257
+LOOPS = ("published loop", "reference loop")
+FORWARD_TARGET = at_least(18, 9)
+BOTH_TARGET = at_least(200, 120)
 
 
-def inputs(b: int, length: int, d: int, n: int) -> dict[str, torch.Tensor]:
+def inputs(length: int) -> dict[str, Tensor]:
+    """Inputs of a scan as a trained model has them: decay between 0.2 and 1, all of ordinary size."""
     generator = torch.Generator().manual_seed(0)
-    shapes = {"u": (b, length, d), "delta": (b, length, d), "B": (b, length, n), "C": (b, length, n)}
-    tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    tensors |= {"A": -torch.arange(1.0, n + 1).expand(d, n).contiguous(), "D": torch.ones(d)}
-    tensors |= {"z": torch.randn(b, length, d, generator=generator), "delta_bias": torch.full((d,), -4.0)}
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    tensors = {
+        "u": normal(1, length, CHANNELS),
+        "delta": normal(1, length, CHANNELS),
+        "A": -torch.arange(1.0, STATES + 1).repeat(CHANNELS, 1),
+        "B": normal(1, length, STATES),
+        "C": normal(1, length, STATES),
+        "D": torch.ones(CHANNELS),
+        "z": normal(1, length, CHANNELS),
+        "delta_bias": torch.full((CHANNELS,), -4.0),
+    }
     return {name: tensor.requires_grad_() for name, tensor in tensors.items()}
 
 
-def timed(engine, tensors: dict[str, torch.Tensor]) -> tuple[float, float]:
-    """Seconds of a forward without gradients, and of a forward with its backward."""
-    started = time.perf_counter()
+def channels_first(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same inputs for the published loop."""
+    return {
+        name: tensor.detach().transpose(1, 2).contiguous().requires_grad_() if tensor.ndim == 3 else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def forward_and_backward(scan: Callable[..., Tensor], tensors: dict[str, Tensor], grad: Tensor) -> Callable[[], object]:
+    """A call with its backward into all inputs; gradients are made anew each time, not added to old ones."""
+    leaves = list(tensors.values())
+    return lambda: torch.autograd.grad(scan(**tensors), leaves, grad)
+
+
+def contenders(settings: Settings, length: int) -> dict[str, tuple[Callable[..., Tensor], dict[str, Tensor], Tensor]]:
+    """Function, inputs and gradient of the result of each."""
+    tensors = inputs(length)
+    grad = torch.randn(1, length, CHANNELS, generator=torch.Generator().manual_seed(1))
+
+    def with_engine(engine: str) -> Callable[..., Tensor]:
+        return lambda **arguments: selective_scan(**arguments, engine=engine)
+
+    return {
+        "scan": (with_engine(settings.engine), tensors, grad),
+        "published loop": (published_scan, channels_first(tensors), grad.transpose(1, 2).contiguous()),
+        "reference loop": (with_engine("reference"), tensors, grad),
+        "torch form": (with_engine("torch"), tensors, grad),
+    }
+
+
+def measure(settings: Settings) -> Iterator[Record]:
+    """The figures of this subject."""
+    for length in LENGTHS:
+        everyone = contenders(settings, length)
+        _require_same(everyone)
+        rounds = settings.rounds(15 if length <= TARGET_LENGTH else 7)
+        forward = interleaved(
+            {name: no_grad(lambda run=run, of=of: run(**of)) for name, (run, of, _) in everyone.items()},
+            threads=1,
+            rounds=rounds,
+        )
+        yield from _records("forward", length, forward, FORWARD_TARGET)
+        timed = {name: entry for name, entry in everyone.items() if _is_timed(name, length)}
+        both = interleaved(
+            {name: forward_and_backward(*entry) for name, entry in timed.items()},
+            threads=1,
+            rounds=settings.rounds(7),
+        )
+        yield from _records("forward+backward", length, both, BOTH_TARGET)
+        for name in everyone.keys() - timed.keys():
+            yield Record(
+                f"scan, {length} tokens, forward+backward: {name} / scan",
+                None,
+                "x",
+                note="its backward grows with the square of the length",
+            )
+
+
+def _is_timed(name: str, length: int) -> bool:
+    return name not in LOOPS or length <= LONGEST_LOOP_BACKWARD
+
+
+def _records(what: str, length: int, seconds: dict[str, float], target: Target) -> Iterator[Record]:
+    elements = CHANNELS * STATES * length
+    for name, value in seconds.items():
+        yield Record(f"{name}, {length} tokens, {what}", value / elements * 1e9, "ns/el", clock_name(1))
+    for name, value in seconds.items():
+        if name != "scan":
+            aimed = target if name == "published loop" and length == TARGET_LENGTH else None
+            ratio = value / seconds["scan"]
+            yield Record(f"scan, {length} tokens, {what}: {name} / scan", ratio, "x", clock_name(1), aimed)
+
+
+def _require_same(everyone: dict[str, tuple[Callable[..., Tensor], dict[str, Tensor], Tensor]]) -> None:
     with torch.no_grad():
-        engine(**tensors)
-    between = time.perf_counter()
-    engine(**tensors).sum().backward()
-    return between - started, time.perf_counter() - between
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    rows = []
-    for shape in SHAPES:
-        tensors = inputs(*shape)
-        engines = {"scan": selective_scan, "reference": selective_scan_reference}
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
-        for _ in range(ROUNDS):
-            for name, engine in engines.items():
-                times[name].append(timed(engine, tensors))
-        medians = {name: [statistics.median(part) for part in zip(*of, strict=True)] for name, of in times.items()}
-        elements = shape[0] * shape[1] * shape[2] * shape[3]
-        rows.append(
-            {
-                "shape": "x".join(map(str, shape)),
-                "forward_ns_per_element": medians["scan"][0] / elements * 1e9,
-                "forward_backward_ns_per_element": medians["scan"][1] / elements * 1e9,
-                "forward_ratio": medians["reference"][0] / medians["scan"][0],
-                "forward_backward_ratio": medians["reference"][1] / medians["scan"][1],
-            }
-        )
-    print(f"threads {torch.get_num_threads()}, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}")
-    for row in rows:
-        print(
-            "  ".join(f"{name} {value:.3g}" if isinstance(value, float) else str(value) for name, value in row.items())
-        )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+        results = {name: run(**of) for name, (run, of, _) in everyone.items()}
+    wanted = results["reference loop"]
+    for name, result in results.items():
+        require_close(name, result.transpose(1, 2) if name == "published loop" else result, wanted)

@@ -1,144 +1,194 @@
-"""Time and memory of a training step of the digits preset: ``python tests/bench/train_step.py [--json FILE]``.
+"""A training step of the digits preset (18 tokens, width 96, batch 32): its time on two threads, and its memory.
 
-The time is the median over steps at the preset's batch size, beside the linear layers' share alone (the same matrix
-products on random numbers, interleaved), so that a busy machine shows in both. The memory is what a step at batch 128
-adds to the process's peak beyond weights, gradients, optimizer and average, measured in a process of its own.
+The step is the whole one of ``train_steps``, in float32: batch, noise, forward, loss, backward, clipping, AdamW,
+average. It takes turns with the same step on the plain torch engine, with a DiT of as many parameters on the same data,
+loss and optimizer, and with its own matrix products alone. Wall time, since that is what a user waits for.
+
+Its limit is the time of its matrix products plus the floor of its scans by the number of their operations
+(``common.scan_floor``: 9 forward and 17 backward), divided by the threads. The products are those of every linear
+layer and of the patch embedding: one forward, one for the gradient of the weight, one for the gradient of the input
+where that needs one. Products that the step computes a second time in its backward are not in the limit.
+
+The memory is what a step at batch 128 adds to the process's peak beyond weights, gradients, optimizer and average, in a
+process of its own: ``python tests/bench/train_step.py --memory`` prints it, in bytes.
 """
 
 import argparse
-import ctypes
-import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
-import time
-from pathlib import Path
+from collections.abc import Iterator
 
-STEPS = 20
+import torch
+from common import (
+    EXACT_MEMORY,
+    Product,
+    Record,
+    Settings,
+    at_least,
+    at_most,
+    can_measure_memory,
+    clock_name,
+    extra_peak,
+    interleaved,
+    kernel_isa,
+    linear_products,
+    no_grad,
+    peak_gflops,
+    run_products,
+    scan_floor,
+    thread_counts,
+)
+from peers import DiT, parameter_count
+from torch import nn
+
+from dis_cli.config.overrides import apply_overrides
+from dis_cli.config.presets import load_preset
+from dis_cli.config.schema import RunConfig
+from dis_cli.data.batches import TrainingSet, training_batches
+from dis_cli.events import Step
+from dis_cli.models.backbone import DiS
+from dis_cli.training.ema import Ema
+from dis_cli.training.loop import train_steps
+from dis_cli.training.state import TrainingState, make_optimizer
+from dis_cli.workflows.build import build_learning_rate, build_loss_function, build_source
+
 MEMORY_BATCH = 128
+TOLERANCE = 0.02
+TORCH_TARGET, LIMIT_TARGET, DIT_TARGET = at_least(2.5), at_most(1.5), at_most(1.6)
+MEMORY_TARGET = at_most(100)
 
 
-def build(batch_size: int):
-    """A training state of the digits preset, its loss, and a batch."""
-    import torch
+def digits(batch_size: int | None = None) -> RunConfig:
+    """The digits preset in float32, with another batch size where one is given."""
+    overrides = [] if batch_size is None else [f"train.batch_size={batch_size}"]
+    return apply_overrides(load_preset("dis-xs-digits"), ["train.precision=fp32", *overrides])
 
-    from dis_cli.config.overrides import apply_overrides
-    from dis_cli.config.presets import load_preset
-    from dis_cli.data.batches import TrainingSet, training_batches
-    from dis_cli.workflows.build import build_learning_rate, build_loss_function, build_source, build_training_state
 
-    config = apply_overrides(load_preset("dis-xs-digits"), [f"train.batch_size={batch_size}"])
-    state = build_training_state(config, torch.device("cpu"))
-    dataset = TrainingSet(build_source(config), seed=0, num_timesteps=1000, num_drop_path=0)
-    batches = training_batches(
-        dataset, first_step=0, last_step=10_000, batch_size=batch_size, accumulation=1, num_workers=0
+def dis(config: RunConfig, engine: str) -> DiS:
+    torch.manual_seed(0)
+    return DiS(**config.model.model_dump() | {"learn_sigma": config.learn_sigma, "engine": engine})
+
+
+def dit(config: RunConfig) -> DiT:
+    """A DiT of the same width for the same data."""
+    torch.manual_seed(0)
+    model = config.model
+    return DiT(
+        model.image_size,
+        model.patch_size,
+        model.in_channels,
+        model.embed_dim,
+        depth=4,
+        heads=4,
+        num_classes=model.num_classes,
+        time_ratio=1,
     )
-    return config, state, batches, build_loss_function(config), lambda step: build_learning_rate(config, step)
 
 
-def steps(batch_size: int):
-    import torch
-
-    from dis_cli.training.loop import train_steps
-
-    config, state, batches, loss_function, learning_rate = build(batch_size)
+def steps(config: RunConfig, model: nn.Module) -> Iterator[Step]:
+    """Training of a model on the preset's data with its recipe, a step whenever the next is asked for."""
+    train = config.train
+    state = TrainingState(
+        model=model,
+        ema=Ema(model, decay=train.ema_decay, warmup=train.ema_warmup),
+        optimizer=make_optimizer(model, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay),
+    )
+    dataset = TrainingSet(build_source(config), seed=0, num_timesteps=config.diffusion.num_timesteps, num_drop_path=0)
+    batches = training_batches(
+        dataset, first_step=0, last_step=100_000, batch_size=train.batch_size, accumulation=1, num_workers=0
+    )
     return train_steps(
         state,
         batches,
-        loss_function=loss_function,
-        learning_rate=learning_rate,
+        loss_function=build_loss_function(config),
+        learning_rate=lambda step: build_learning_rate(config, step),
         accumulation=1,
-        clip_norm=config.train.clip_norm,
+        clip_norm=train.clip_norm,
         device=torch.device("cpu"),
     )
 
 
-def products(batch_size: int):
-    """The matrix products of one step: forward, and twice as many backward, of every linear layer of a block."""
-    import torch
+def products(config: RunConfig, model: DiS) -> list[Product]:
+    """The matrix products of a step; the patch embedding is one, over disjoint patches."""
+    batch, settings = config.train.batch_size, config.model
+    patches = (settings.image_size // settings.patch_size) ** 2
 
-    width, inner, tokens, blocks = 96, 192, batch_size * 18, 7
-    shapes = [(width, 2 * inner), (inner, width), *[(inner, 38), (6, inner)] * 2]
-    layers = [
-        (torch.randn(tokens, a), torch.randn(b, a), torch.randn(tokens, b)) for a, b in shapes for _ in range(blocks)
-    ]
+    def rows(layer: str) -> int:
+        if layer.startswith(("time_embed", "final_layer.adaLN")):
+            return batch
+        return batch * (patches if layer.startswith("final_layer") else patches + model.extras)
 
-    def run() -> None:
-        for x, weight, grad in layers:
-            x @ weight.t()
-            grad @ weight
-            grad.t() @ x
-
-    return run
+    values = settings.in_channels * settings.patch_size**2
+    patch_embed = Product(batch * patches, values, settings.embed_dim, input_gradient=False)
+    return [patch_embed, *linear_products(model, rows, data_facing=["time_embed.0"])]
 
 
-def measure_memory() -> None:
-    """Print the bytes that a step at MEMORY_BATCH adds to this process's peak."""
-
-    def status(key: str) -> int:
-        text = Path("/proc/self/status").read_text()
-        return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith(key))
-
-    loop = steps(MEMORY_BATCH)
-    # The first step makes the optimizer's moments and the libraries' own buffers, which stay; what it freed goes back.
-    next(loop)
-    ctypes.CDLL(None).malloc_trim(0)
-    before = status("VmRSS:")
-    Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
-    next(loop)
-    print(status("VmHWM:") - before)
+def scan_elements(config: RunConfig, model: DiS) -> int:
+    """Elements of all scans of one forward: both directions of every block."""
+    settings = config.model
+    per_token = 2 * settings.depth * settings.expand * settings.embed_dim * settings.d_state
+    return config.train.batch_size * model.pos_embed.shape[1] * per_token
 
 
-def extra_memory(environment: dict[str, str]) -> int:
-    """What ``measure_memory`` prints in a process with this environment.
+def measure(settings: Settings) -> Iterator[Record]:
+    """The figures of this subject."""
+    config, threads = digits(), thread_counts()[-1]
+    model, rival = dis(config, settings.engine), dit(config)
+    if abs(parameter_count(rival) / parameter_count(model) - 1) > TOLERANCE:
+        raise RuntimeError(f"DiT has {parameter_count(rival)} parameters, DiS {parameter_count(model)}")
+    loops = {
+        "step": steps(config, model),
+        "torch": steps(config, dis(config, "torch")),
+        "DiT": steps(config, rival),
+    }
+    contenders = {name: lambda loop=loop: next(loop) for name, loop in loops.items()}
+    contenders["products"] = no_grad(run_products(products(config, model), backward=True))
+    gflops = peak_gflops()
+    seconds = interleaved(contenders, threads=threads, rounds=settings.rounds(41))
+    floor = scan_floor(gflops, kernel_isa(settings.engine), backward=True)
+    scans = scan_elements(config, model) * floor / threads * 1e-9
+    clock, name = clock_name(threads), "digits, training step"
+    yield Record("digits: parameters of DiS without positions", parameter_count(model), "")
+    yield Record("digits: parameters of DiT without positions", parameter_count(rival), "")
+    yield Record(name, seconds["step"] * 1e3, "ms", clock)
+    yield Record(f"{name}: its matrix products", seconds["products"] * 1e3, "ms", clock)
+    yield Record(f"{name}: floor of its scans", scans * 1e3, "ms", note="by count of operations")
+    yield Record(f"{name}: torch engine / step", seconds["torch"] / seconds["step"], "x", clock, TORCH_TARGET)
+    limit = seconds["products"] + scans
+    yield Record(f"{name}: step / (products + floor)", seconds["step"] / limit, "x", clock, LIMIT_TARGET)
+    yield Record(f"{name}: step / step of a DiT", seconds["step"] / seconds["DiT"], "x", clock, DIT_TARGET)
+    yield from _memory(settings)
 
-    With a fixed threshold, glibc gives every freed tensor back, and the peak is what the step asks for. As it comes,
-    glibc keeps freed tensors for the next ones, and what does not fit into their holes is added.
-    """
-    command = [sys.executable, __file__, "--memory"]
+
+def _memory(settings: Settings) -> Iterator[Record]:
+    name = f"digits, training step at batch {MEMORY_BATCH}: extra memory"
+    if not can_measure_memory():
+        yield Record(name, None, "MB", note="needs Linux's /proc")
+        return
+    exact, usual = extra_memory(settings.engine, EXACT_MEMORY), extra_memory(settings.engine, {})
+    yield Record(name, exact / 1e6, "MB", "peak", MEMORY_TARGET, "all that is freed goes back at once")
+    yield Record(f"{name}, usual", usual / 1e6, "MB", "peak", note="glibc keeps what is freed for later")
+
+
+def extra_memory(engine: str, environment: dict[str, str]) -> int:
+    """What ``print_memory`` prints in a process with this environment."""
+    command = [sys.executable, __file__, "--memory", "--engine", engine]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | environment)
     return int(done.stdout)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--memory", action="store_true")
-    arguments = parser.parse_args()
-    if arguments.memory:
-        measure_memory()
-        return
-    import torch
-
-    loop, gemms = steps(32), products(32)
+def print_memory(engine: str) -> None:
+    """Print the bytes that a step at ``MEMORY_BATCH`` adds to this process's peak."""
+    config = digits(MEMORY_BATCH)
+    loop = steps(config, dis(config, engine))
+    # The first step makes the optimizer's moments and the libraries' own buffers, which stay.
     next(loop)
-    gemms()
-    times: list[float] = []
-    gemm_times: list[float] = []
-    for _ in range(STEPS):
-        times.append(next(loop).seconds)
-        started = time.perf_counter()
-        gemms()
-        gemm_times.append(time.perf_counter() - started)
-    result = {
-        "train_step_seconds": statistics.median(times),
-        "matrix_products_seconds": statistics.median(gemm_times),
-        "step_over_products": statistics.median(times) / statistics.median(gemm_times),
-        "extra_memory_batch_128_bytes": extra_memory({"MALLOC_MMAP_THRESHOLD_": "65536"}),
-        "extra_memory_batch_128_fragmented_bytes": extra_memory({}),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-    }
-    for name, value in result.items():
-        print(f"{name:42} {value:.4g}" if isinstance(value, float) else f"{name:42} {value}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    print(extra_peak(lambda: next(loop)))
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--memory", action="store_true", required=True)
+    parser.add_argument("--engine", default="auto")
+    print_memory(parser.parse_args().engine)

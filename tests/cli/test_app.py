@@ -44,6 +44,8 @@ LIGHT_COMMANDS = [
     "sample --help",
     "encode-latents --help",
     "eval-fid --help",
+    "doctor --help",
+    "doctor --devise cpu",
     "flops --size xl --patch 2",
     "presets list",
     "presets validate",
@@ -89,7 +91,7 @@ def test_help_lists_every_command_on_stdout(capsys):
     captured = capsys.readouterr()
     assert captured.err == ""
     commands = [line.split()[0] for line in captured.out.partition("Commands:\n")[2].splitlines() if line[:3].strip()]
-    assert commands[:6] == ["train", "sample", "encode-latents", "eval-fid", "flops", "presets"]
+    assert commands[:7] == ["train", "sample", "encode-latents", "eval-fid", "flops", "doctor", "presets"]
 
 
 def test_version(capsys):

@@ -85,3 +85,11 @@ def test_size_of_an_image_in_pixels() -> None:
     latent = make(model={"image_size": 32, "in_channels": 4}, codec={"kind": "vae"})
     assert (pixel.pixel_size, pixel.pixel_channels) == (8, 1)
     assert (latent.pixel_size, latent.pixel_channels) == (256, 3)
+
+
+def test_engines_are_those_that_exist() -> None:
+    from typing import get_args
+
+    from dis_cli.scan.engines import ENGINES
+
+    assert get_args(RunConfig.model_fields["engine"].annotation) == ENGINES

@@ -18,7 +18,7 @@ struct ScanArgs {
     int64_t threads;
     int64_t reverse;         // scan from the last token to the first
     int64_t softplus;        // delta goes through softplus, after its bias
-    int64_t log_A;           // A holds log(-A), and grad_A is the gradient of that
+    int64_t A_is_log;           // A holds log(-A), and grad_A is the gradient of that
     int64_t accumulate_out;  // forward: add what `out` holds before the gate
     int64_t accumulate_z;    // backward: add to what `grad_z` holds
     Sequence u, delta, B, C, z;

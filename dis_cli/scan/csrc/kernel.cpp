@@ -218,13 +218,13 @@ void prepare(const MixerArgs& args, Buffer prepared[2], float* at[2]) {
 }
 
 // Sums of d loss / d A in the layout of prepare_A, to (channels, states); of log(-A) if so asked.
-void write_grad_A(const float* sums, const float* prepared_A, bool log_A, int64_t channels, int64_t states, float* to) {
+void write_grad_A(const float* sums, const float* prepared_A, bool A_is_log, int64_t channels, int64_t states, float* to) {
     const int64_t W = chosen->width;
     for (int64_t channel = 0; channel < channels; ++channel) {
         for (int64_t n = 0; n < states; ++n) {
             const int64_t from = channel / W * W * states + n * W + channel % W;
             // A itself, without its factor of log2(e)
-            to[channel * states + n] = sums[from] * (log_A ? prepared_A[from] * 0.693147180559945309f : 1.0f);
+            to[channel * states + n] = sums[from] * (A_is_log ? prepared_A[from] * 0.693147180559945309f : 1.0f);
         }
     }
 }
@@ -320,7 +320,7 @@ void dis_scan_backward(const ScanArgs* args) {
     for (int64_t sample = 1; sample < args->batch; ++sample)
         for (int64_t i = 0; i < sample_sums; ++i) total[i] += total[sample * sample_sums + i];
     if (!args->batch) std::fill(total, total + sample_sums, 0.0f);
-    write_grad_A(total, A.get(), args->log_A, args->channels, N, args->grad_A);
+    write_grad_A(total, A.get(), args->A_is_log, args->channels, N, args->grad_A);
     if (args->grad_D) std::copy(total + width * N, total + width * N + args->channels, args->grad_D);
     if (args->grad_bias) std::copy(total + width * (N + 1), total + width * (N + 1) + args->channels, args->grad_bias);
 }

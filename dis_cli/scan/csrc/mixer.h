@@ -27,7 +27,7 @@ INLINE ScanArgs scan_args(const MixerArgs& args, int d) {
     const DirectionArgs& direction = args.directions[d];
     ScanArgs scan{};
     scan.batch = args.batch, scan.length = args.length, scan.channels = args.channels, scan.states = args.states;
-    scan.reverse = d, scan.softplus = 1, scan.log_A = 1, scan.accumulate_out = d, scan.accumulate_z = d;
+    scan.reverse = d, scan.softplus = 1, scan.A_is_log = 1, scan.accumulate_out = d, scan.accumulate_z = d;
     scan.A = direction.A_log, scan.D = direction.D, scan.delta_bias = direction.dt_bias, scan.ends = direction.ends;
     scan.B = scan.C = direction.projected;
     scan.B.data += args.rank, scan.C.data += args.rank + args.states;

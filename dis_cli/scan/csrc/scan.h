@@ -138,7 +138,7 @@ void prepare_A(const ScanArgs& args, float* prepared) {
             for (int64_t i = 0; i < WIDTH && channel + i < args.channels; ++i)
                 lanes[i] = args.A[(channel + i) * args.states + n];
             Vec A = load(lanes);
-            if (args.log_A) A = -exp2_any(LOG2_E * A);
+            if (args.A_is_log) A = -exp2_any(LOG2_E * A);
             store(prepared, LOG2_E * A);
         }
     }

@@ -1,0 +1,91 @@
+"""`dis doctor`: what this machine can do, and whether it computes correctly."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from dis_cli.cli.options import JsonFlag
+from dis_cli.cli.output import Output
+from dis_cli.cli.text import size, table
+from dis_cli.errors import DisError, NegativeVerdict
+
+
+def doctor(
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="DEVICE", help="Look at this one only: cpu, cuda or cuda:N; all if unset."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Report versions, devices and engines, and check each engine against the recurrence.
+
+    Exits with 3 when an engine computes wrongly or fails. One that is not there is no failure.
+
+    Example: dis doctor --json
+    """
+    output = Output(progress=False, as_json=as_json)
+    try:
+        from dis_cli.workflows.doctor import diagnose
+    except ImportError as error:
+        raise DisError(f"A package that everything needs does not load: {error}", "Install dis-cli again") from error
+
+    report = output.render(diagnose(device=device))
+    output.result(_lines(report), report)
+    if problems := report["problems"]:
+        raise NegativeVerdict(
+            f"{len(problems)} {'check' if len(problems) == 1 else 'checks'} failed:"
+            + "".join(f"\n  {problem}" for problem in problems),
+            "`engine=torch` computes on every device; `--device cpu` leaves the GPU out",
+        )
+
+
+def _lines(report: Mapping[str, Any]) -> list[str]:
+    cpu = report["cpu"]
+    threads = cpu["num_torch_threads"]
+    kernel = report["kernel"]
+    packages = ", ".join(f"{name} {version or 'not installed'}" for name, version in report["packages"].items())
+    lines = [
+        f"versions   dis {report['dis']}, Python {report['python']}, PyTorch {report['torch']}",
+        f"packages   {packages}",
+        f"platform   {report['platform']}",
+        f"processor  {cpu['name']}, {_count(cpu['num_cores'], 'core')}, {_count(threads, 'thread')} for PyTorch, "
+        f"which uses {cpu['torch_capability']}",
+        f"memory     {_memory(report)}",
+        f"disk       {size(report['free_disk_bytes'])} free in this folder",
+        f"kernel     {kernel['isa'] if kernel['why_not'] is None else kernel['why_not']}",
+    ]
+    for name, facts in report["devices"].items():
+        rates = facts["matmul_gflops_per_second"]
+        lines += [
+            "",
+            f"{name}" if name == "cpu" else f"{name}: {facts['name']}, {_memory(facts)}",
+            f"  engine     auto takes {facts['engine']['name']}: {facts['engine']['reason']}",
+            f"  precision  auto takes {facts['precision']['name']}: {facts['precision']['reason']}",
+            "  products   " + ", ".join(f"{rate:,.0f} GFLOP/s in {numbers}" for numbers, rate in rates.items()),
+            "",
+            *(f"  {line}" for line in _engine_table(report["engines"][name])),
+        ]
+    verdict = "healthy: every engine that is here agrees with the recurrence" if report["healthy"] else "not healthy"
+    return [*lines, "", verdict]
+
+
+def _engine_table(engines: Mapping[str, Any]) -> list[str]:
+    rows = [["ENGINE", "ERROR", "STATE"]]
+    for name, facts in engines.items():
+        error = facts["parity_error"]
+        state = "available" if facts["available"] else "not available"
+        reason = f": {facts['reason']}" if facts["reason"] else ""
+        rows.append([name, "-" if error is None else f"{error:.1e}", state + reason])
+    return table(rows)
+
+
+def _memory(facts: Mapping[str, Any]) -> str:
+    total, free = facts["total_memory_bytes"], facts["free_memory_bytes"]
+    if total is None:
+        return "of unknown size"
+    return f"{size(total)}" if free is None else f"{size(free)} free of {size(total)}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

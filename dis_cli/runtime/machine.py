@@ -1,0 +1,61 @@
+"""Facts about this machine and what is installed on it. Nothing here imports torch."""
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Memory(NamedTuple):
+    """The computer's main memory.
+
+    Args:
+        total_bytes: All of it; None when the system does not say.
+        free_bytes: What programs can still get without swapping, caches that can be given up included; None likewise.
+    """
+
+    total_bytes: int | None
+    free_bytes: int | None
+
+
+def cpu_name() -> str:
+    """The processor's model, as the system names it."""
+    for line in _lines(Path("/proc/cpuinfo")):
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def num_cores() -> int:
+    """Logical cores that this process may use, which can be fewer than the machine has."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def memory() -> Memory:
+    """Size of the main memory, and how much of it is free."""
+    found = {key: value for key, _, value in (line.partition(":") for line in _lines(Path("/proc/meminfo")))}
+    if {"MemTotal", "MemAvailable"} <= found.keys():
+        total, free = (int(found[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
+        return Memory(total, free)
+    try:
+        return Memory(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), None)
+    except (ValueError, OSError):
+        return Memory(None, None)
+
+
+def package_version(name: str) -> str | None:
+    """The installed version of a distribution, without importing it; None when it is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
