@@ -74,7 +74,7 @@ class Mixer(nn.Module):
         )
         assert conv.bias is not None
         return Direction(
-            conv_weight=conv.weight[:, 0],
+            conv_weight=conv.weight.squeeze(1),
             conv_bias=conv.bias,
             x_proj=x_proj.weight,
             dt_proj=dt_proj.weight,
