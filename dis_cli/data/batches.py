@@ -4,7 +4,7 @@ A sample's place in the whole run, its global position ``step * batch_size + i``
 draws are the same whatever the number of loader processes, and after any interruption.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,11 +15,11 @@ from dis_cli.data.images import ImageSource
 from dis_cli.data.order import index_at
 from dis_cli.diffusion.batch import TrainingBatch
 from dis_cli.errors import DisError
-from dis_cli.runtime.seed import Stream, generator
+from dis_cli.runtime.seed import Stream, generators
 
 
-class TrainingSet(Dataset[tuple[Tensor, ...] | DisError]):
-    """A source seen through the run's order; the key of a sample is its global position.
+class TrainingSet(Dataset[TrainingBatch | DisError]):
+    """A source seen through the run's order; the key of a batch is the global positions of its samples.
 
     Args:
         source: The images.
@@ -34,28 +34,40 @@ class TrainingSet(Dataset[tuple[Tensor, ...] | DisError]):
         self.num_timesteps = num_timesteps
         self.num_drop_path = num_drop_path
 
-    def __getitem__(self, position: int) -> tuple[Tensor, ...] | DisError:
-        """The fields of a ``TrainingBatch`` for one sample, without the batch axis.
+    def __getitem__(self, positions: Sequence[int]) -> TrainingBatch | DisError:
+        """The samples at the positions.
 
         An error is returned, not raised: torch would rebuild it from a loader process without its hint.
         """
         try:
-            return self._sample(position)
+            return self._batch(positions)
         except DisError as error:
             return error
 
-    def _sample(self, position: int) -> tuple[Tensor, ...]:
-        rng = generator(self.seed, Stream.TRAIN, position)
-        index = index_at(position, num_samples=len(self.source), seed=self.seed)
-        # The image comes last: how many draws it takes depends on the source, and must not move the others.
-        t = rng.integers(self.num_timesteps)
-        label_drop = rng.random(dtype=np.float32)
-        drop_path = torch.from_numpy(rng.random(self.num_drop_path, dtype=np.float32))
-        shape = (self.source.channels, self.source.image_size, self.source.image_size)
-        noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
-        x_0 = self.source.load(index, rng)
-        label = int(self.source.labels[index])
-        return x_0, torch.tensor(label), torch.tensor(t), noise, torch.tensor(label_drop), drop_path
+    def _batch(self, positions: Sequence[int]) -> TrainingBatch:
+        source, count = self.source, len(positions)
+        indices = [index_at(position, num_samples=len(source), seed=self.seed) for position in positions]
+        x_0: list[Tensor] = []
+        t = np.empty(count, dtype=np.int64)
+        noise = np.empty((count, source.channels, source.image_size, source.image_size), dtype=np.float32)
+        label_drop = np.empty(count, dtype=np.float32)
+        drop_path = np.empty((count, self.num_drop_path), dtype=np.float32)
+        # One generator per sample, and all draws of a sample before those of the next.
+        for row, rng in enumerate(generators(self.seed, Stream.TRAIN, positions)):
+            # The image comes last: how many draws it takes depends on the source, and must not move the others.
+            t[row] = rng.integers(self.num_timesteps)
+            label_drop[row] = rng.random(dtype=np.float32)
+            rng.random(out=drop_path[row], dtype=np.float32)
+            rng.standard_normal(out=noise[row], dtype=np.float32)
+            x_0.append(source.load(indices[row], rng))
+        return TrainingBatch(
+            torch.stack(x_0),
+            torch.from_numpy(source.labels[indices]),
+            torch.from_numpy(t),
+            torch.from_numpy(noise),
+            torch.from_numpy(label_drop),
+            torch.from_numpy(drop_path).t().contiguous(),
+        )
 
 
 def training_batches(
@@ -82,12 +94,12 @@ def training_batches(
     """
     part = batch_size // accumulation
     parts = range(first_step * accumulation, last_step * accumulation)
-    positions = (list(range(index * part, (index + 1) * part)) for index in parts)
+    positions = (range(index * part, (index + 1) * part) for index in parts)
     # The samples bring their own randomness; the loader's base seed must not come from the global generator.
     loader = DataLoader(
         dataset,
-        batch_sampler=positions,
-        collate_fn=_collate,
+        batch_size=None,  # the set makes whole batches itself
+        sampler=positions,
         num_workers=num_workers,
         generator=torch.Generator().manual_seed(0),
     )
@@ -95,11 +107,3 @@ def training_batches(
         if isinstance(batch, DisError):
             raise batch
         yield batch
-
-
-def _collate(samples: list[tuple[Tensor, ...] | DisError]) -> TrainingBatch | DisError:
-    failed = next((sample for sample in samples if isinstance(sample, DisError)), None)
-    if failed is not None:
-        return failed
-    x_0, labels, t, noise, label_drop, drop_path = (torch.stack(field) for field in zip(*samples, strict=True))
-    return TrainingBatch(x_0, labels, t, noise, label_drop, drop_path.t().contiguous())

@@ -14,8 +14,34 @@ from torch import Tensor, nn
 
 from dis_cli.models.embed import FinalLayer, LabelEmbed, PatchEmbed, timestep_embedding, unpatchify
 from dis_cli.models.mixer import Mixer
+from dis_cli.scan import add_rms_norm
 
 NORM_EPS = 1e-5
+
+
+class AddNorm(nn.Module):
+    """Adds to the residual stream and normalises it (RMS norm with a weight per channel).
+
+    Args:
+        embed_dim: Width of a token.
+        engine: What computes it (``dis_cli.scan.engines``).
+    """
+
+    def __init__(self, embed_dim: int, engine: str) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(embed_dim))
+        self.engine = engine
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "b l d"],
+        residual: Float[Tensor, "b l d"] | None,
+        keep: Float[Tensor, " b"] | None = None,
+    ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b l d"]]:
+        """The norm, and the stream: ``residual`` plus ``hidden``, times ``keep`` where a path may be dropped."""
+        if keep is not None:
+            hidden = hidden * keep[:, None, None]
+        return add_rms_norm(hidden, residual, self.weight, epsilon=NORM_EPS, engine=self.engine)
 
 
 class Block(nn.Module):
@@ -33,7 +59,7 @@ class Block(nn.Module):
     def __init__(self, embed_dim: int, *, skip: bool, d_state: int, d_conv: int, expand: int, engine: str) -> None:
         super().__init__()
         self.mixer = Mixer(embed_dim, d_state, d_conv, expand, engine)
-        self.norm = nn.RMSNorm(embed_dim, eps=NORM_EPS)
+        self.norm = AddNorm(embed_dim, engine)
         self.skip_linear = nn.Linear(2 * embed_dim, embed_dim) if skip else None
 
     def forward(
@@ -57,8 +83,8 @@ class Block(nn.Module):
         """
         if self.skip_linear is not None and skip is not None:
             hidden = self.skip_linear(torch.cat([hidden, skip], dim=-1))
-        residual = _add(residual, hidden, keep)
-        return self.mixer(self.norm(residual)), residual
+        normed, total = self.norm(hidden, residual, keep)
+        return self.mixer(normed), total
 
 
 class DiS(nn.Module):
@@ -137,7 +163,7 @@ class DiS(nn.Module):
         self.in_blocks = nn.ModuleList(block(skip=False) for _ in range(depth // 2))
         self.mid_block = block(skip=False)
         self.out_blocks = nn.ModuleList(block(skip=True) for _ in range(depth // 2))
-        self.norm_f = nn.RMSNorm(embed_dim, eps=NORM_EPS)
+        self.norm_f = AddNorm(embed_dim, engine)
         self.final_layer = FinalLayer(embed_dim, patch_size, self.out_channels, modulated=num_classes > 0)
         self._initialize(init, final_init)
 
@@ -195,7 +221,7 @@ class DiS(nn.Module):
             hidden, residual = block(hidden, residual, skip, keeps[index])
             if index < len(self.in_blocks):
                 skips.append(hidden)
-        hidden = self.norm_f(_add(residual, hidden, keeps[-1]))
+        hidden, _ = self.norm_f(hidden, residual, keeps[-1])
         # The extra tokens pass the final layer as published and are dropped after it: the same as dropping them before.
         patches = self.final_layer(hidden[:, self.extras :], condition)
         return unpatchify(patches, self.patch_size, self.out_channels)
@@ -263,9 +289,3 @@ def drop_path_rates(rate: float, depth: int) -> list[float]:
     rounded to float32 where it is made, as published.
     """
     return [0.0, *torch.linspace(0, rate, depth - 1).tolist(), rate]
-
-
-def _add(residual: Tensor | None, hidden: Tensor, keep: Tensor | None) -> Tensor:
-    if keep is not None:
-        hidden = hidden * keep[:, None, None]
-    return hidden if residual is None else residual + hidden

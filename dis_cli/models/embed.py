@@ -6,6 +6,7 @@ Submodules and parameters carry the published names, so published weights load b
 import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ def timestep_embedding(t: Shaped[Tensor, " b"], dim: int) -> Float[Tensor, "b {d
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t[:, None].float() * frequencies
     embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
-    return nn.functional.pad(embedding, (0, dim % 2))
+    return F.pad(embedding, (0, dim % 2))
 
 
 class PatchEmbed(nn.Module):
@@ -35,7 +36,12 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b l d"]:
-        return self.proj(x).flatten(2).transpose(1, 2)
+        """The convolution as one matrix product, which is what it is: its stride is its size."""
+        batch, channels, height, width = x.shape
+        size = self.proj.kernel_size[0]
+        grid = x.reshape(batch, channels, height // size, size, width // size, size)
+        patches = grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * size * size)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class LabelEmbed(nn.Module):

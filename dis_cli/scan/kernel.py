@@ -80,6 +80,17 @@ class _MixerArgs(ctypes.Structure):
     ]
 
 
+class _NormArgs(ctypes.Structure):
+    """``NormArgs`` of csrc/args.h."""
+
+    _fields_: ClassVar[Any] = [
+        *((name, ctypes.c_int64) for name in ("rows", "channels", "threads")),
+        *((name, ctypes.c_void_p) for name in ("hidden", "residual", "weight", "total", "normed", "scale")),
+        *((name, ctypes.c_void_p) for name in ("grad_normed", "grad_total", "grad_hidden", "grad_weight")),
+        ("epsilon", ctypes.c_float),
+    ]
+
+
 class _Loaded(NamedTuple):
     library: ctypes.CDLL | None
     isa: str
@@ -97,7 +108,7 @@ def _load() -> _Loaded:
         library.dis_use_isa.argtypes = [ctypes.c_char_p]
         library.dis_use_parallel.argtypes = [ctypes.c_void_p]
         library.dis_chunk.restype = ctypes.c_int64
-        for name in ("scan", "conv", "mixer"):
+        for name in ("scan", "conv", "mixer", "norm"):
             for function in (getattr(library, f"dis_{name}_forward"), getattr(library, f"dis_{name}_backward")):
                 function.argtypes, function.restype = [ctypes.c_void_p], None
     except (OSError, AttributeError) as error:
@@ -317,6 +328,56 @@ def _mixer_args(
         torch.get_num_threads(),
         xz=_sequence(xz),
         directions=(structs[0], structs[1]),
+        **more,
+    )
+
+
+def norm_forward(
+    hidden: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """RMS norm of ``hidden + residual`` (b, l, d); that sum; and 1 / rms (b, l)."""
+    hidden, residual = hidden.contiguous(), None if residual is None else residual.contiguous()
+    normed, total, scale = (hidden.new_empty(shape) for shape in (hidden.shape, hidden.shape, hidden.shape[:-1]))
+    arguments = _norm_args(
+        weight,
+        total,
+        scale,
+        hidden=hidden.data_ptr(),
+        residual=_pointer(residual),
+        normed=normed.data_ptr(),
+        epsilon=epsilon,
+    )
+    _call("dis_norm_forward", arguments)
+    return normed, total, scale
+
+
+def norm_backward(
+    grad_normed: Tensor, grad_total: Tensor | None, total: Tensor, scale: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of ``hidden`` (and ``residual``), and of ``weight``, from those of the norm and of the sum."""
+    grad_normed, grad_total = grad_normed.contiguous(), None if grad_total is None else grad_total.contiguous()
+    grad_hidden, grad_weight = total.new_empty(total.shape), weight.new_empty(weight.shape)
+    arguments = _norm_args(
+        weight,
+        total,
+        scale,
+        grad_normed=grad_normed.data_ptr(),
+        grad_total=_pointer(grad_total),
+        grad_hidden=grad_hidden.data_ptr(),
+        grad_weight=grad_weight.data_ptr(),
+    )
+    _call("dis_norm_backward", arguments)
+    return grad_hidden, grad_weight
+
+
+def _norm_args(weight: Tensor, total: Tensor, scale: Tensor, **more: Any) -> _NormArgs:
+    return _NormArgs(
+        scale.numel(),
+        weight.numel(),
+        torch.get_num_threads(),
+        weight=weight.contiguous().data_ptr(),
+        total=total.data_ptr(),
+        scale=scale.data_ptr(),
         **more,
     )
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Ema:
@@ -19,11 +20,15 @@ class Ema:
         self.warmup = warmup
         self.average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
-    def update(self, model: nn.Module, num_updates: int) -> None:
-        """Take the model's current weights in; ``num_updates`` counts the updates before this one."""
+    def update(self, parameters: tuple[nn.Parameter, ...], num_updates: int) -> None:
+        """Take the current weights in.
+
+        Args:
+            parameters: All of the model's, in its order. (To list them takes as long as the update of a small model.)
+            num_updates: Updates before this one.
+        """
         decay = min(self.decay, (1 + num_updates) / (10 + num_updates)) if self.warmup else self.decay
-        for average, parameter in zip(self.average.values(), model.parameters(), strict=True):
-            average.lerp_(parameter.detach(), 1 - decay)
+        get_ema_multi_avg_fn(decay)(list(self.average.values()), parameters, num_updates)
 
     def load(self, average: Mapping[str, Tensor]) -> None:
         """Continue from a saved average."""

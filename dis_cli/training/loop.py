@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from dis_cli.diffusion.batch import TrainingBatch
 from dis_cli.errors import NonFiniteError
@@ -43,20 +44,23 @@ def train_steps(
         NonFiniteError: The loss or the gradient's norm is NaN or infinite. Raised before the optimizer step, so the
             weights are those after ``state.step`` steps.
     """
-    parameters = list(state.model.parameters())
+    parameters = tuple(state.model.parameters())
     state.model.train()
     while True:
         started = time.perf_counter()
-        total, images = 0.0, 0
+        losses: list[Tensor] = []
+        images = 0
         for _ in range(accumulation):
             batch = next(batches, None)
             if batch is None:
                 return
             loss = loss_function(state.model, batch.to(device)) / accumulation
             loss.backward()
-            total += loss.item()
+            losses.append(loss.detach())
             images += len(batch.x_0)
-        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if clip_norm is None else clip_norm).item()
+        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        # Read once everything is under way: reading waits for the device.
+        total, grad_norm = sum(loss.item() for loss in losses), norm.item()
         if not (math.isfinite(total) and math.isfinite(grad_norm)):
             state.optimizer.zero_grad()
             raise NonFiniteError(
@@ -64,12 +68,16 @@ def train_steps(
                 "Lower the learning rate (`train.lr=...`) or lengthen the warm-up (`train.warmup_steps=...`); "
                 "the checkpoints on disk are unharmed.",
             )
+        # The factor is clip_norm / (norm + 1e-6), at most 1. Where it is 1, a pass over all gradients is spared.
+        if clip_norm is not None and grad_norm + 1e-6 > 0.999 * clip_norm:
+            clip_grads_with_norm_(parameters, clip_norm, norm)
         lr = learning_rate(state.step)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
         state.optimizer.step()
-        state.optimizer.zero_grad()
-        state.ema.update(state.model, state.step)
+        for parameter in parameters:
+            parameter.grad = None
+        state.ema.update(parameters, state.step)
         state.step += 1
         seconds = time.perf_counter() - started
         yield Step(

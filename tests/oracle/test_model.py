@@ -88,9 +88,9 @@ def test_activations(dtype) -> None:
     for key, module in {
         "patch_embed": model.patch_embed,
         "time_token": model.time_embed,
-        "norm_f_out": model.norm_f,
     }.items():
         module.register_forward_hook(lambda _m, _i, out, key=key: seen.update({key: out}))
+    model.norm_f.register_forward_hook(lambda _m, _i, out: seen.update(norm_f_out=out[0]))
     model.time_embed.register_forward_pre_hook(lambda _m, inputs: seen.update(time_embedding_sinusoid=inputs[0]))
     model(recorded["x"], recorded["t"])
     # The extra tokens are dropped before the final layer here, after it in the published code.

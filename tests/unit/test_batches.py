@@ -6,7 +6,10 @@ import torch
 
 from dis_cli.data.batches import TrainingSet, training_batches
 from dis_cli.data.images import DigitsSource
+from dis_cli.data.order import index_at
 from dis_cli.diffusion.batch import TrainingBatch
+from dis_cli.errors import DataError
+from dis_cli.runtime.seed import Stream, generator
 
 
 def dataset(seed: int = 3, num_drop_path: int = 2) -> TrainingSet:
@@ -33,6 +36,39 @@ def joined(batches: list[TrainingBatch]) -> list[torch.Tensor]:
 def assert_same(a: list[TrainingBatch], b: list[TrainingBatch]) -> None:
     for left, right in zip(joined(a), joined(b), strict=True):
         assert torch.equal(left, right)
+
+
+def test_the_draws_are_part_of_the_file_format() -> None:
+    # One sample after another, each from a generator of its own, written out. A change here changes every resumed run.
+    source = DigitsSource("train", hflip=True)
+    samples = TrainingSet(source, seed=3, num_timesteps=1000, num_drop_path=3)
+    # Timesteps draw half a word, normals an unknown number: the next sample must not see what is left over.
+    positions = [1345, 1346, 1347, 0, 2**62]
+    batch = samples[positions]
+    assert isinstance(batch, TrainingBatch)
+    for row, position in enumerate(positions):
+        rng = generator(3, Stream.TRAIN, position)
+        index = index_at(position, num_samples=len(source), seed=3)
+        assert batch.t[row] == rng.integers(1000)
+        assert batch.label_drop_uniform[row] == rng.random(dtype=np.float32)
+        assert np.array_equal(batch.drop_path_uniform[:, row], rng.random(3, dtype=np.float32))
+        assert np.array_equal(batch.noise[row], rng.standard_normal((1, 8, 8), dtype=np.float32))
+        assert torch.equal(batch.x_0[row], source.load(index, rng))
+        assert batch.labels[row] == source.labels[index]
+    types = [torch.float32, torch.int64, torch.int64, torch.float32, torch.float32, torch.float32]
+    assert [field.dtype for field in batch] == types
+    assert all(field.is_contiguous() for field in batch)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_sample_that_cannot_be_read_is_told_with_its_hint(workers, monkeypatch) -> None:
+    def fail(source, index, rng):
+        raise DataError("Image cannot be opened", "Bring it back")
+
+    monkeypatch.setattr(DigitsSource, "load", fail)
+    with pytest.raises(DataError, match="cannot be opened") as caught:
+        read(0, 2, workers=workers)
+    assert caught.value.hint == "Bring it back"
 
 
 def test_batch_size_parts_and_workers_change_nothing() -> None:

@@ -9,7 +9,7 @@ import torch
 from dis_cli.diffusion.batch import TrainingBatch
 from dis_cli.errors import NonFiniteError
 from dis_cli.training.ema import Ema
-from dis_cli.training.loop import train_steps
+from dis_cli.training.loop import LossFunction, train_steps
 from dis_cli.training.lr import learning_rate
 from dis_cli.training.state import TrainingState, make_optimizer
 
@@ -32,12 +32,19 @@ def squares(model: torch.nn.Module, data: TrainingBatch) -> torch.Tensor:
     return (model(data.x_0.flatten(1)) - 1).square().mean()
 
 
-def run(state: TrainingState, batches: list[TrainingBatch], *, accumulation: int = 1, clip: float | None = None):
+def run(
+    state: TrainingState,
+    batches: list[TrainingBatch],
+    *,
+    accumulation: int = 1,
+    clip: float | None = None,
+    loss_function: LossFunction = squares,
+):
     return list(
         train_steps(
             state,
             iter(batches),
-            loss_function=squares,
+            loss_function=loss_function,
             learning_rate=lambda step: 1e-2 / (1 + step),
             accumulation=accumulation,
             clip_norm=clip,
@@ -80,6 +87,24 @@ def test_gradients_are_clipped_to_the_norm_and_the_norm_before_is_told() -> None
     clipped = math.sqrt(sum(float(moment.square().sum()) for moment in moments)) / 0.1
     assert event.grad_norm > 0.01
     assert clipped == pytest.approx(0.01, rel=1e-4)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.9999, 1 - 1e-6, 1, 1 + 1e-7, 1 + 1e-5, 1.01, 3])
+@pytest.mark.parametrize("scale", [1e-6, 1, 1e6])
+def test_clipping_is_that_of_torch_to_the_last_bit(ratio, scale) -> None:
+    def loss_function(model: torch.nn.Module, data: TrainingBatch) -> torch.Tensor:
+        return scale * squares(model, data)
+
+    state, expected = linear_state(), linear_state()
+    loss_function(expected.model, batch(1)).backward()
+    parameters = list(expected.model.parameters())
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters]).item()
+    torch.nn.utils.clip_grad_norm_(parameters, ratio * norm)
+    expected.optimizer.step()
+    (event,) = run(state, [batch(1)], clip=ratio * norm, loss_function=loss_function)
+    assert event.grad_norm == norm
+    for name, moments in state.tensors()["optimizer"].items():
+        assert torch.equal(moments, expected.tensors()["optimizer"][name]), name
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -67,3 +67,14 @@ struct MixerArgs {
     Sequence grad_out, grad_xz;   // backward
     DirectionArgs directions[2];  // in the order of the tokens, and from the last to the first
 };
+
+// The residual sum of contiguous rows (rows, channels) and its RMS norm.
+struct NormArgs {
+    int64_t rows, channels;
+    int64_t threads;
+    const float *hidden, *residual, *weight;  // residual may be null: zero
+    float *total, *normed, *scale;            // scale is 1 / rms, (rows)
+    const float *grad_normed, *grad_total;    // grad_total may be null: zero
+    float *grad_hidden, *grad_weight;
+    float epsilon;
+};

@@ -75,6 +75,8 @@ struct InstructionSet {
     void (*prepare_mixer)(const MixerArgs&, int, float*);
     void (*mixer_forward)(const MixerArgs&, float* const[2], int64_t, const MixerScratch&);
     void (*mixer_backward)(const MixerArgs&, float* const[2], int64_t, const MixerScratch&, const MixerSums[2]);
+    void (*norm_forward)(const NormArgs&, int64_t, int64_t);
+    void (*norm_backward)(const NormArgs&, int64_t, int64_t, float*);
 };
 
 }  // namespace
@@ -409,6 +411,32 @@ void dis_mixer_backward(const MixerArgs* args) {
             for (int64_t k = 0; k < args->taps; ++k) to.grad_conv_weight[e * args->taps + k] = sums.conv[k * width + e];
             to.grad_conv_bias[e] = sums.conv[args->taps * width + e];
         }
+    }
+}
+
+void dis_norm_forward(const NormArgs* args) {
+    constexpr int64_t ROWS = 64;
+    const int64_t threads = useful_threads(args->threads, args->rows * args->channels);
+    for_each((args->rows + ROWS - 1) / ROWS, threads, [&](auto next) {
+        for (int64_t part; (part = next()) >= 0;)
+            chosen->norm_forward(*args, part * ROWS, std::min(args->rows, (part + 1) * ROWS));
+    });
+}
+
+void dis_norm_backward(const NormArgs* args) {
+    const int64_t parts = std::min<int64_t>(args->rows, 16), width = padded(args->channels);
+    const Buffer sums = allocate(parts * width);
+    std::fill(sums.get(), sums.get() + parts * width, 0.0f);
+    for_each(parts, useful_threads(args->threads, 2 * args->rows * args->channels), [&](auto next) {
+        for (int64_t part; (part = next()) >= 0;) {
+            const int64_t first = part * args->rows / parts, last = (part + 1) * args->rows / parts;
+            chosen->norm_backward(*args, first, last, sums.get() + part * width);
+        }
+    });
+    for (int64_t channel = 0; channel < args->channels; ++channel) {
+        float sum = 0;
+        for (int64_t part = 0; part < parts; ++part) sum += sums[part * width + channel];
+        args->grad_weight[channel] = sum;
     }
 }
 
