@@ -6,6 +6,7 @@ of x, z, B, C or delta.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,20 +34,41 @@ def bidirectional_scan(
         backward: Parameters of the scan from the last token to the first.
         engine: "kernel" or "torch".
     """
-    result, *_ = torch.ops.dis.bidirectional_scan(xz, [*forward], [*backward], engine)
+    result, *_ = torch.ops.dis.bidirectional_scan(xz, *forward, *backward, engine)
     return result
 
 
-@torch.library.custom_op("dis::bidirectional_scan", mutates_args=())
-def _op(xz: Tensor, forward: list[Tensor], backward: list[Tensor], engine: str) -> list[Tensor]:
+# The operators take tensors one by one: lists of them cost torch more time than a small mixer's products.
+_NAMES = [*Direction._fields, *(f"{name}_b" for name in Direction._fields)]
+_PARAMETERS = ", ".join(f"Tensor {name}" for name in _NAMES)
+_KEPT = ", ".join(f"Tensor {name}" for name in ("projected", "ends", "projected_b", "ends_b"))
+
+
+def _tensors(count: int) -> str:
+    return ", ".join(["Tensor"] * count)
+
+
+def _directions(parameters: Sequence[Tensor]) -> tuple[Direction, Direction]:
+    half = len(Direction._fields)
+    return Direction(*parameters[:half]), Direction(*parameters[half:])
+
+
+@torch.library.custom_op(
+    "dis::bidirectional_scan",
+    mutates_args=(),
+    schema=f"(Tensor xz, {_PARAMETERS}, str engine) -> ({_tensors(5)})",
+)
+def _op(xz: Tensor, *parameters_and_engine: Any) -> tuple[Tensor, ...]:
     """The result; and for the backward, of each direction, [dt, B, C] (b, l, r + 2 n) and the states kept."""
+    *parameters, engine = parameters_and_engine
+    directions = _directions(parameters)
     if engine == "kernel" and kernel.runs_whole_mixer(xz):
-        return kernel.mixer_forward(xz, *_contiguous(forward, backward))
+        return kernel.mixer_forward(xz, *directions)
     module = engine_module(engine)
     x, z = _compute(xz).chunk(2, dim=-1)
     y: Tensor | None = None
     kept: list[Tensor] = []
-    for direction, reverse in ((Direction(*forward), False), (Direction(*backward), True)):
+    for direction, reverse in zip(directions, (False, True), strict=True):
         u = module.conv_silu_forward(x, direction.conv_weight, direction.conv_bias, reverse=reverse)
         projected = _linear(u, direction.x_proj, xz.dtype)
         # The gate comes with the second direction, once the first is added.
@@ -54,26 +76,32 @@ def _op(xz: Tensor, forward: list[Tensor], backward: list[Tensor], engine: str) 
         y, ends = module.scan_forward(inputs, add_to=y)
         kept += [projected, ends]
     assert y is not None
-    return [y.to(xz.dtype), *kept]
+    return y.to(xz.dtype), *kept
 
 
 @_op.register_fake
-def _(xz, forward, backward, engine):  # noqa: ARG001 # pyright: ignore
-    direction = Direction(*forward)
+def _(xz, *parameters_and_engine):  # pyright: ignore
+    *parameters, engine = parameters_and_engine
+    direction, _ = _directions(parameters)
     batch, length, width = xz.shape
     states, inner = direction.A_log.shape[1], width // 2
     compute = torch.float64 if xz.dtype == torch.float64 else torch.float32
     kept = (batch, length, direction.x_proj.shape[0]), engine_module(engine).ends_shape(batch, length, inner, states)
-    return [xz.new_empty(batch, length, inner), *(xz.new_empty(shape, dtype=compute) for shape in kept * 2)]
+    return xz.new_empty(batch, length, inner), *(xz.new_empty(shape, dtype=compute) for shape in kept * 2)
 
 
-@torch.library.custom_op("dis::bidirectional_scan_backward", mutates_args=())
-def _backward_op(
-    grad: Tensor, kept: list[Tensor], xz: Tensor, forward: list[Tensor], backward: list[Tensor], engine: str
-) -> list[Tensor]:
+@torch.library.custom_op(
+    "dis::bidirectional_scan_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, {_KEPT}, Tensor xz, {_PARAMETERS}, str engine) -> ({_tensors(1 + len(_NAMES))})",
+)
+def _backward_op(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """Gradients of xz and of the parameters, in the order of ``Direction``, forward then backward."""
+    *kept, xz = rest[:5]
+    *parameters, engine = rest[5:]
+    directions = _directions(parameters)
     if engine == "kernel" and kernel.runs_whole_mixer(xz):
-        return kernel.mixer_backward(grad, kept, xz, *_contiguous(forward, backward))
+        return kernel.mixer_backward(grad, kept, xz, *directions)
     module = engine_module(engine)
     dtype = xz.dtype
     xz, grad = _compute(xz), _compute(grad)
@@ -81,8 +109,8 @@ def _backward_op(
     grad_xz = torch.empty_like(xz, memory_format=torch.contiguous_format)
     grad_x, grad_z = grad_xz.chunk(2, dim=-1)
     gradients: list[Tensor] = []
-    for index, parameters in enumerate((forward, backward)):
-        direction, reverse = Direction(*parameters), index == 1
+    for index, direction in enumerate(directions):
+        reverse = index == 1
         projected, ends = kept[2 * index : 2 * index + 2]
         rank, states = direction.dt_proj.shape[1], direction.A_log.shape[1]
         u = module.conv_silu_forward(x, direction.conv_weight, direction.conv_bias, reverse=reverse)
@@ -105,35 +133,24 @@ def _backward_op(
             scan.A,
             scan.D,
         ]
-    return [grad_xz.to(dtype), *gradients]
+    return grad_xz.to(dtype), *gradients
 
 
 @_backward_op.register_fake
-def _(grad, kept, xz, forward, backward, engine):  # noqa: ARG001 # pyright: ignore
-    return [tensor.new_empty(tensor.shape) for tensor in (xz, *forward, *backward)]
+def _(grad, *rest):  # noqa: ARG001 # pyright: ignore
+    return tuple(tensor.new_empty(tensor.shape) for tensor in rest[4:-1])
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    xz, forward, backward, ctx.engine = inputs
-    ctx.save_for_backward(*output[1:], xz, *forward, *backward)
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.engine = inputs
+    ctx.save_for_backward(*output[1:], *tensors)
 
 
-def _autograd(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
-    *kept, xz = ctx.saved_tensors[:5]
-    parameters = ctx.saved_tensors[5:]
-    half = len(parameters) // 2
-    grad_xz, *gradients = torch.ops.dis.bidirectional_scan_backward(
-        grads[0], kept, xz, parameters[:half], parameters[half:], ctx.engine
-    )
-    return grad_xz, gradients[:half], gradients[half:], None
+def _autograd(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
+    return *torch.ops.dis.bidirectional_scan_backward(grad, *ctx.saved_tensors, ctx.engine), None
 
 
 _op.register_autograd(_autograd, setup_context=_setup)
-
-
-def _contiguous(forward: list[Tensor], backward: list[Tensor]) -> tuple[Direction, Direction]:
-    first, second = (Direction(*(tensor.contiguous() for tensor in tensors)) for tensors in (forward, backward))
-    return first, second
 
 
 def _scan_inputs(
@@ -179,9 +196,9 @@ def _weight_gradient(grad_output: Tensor, layer_input: Tensor, dtype: torch.dtyp
     return _compute(grad_output.flatten(0, 1).to(dtype).t() @ layer_input.flatten(0, 1).to(dtype))
 
 
-def _flops(xz_shape: list[int], parameters: list[list[int]]) -> int:
+def _flops(xz_shape: list[int], *parameters: list[int]) -> int:
     batch, length, width = xz_shape
-    shapes = dict(zip(Direction._fields, parameters, strict=True))
+    shapes = dict(zip(_NAMES, parameters, strict=True))
     inner, states, taps = width // 2, shapes["A_log"][1], shapes["conv_weight"][1]
     weights = math.prod(shapes["x_proj"]) + math.prod(shapes["dt_proj"])
     scan = scan_flops(batch, length, inner, states) + conv_flops(batch, length, inner, taps)
@@ -189,10 +206,10 @@ def _flops(xz_shape: list[int], parameters: list[list[int]]) -> int:
 
 
 @register_flop_formula(torch.ops.dis.bidirectional_scan)
-def _(xz_shape, forward, backward, *_, **__) -> int:  # noqa: ARG001 # pyright: ignore
-    return _flops(xz_shape, forward)
+def _(*shapes_and_engine, **__) -> int:  # pyright: ignore
+    return _flops(*shapes_and_engine[: 1 + len(_NAMES)])
 
 
 @register_flop_formula(torch.ops.dis.bidirectional_scan_backward)
-def _(grad_shape, kept, xz_shape, forward, backward, *_, **__) -> int:  # noqa: ARG001 # pyright: ignore
-    return 2 * _flops(xz_shape, forward)
+def _(*shapes_and_engine, **__) -> int:  # pyright: ignore
+    return 2 * _flops(*shapes_and_engine[5 : 6 + len(_NAMES)])

@@ -227,8 +227,9 @@ def scan_backward(
 
 def conv_silu_forward(x: Tensor, weight: Tensor, bias: Tensor, *, reverse: bool) -> Tensor:
     """The convolution with SiLU: x (b, l, d), weight (d, k), bias (d)."""
+    x, weight, bias = _rows(x), weight.contiguous(), bias.contiguous()
     out = x.new_empty(x.shape)
-    _call("dis_conv_forward", _conv_args(_rows(x), weight.contiguous(), bias.contiguous(), reverse, out=_sequence(out)))
+    _call("dis_conv_forward", _conv_args(x, weight, bias, reverse, out=_sequence(out)))
     return out
 
 
@@ -243,15 +244,16 @@ def conv_silu_backward(
     add_to_x: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``x``, ``weight`` and ``bias``; that of ``x`` is written, or added, to ``grad_x`` where given."""
+    x, weight, bias, grad = _rows(x), weight.contiguous(), bias.contiguous(), _rows(grad)
     grad_x = x.new_empty(x.shape) if grad_x is None else grad_x
     grad_weight, grad_bias = weight.new_empty(weight.shape), bias.new_empty(bias.shape)
     arguments = _conv_args(
-        _rows(x),
-        weight.contiguous(),
-        bias.contiguous(),
+        x,
+        weight,
+        bias,
         reverse,
         accumulate_x=add_to_x,
-        grad_out=_sequence(_rows(grad)),
+        grad_out=_sequence(grad),
         grad_x=_sequence(grad_x),
         grad_weight=grad_weight.data_ptr(),
         grad_bias=grad_bias.data_ptr(),
@@ -266,37 +268,39 @@ def runs_whole_mixer(xz: Tensor) -> bool:
     return xz.dtype == torch.float32 and batch >= MIXER_BATCH and length * width // 2 <= MIXER_ELEMENTS
 
 
-def mixer_forward(xz: Tensor, forward: Direction, backward: Direction) -> list[Tensor]:
+def mixer_forward(xz: Tensor, forward: Direction, backward: Direction) -> tuple[Tensor, ...]:
     """Both directions of a mixer, from in_proj's result (b, l, 2 e) to out_proj's input (b, l, e).
 
     Returns:
         The result; and for ``mixer_backward``, of each direction, [dt, B, C] (b, l, r + 2 n) and the states between
         chunks.
     """
+    xz, forward, backward = _rows(xz), _contiguous(forward), _contiguous(backward)
     batch, length, width = xz.shape
     shape = ends_shape(batch, length, width // 2, forward.A_log.shape[1])
     kept = [xz.new_empty(size) for size in ((batch, length, forward.x_proj.shape[0]), shape) * 2]
     out = xz.new_empty(batch, length, width // 2)
-    _call("dis_mixer_forward", _mixer_args(_rows(xz), (forward, backward), kept, out=_sequence(out)))
-    return [out, *kept]
+    _call("dis_mixer_forward", _mixer_args(xz, (forward, backward), kept, out=_sequence(out)))
+    return out, *kept
 
 
 def mixer_backward(
     grad: Tensor, kept: list[Tensor], xz: Tensor, forward: Direction, backward: Direction
-) -> list[Tensor]:
+) -> tuple[Tensor, ...]:
     """Gradients of xz and of the parameters of both directions."""
-    grad_xz = xz.new_empty(xz.shape)
-    gradients = [tensor.new_empty(tensor.shape) for tensor in (*forward, *backward)]
+    grad, xz, forward, backward = _rows(grad), _rows(xz), _contiguous(forward), _contiguous(backward)
+    grad_xz = torch.empty_like(xz, memory_format=torch.contiguous_format)
+    gradients = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (*forward, *backward)]
     arguments = _mixer_args(
-        _rows(xz),
+        xz,
         (forward, backward),
         kept,
         gradients,
-        grad_out=_sequence(_rows(grad)),
+        grad_out=_sequence(grad),
         grad_xz=_sequence(grad_xz),
     )
     _call("dis_mixer_backward", arguments)
-    return [grad_xz, *gradients]
+    return grad_xz, *gradients
 
 
 def _mixer_args(
@@ -336,7 +340,8 @@ def norm_forward(
     hidden: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """RMS norm of ``hidden + residual`` (b, l, d); that sum; and 1 / rms (b, l)."""
-    hidden, residual = hidden.contiguous(), None if residual is None else residual.contiguous()
+    hidden, weight = hidden.contiguous(), weight.contiguous()
+    residual = None if residual is None else residual.contiguous()
     normed, total, scale = (hidden.new_empty(shape) for shape in (hidden.shape, hidden.shape, hidden.shape[:-1]))
     arguments = _norm_args(
         weight,
@@ -355,7 +360,8 @@ def norm_backward(
     grad_normed: Tensor, grad_total: Tensor | None, total: Tensor, scale: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients of ``hidden`` (and ``residual``), and of ``weight``, from those of the norm and of the sum."""
-    grad_normed, grad_total = grad_normed.contiguous(), None if grad_total is None else grad_total.contiguous()
+    grad_normed, weight = grad_normed.contiguous(), weight.contiguous()
+    grad_total = None if grad_total is None else grad_total.contiguous()
     grad_hidden, grad_weight = total.new_empty(total.shape), weight.new_empty(weight.shape)
     arguments = _norm_args(
         weight,
@@ -375,7 +381,7 @@ def _norm_args(weight: Tensor, total: Tensor, scale: Tensor, **more: Any) -> _No
         scale.numel(),
         weight.numel(),
         torch.get_num_threads(),
-        weight=weight.contiguous().data_ptr(),
+        weight=weight.data_ptr(),
         total=total.data_ptr(),
         scale=scale.data_ptr(),
         **more,
@@ -394,6 +400,13 @@ def _readable(inputs: ScanInputs) -> ScanInputs:
         z=None if inputs.z is None else _rows(inputs.z),
         delta_bias=None if inputs.delta_bias is None else inputs.delta_bias.contiguous(),
     )
+
+
+# A copy made for a call has to live until the call returns: the functions above hold it in a name of their own.
+
+
+def _contiguous(direction: Direction) -> Direction:
+    return Direction(*(tensor.contiguous() for tensor in direction))
 
 
 def _rows(tensor: Tensor) -> Tensor:

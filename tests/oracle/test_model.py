@@ -2,22 +2,32 @@
 
 import pytest
 import torch
+from support.engines import MIXERS, case_fixture, parameters
 from support.models import recorded_model
-from support.oracle import TOLERANCE, assert_matches, group, load, relative_error
+from support.oracle import assert_matches, group, load, relative_error
 from torch import Tensor
 
 from dis_cli.diffusion.guidance import guided_output
 from dis_cli.models import DiS
 
 # Model b was recorded in float32 only.
-CASES = [
-    ("model_a_f64", torch.float64),
-    ("model_a_f64", torch.float32),
-    ("model_b_f32", torch.float32),
-    ("model_c_f64", torch.float64),
-    ("model_c_f64", torch.float32),
-]
-cases = pytest.mark.parametrize(("name", "dtype"), CASES, ids=lambda value: str(value))
+FILES = ["model_a_f64", "model_b_f32", "model_c_f64"]
+
+case = case_fixture(MIXERS)
+
+
+def each_file_and_case(files: list[str]) -> pytest.MarkDecorator:
+    pairs = [
+        pytest.param(name, *parameter.values, id=f"{name}-{parameter.id}", marks=parameter.marks)
+        for name in files
+        for parameter in parameters(MIXERS)
+        if name != "model_b_f32" or parameter.values[0].dtype == torch.float32
+    ]
+    return pytest.mark.parametrize(("name", "case"), pairs, indirect=["case"])
+
+
+cases = each_file_and_case(FILES)
+conditional_cases = each_file_and_case(FILES[1:])
 
 
 def assert_gradients(model: DiS, expected: dict[str, Tensor], dtype: torch.dtype) -> None:
@@ -27,34 +37,34 @@ def assert_gradients(model: DiS, expected: dict[str, Tensor], dtype: torch.dtype
 
 
 @cases
-def test_evaluation(name, dtype) -> None:
-    recorded = load(name, dtype)
-    model = recorded_model(name, dtype)
+def test_evaluation(name, case) -> None:
+    recorded = load(name, case.dtype)
+    model = recorded_model(name, case.dtype, engine=case.engine)
     x = recorded["x"].requires_grad_()
     out = model(x, recorded["t"], recorded.get("labels"))
-    assert_matches(out, recorded["out_eval"], dtype, "out")
+    assert_matches(out, recorded["out_eval"], case.dtype, "out")
     (out * recorded["w"]).sum().backward()
-    assert_matches(x.grad, recorded["grad_x"], dtype, "grad_x")
-    assert_gradients(model, group(recorded, "grad"), dtype)
+    assert_matches(x.grad, recorded["grad_x"], case.dtype, "grad_x")
+    assert_gradients(model, group(recorded, "grad"), case.dtype)
 
 
 @cases
-def test_training_with_label_drop(name, dtype) -> None:
-    recorded = load(name, dtype)
-    model = recorded_model(name, dtype).train()
+def test_training_with_label_drop(name, case) -> None:
+    recorded = load(name, case.dtype)
+    model = recorded_model(name, case.dtype, engine=case.engine).train()
     labels, uniform = recorded.get("labels"), recorded.get("label_drop_uniform")
     out = model(recorded["x"], recorded["t"], labels, label_drop_uniform=uniform)
-    assert_matches(out, recorded["out_train"], dtype, "out")
+    assert_matches(out, recorded["out_train"], case.dtype, "out")
     if name != "model_b_f32":
         (out * recorded["w"]).sum().backward()
         # Model a is unconditional: without drop path, training and evaluation are the same.
-        assert_gradients(model, group(recorded, "grad_train" if name == "model_c_f64" else "grad"), dtype)
+        assert_gradients(model, group(recorded, "grad_train" if name == "model_c_f64" else "grad"), case.dtype)
 
 
 @cases
-def test_training_with_drop_path(name, dtype) -> None:
-    recorded = load(name, dtype)
-    model = recorded_model(name, dtype, drop_path=0.3).train()
+def test_training_with_drop_path(name, case) -> None:
+    recorded = load(name, case.dtype)
+    model = recorded_model(name, case.dtype, engine=case.engine, drop_path=0.3).train()
     masks = recorded["droppath_keep_masks"]
     rates = [rate for rate in model.drop_path_rates if rate > 0]
     assert_matches(torch.tensor(rates, dtype=torch.float64), 1 - load(name)["droppath_keep_probs"], torch.float64)
@@ -63,15 +73,14 @@ def test_training_with_drop_path(name, dtype) -> None:
         recorded["t"],
         recorded.get("labels"),
         label_drop_uniform=recorded.get("label_drop_uniform"),
-        drop_path_uniform=torch.where(masks > 0, 0.999, 0.0).to(dtype),
+        drop_path_uniform=torch.where(masks > 0, 0.999, 0.0).to(case.dtype),
     )
-    assert_matches(out, recorded["out_train_droppath0.3"], dtype, "out")
+    assert_matches(out, recorded["out_train_droppath0.3"], case.dtype, "out")
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_activations(dtype) -> None:
-    recorded = load("model_a_f64", dtype)
-    model = recorded_model("model_a_f64", dtype)
+def test_activations(case) -> None:
+    recorded = load("model_a_f64", case.dtype)
+    model = recorded_model("model_a_f64", case.dtype, engine=case.engine)
     seen: dict[str, Tensor] = {}
     for index, block in enumerate(model.blocks()):
 
@@ -98,14 +107,14 @@ def test_activations(dtype) -> None:
     expected = group(recorded, "act")
     assert set(seen) == set(expected)
     for key, value in expected.items():
-        assert_matches(seen[key], value, dtype, key)
+        assert_matches(seen[key], value, case.dtype, key)
 
 
 @pytest.mark.parametrize("scale", [1.5, 4.0])
-@pytest.mark.parametrize(("name", "dtype"), CASES[2:], ids=str)
-def test_guidance_on_the_first_three_channels(name, dtype, scale) -> None:
-    recorded = load(name, dtype)
-    model = recorded_model(name, dtype)
+@conditional_cases
+def test_guidance_on_the_first_three_channels(name, case, scale) -> None:
+    recorded = load(name, case.dtype)
+    model = recorded_model(name, case.dtype, engine=case.engine)
     channels = model.in_channels
     half = len(recorded["cfg_x"]) // 2
     # The published function predicts from the first half of x only, with labels for both halves: real ones, then null.
@@ -122,9 +131,9 @@ def test_guidance_on_the_first_three_channels(name, dtype, scale) -> None:
             cfg_channels="first3",
         )
     expected = recorded[f"cfg_out_{scale}"]
-    assert_matches(out, expected[:half], dtype)
+    assert_matches(out, expected[:half], case.dtype)
     # The predicted channels that are guided are the same in both published halves.
-    assert_matches(out[:, :3], expected[half:, :3], dtype)
+    assert_matches(out[:, :3], expected[half:, :3], case.dtype)
 
 
 def test_guidance_on_all_channels_differs_on_the_fourth() -> None:
