@@ -16,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from dis_cli.scan import kernel
 from dis_cli.scan.contract import Direction, ScanInputs
-from dis_cli.scan.ops import conv_flops, engine_module, scan_flops
+from dis_cli.scan.ops import conv_flops, engine_module, runs_eagerly, scan_flops
 
 
 def bidirectional_scan(
@@ -34,8 +34,26 @@ def bidirectional_scan(
         backward: Parameters of the scan from the last token to the first.
         engine: "kernel" or "torch".
     """
+    if runs_eagerly():
+        return _Eager.apply(xz, *forward, *backward, engine)  # pyright: ignore[reportReturnType]
     result, *_ = torch.ops.dis.bidirectional_scan(xz, *forward, *backward, engine)
     return result
+
+
+class _Eager(torch.autograd.Function):
+    """The operator without torch's dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        result, *kept = _forward(*inputs)
+        ctx.save_for_backward(*kept, *inputs[:-1])
+        ctx.engine = inputs[-1]
+        return result
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # its type hides the argument's name
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return *_backward(grads[0], *ctx.saved_tensors, ctx.engine), None
 
 
 # The operators take tensors one by one: lists of them cost torch more time than a small mixer's products.
@@ -53,12 +71,7 @@ def _directions(parameters: Sequence[Tensor]) -> tuple[Direction, Direction]:
     return Direction(*parameters[:half]), Direction(*parameters[half:])
 
 
-@torch.library.custom_op(
-    "dis::bidirectional_scan",
-    mutates_args=(),
-    schema=f"(Tensor xz, {_PARAMETERS}, str engine) -> ({_tensors(5)})",
-)
-def _op(xz: Tensor, *parameters_and_engine: Any) -> tuple[Tensor, ...]:
+def _forward(xz: Tensor, *parameters_and_engine: Any) -> tuple[Tensor, ...]:
     """The result; and for the backward, of each direction, [dt, B, C] (b, l, r + 2 n) and the states kept."""
     *parameters, engine = parameters_and_engine
     directions = _directions(parameters)
@@ -79,6 +92,14 @@ def _op(xz: Tensor, *parameters_and_engine: Any) -> tuple[Tensor, ...]:
     return y.to(xz.dtype), *kept
 
 
+_op = torch.library.custom_op(
+    "dis::bidirectional_scan",
+    _forward,
+    mutates_args=(),
+    schema=f"(Tensor xz, {_PARAMETERS}, str engine) -> ({_tensors(5)})",
+)
+
+
 @_op.register_fake
 def _(xz, *parameters_and_engine):  # pyright: ignore
     *parameters, engine = parameters_and_engine
@@ -90,12 +111,7 @@ def _(xz, *parameters_and_engine):  # pyright: ignore
     return xz.new_empty(batch, length, inner), *(xz.new_empty(shape, dtype=compute) for shape in kept * 2)
 
 
-@torch.library.custom_op(
-    "dis::bidirectional_scan_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad, {_KEPT}, Tensor xz, {_PARAMETERS}, str engine) -> ({_tensors(1 + len(_NAMES))})",
-)
-def _backward_op(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _backward(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """Gradients of xz and of the parameters, in the order of ``Direction``, forward then backward."""
     *kept, xz = rest[:5]
     *parameters, engine = rest[5:]
@@ -134,6 +150,14 @@ def _backward_op(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
             scan.D,
         ]
     return grad_xz.to(dtype), *gradients
+
+
+_backward_op = torch.library.custom_op(
+    "dis::bidirectional_scan_backward",
+    _backward,
+    mutates_args=(),
+    schema=f"(Tensor grad, {_KEPT}, Tensor xz, {_PARAMETERS}, str engine) -> ({_tensors(1 + len(_NAMES))})",
+)
 
 
 @_backward_op.register_fake

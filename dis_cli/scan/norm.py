@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dis_cli.scan import kernel
 from dis_cli.scan.engines import choose_engine
+from dis_cli.scan.ops import runs_eagerly
 
 
 def add_rms_norm(
@@ -37,6 +38,8 @@ def add_rms_norm(
     """
     if choose_engine(engine, hidden.device.type, weight.dtype).name == "kernel":
         stream = None if residual is None else residual.float()
+        if runs_eagerly():
+            return _Eager.apply(hidden.float(), stream, weight.float(), epsilon)  # pyright: ignore[reportReturnType]
         normed, total, _ = torch.ops.dis.add_rms_norm(hidden.float(), stream, weight.float(), epsilon)
         return normed, total
     total = hidden if residual is None else residual + hidden
@@ -67,20 +70,42 @@ def _(grad_normed, grad_total, total, scale, weight):  # noqa: ARG001 # pyright:
     return total.new_empty(total.shape), weight.new_empty(weight.shape)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, residual, weight, _ = inputs
-    _, total, scale = output
+def _save(ctx: Any, residual: Tensor | None, weight: Tensor, total: Tensor, scale: Tensor) -> None:
     ctx.save_for_backward(total, scale, weight)
     ctx.has_residual = residual is not None
     ctx.set_materialize_grads(False)
 
 
-def _autograd(ctx: Any, grad_normed: Tensor | None, grad_total: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    total, scale, weight = ctx.saved_tensors
+def _gradients(ctx: Any, grad_normed: Tensor | None, grad_total: Tensor | None, backward: Any) -> tuple[Any, ...]:
     if grad_normed is None:
         return grad_total, grad_total if ctx.has_residual else None, None, None
-    grad, grad_weight = torch.ops.dis.add_rms_norm_backward(grad_normed, grad_total, total, scale, weight)
+    grad, grad_weight = backward(grad_normed, grad_total, *ctx.saved_tensors)
     return grad, grad if ctx.has_residual else None, grad_weight, None
 
 
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _save(ctx, inputs[1], inputs[2], output[1], output[2])
+
+
+def _autograd(ctx: Any, grad_normed: Tensor | None, grad_total: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    return _gradients(ctx, grad_normed, grad_total, torch.ops.dis.add_rms_norm_backward)
+
+
 _op.register_autograd(_autograd, setup_context=_setup)
+
+
+class _Eager(torch.autograd.Function):
+    """The operator without torch's dispatcher."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
+    ) -> tuple[Tensor, Tensor]:
+        normed, total, scale = kernel.norm_forward(hidden, residual, weight, epsilon)
+        _save(ctx, residual, weight, total, scale)
+        return normed, total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # its type hides the arguments' names
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _gradients(ctx, grads[0], grads[1], kernel.norm_backward)
