@@ -32,6 +32,7 @@ INLINE void convolve(const ConvArgs& args, const float* prepared, Row x, int64_t
         }
         for (int64_t t = 0; t < tokens; ++t) {
             seen[0] = load_part(x.at + t * x.step, count);
+            __builtin_prefetch(x.at + t * x.step + PREFETCH);
             Vec sum = bias;
             for (int k = TAPS - 1; k >= 0; --k) sum += weight[k] * seen[k];
             for (int k = TAPS - 1; k > 0; --k) seen[k] = seen[k - 1];
@@ -98,15 +99,26 @@ INLINE void conv_backward_block(const ConvArgs& args, const float* prepared, int
             sum += load(prepared + channel + (taps - 1 - k) * width) * scratch[t + k];
         store_part(to.at + t * to.step, sum, count);
     }
-    Vec sum_bias = load(sums + taps * width + channel);
-    for (int64_t t = 0; t < tokens; ++t) sum_bias += scratch[t];
-    store(sums + taps * width + channel, sum_bias);
-    for (int64_t k = 0; k < taps; ++k) {
-        float* into = sums + (taps - 1 - k) * width + channel;
-        Vec sum = load(into);
-        for (int64_t t = k > first ? k - first : 0; t < tokens; ++t)
-            sum += scratch[t] * load_part(x.at + (t - k) * x.step, count);
-        store(into, sum);
+    if constexpr (TAPS != 0) {
+        Vec total[TAPS + 1], back[TAPS];  // back[k] is x, k tokens back
+        for (int k = 0; k <= TAPS; ++k) total[k] = load(sums + (TAPS - k) * width + channel);
+        for (int k = 1; k < TAPS; ++k) back[k - 1] = k <= first ? load_part(x.at - k * x.step, count) : splat(0.0f);
+        for (int64_t t = 0; t < tokens; ++t) {
+            for (int k = TAPS - 1; k > 0; --k) back[k] = back[k - 1];
+            back[0] = load_part(x.at + t * x.step, count);
+            total[0] += scratch[t];
+            for (int k = 0; k < TAPS; ++k) total[k + 1] += scratch[t] * back[k];
+        }
+        for (int k = 0; k <= TAPS; ++k) store(sums + (TAPS - k) * width + channel, total[k]);
+    } else {
+        for (int64_t k = 0; k <= taps; ++k) {
+            float* into = sums + k * width + channel;
+            const int64_t lag = k == taps ? 0 : taps - 1 - k;
+            Vec total = load(into);
+            for (int64_t t = lag > first ? lag - first : 0; t < tokens; ++t)
+                total += k == taps ? scratch[t] : scratch[t] * load_part(x.at + (t - lag) * x.step, count);
+            store(into, total);
+        }
     }
 }
 

@@ -21,6 +21,8 @@ namespace {
 
 // Tokens per stored state: the backward keeps this many states of a few channels in the first-level cache.
 constexpr int64_t CHUNK = 32;
+// How far ahead in a row to fetch, in floats: rows are too far apart for the processor to see the pattern.
+constexpr int64_t PREFETCH = 32;
 // Widest vector; arrays that all instruction sets share are padded to it.
 constexpr int64_t MAX_WIDTH = 16;
 
@@ -174,12 +176,12 @@ Buffer allocate(int64_t count) {
     return Buffer(static_cast<float*>(std::aligned_alloc(64, bytes)));
 }
 
-// The grid of tasks: slices are as wide as leaves this many tasks, but not too narrow to use whole cache lines.
+// The grid of tasks: slices are as wide as leaves this many tasks, but not too narrow to read rows in long pieces.
 struct Grid {
     int64_t samples, channels, slice, slices;
 
     Grid(int64_t samples, int64_t channels) : samples(samples), channels(channels) {
-        constexpr int64_t TASKS = 64, NARROWEST = 64;
+        constexpr int64_t TASKS = 64, NARROWEST = 128;
         slice = padded((samples * channels + TASKS - 1) / TASKS);
         slice = std::min(std::max(slice, NARROWEST), padded(channels));
         slices = slice ? (channels + slice - 1) / slice : 0;

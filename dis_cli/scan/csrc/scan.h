@@ -51,6 +51,8 @@ INLINE bool stage(Tile& tile, const ScanArgs& args, const Place& place, Vec larg
     const Vec D = args.D ? load_part(args.D + place.channel, count) : splat(0.0f);
     for (int64_t t = 0; t < tokens; ++t) {
         tile.u[t] = load_part(u.at + t * u.step, count);
+        __builtin_prefetch(u.at + t * u.step + PREFETCH);
+        __builtin_prefetch(delta.at + t * delta.step + PREFETCH);
         tile.delta[t] = load_part(delta.at + t * delta.step, count) + bias;
         tile.slope[t] = exp_minus_magnitude(tile.delta[t]);
     }
