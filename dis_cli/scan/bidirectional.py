@@ -73,6 +73,10 @@ def _directions(parameters: Sequence[Tensor]) -> tuple[Direction, Direction]:
 
 def _forward(xz: Tensor, *parameters_and_engine: Any) -> tuple[Tensor, ...]:
     """The result; and for the backward, of each direction, [dt, B, C] (b, l, r + 2 n) and the states kept."""
+    if torch.is_autocast_enabled(xz.device.type):
+        # The dtype of xz says what the projections compute in; everything else stays in float32.
+        with torch.autocast(xz.device.type, enabled=False):
+            return _forward(xz, *parameters_and_engine)
     *parameters, engine = parameters_and_engine
     directions = _directions(parameters)
     if engine == "kernel" and kernel.runs_whole_mixer(xz):
@@ -220,7 +224,7 @@ def _weight_gradient(grad_output: Tensor, layer_input: Tensor, dtype: torch.dtyp
     return _compute(grad_output.flatten(0, 1).to(dtype).t() @ layer_input.flatten(0, 1).to(dtype))
 
 
-def _flops(xz_shape: list[int], *parameters: list[int]) -> int:
+def _flops(xz_shape: Sequence[int], *parameters: Sequence[int]) -> int:
     batch, length, width = xz_shape
     shapes = dict(zip(_NAMES, parameters, strict=True))
     inner, states, taps = width // 2, shapes["A_log"][1], shapes["conv_weight"][1]

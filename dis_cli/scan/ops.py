@@ -4,6 +4,7 @@ Each is a custom operator of torch, so that ``torch.compile`` takes a model as o
 the scan. The operator's implementation is the engine's; its backward is an operator as well.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -264,12 +265,12 @@ def conv_flops(batch: int, length: int, channels: int, taps: int) -> int:
     return 2 * batch * length * channels * taps
 
 
-def _scan_flops(u_shape: list[int], A_shape: list[int]) -> int:
+def _scan_flops(u_shape: Sequence[int], A_shape: Sequence[int]) -> int:
     batch, length, channels = u_shape
     return scan_flops(batch, length, channels, A_shape[1])
 
 
-def _conv_flops(x_shape: list[int], weight_shape: list[int]) -> int:
+def _conv_flops(x_shape: Sequence[int], weight_shape: Sequence[int]) -> int:
     batch, length, channels = x_shape
     return conv_flops(batch, length, channels, weight_shape[1])
 

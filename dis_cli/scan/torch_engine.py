@@ -34,7 +34,7 @@ class _Chunk:
 
 def _chunks(batch: int, length: int, state_size: int, *, reverse: bool) -> Iterator[_Chunk]:
     """All chunks of a scan, in the order in which its states can be computed."""
-    chunk_length = min(length, max(MIN_CHUNK_LENGTH, CHUNK_ELEMENTS // max(1, state_size)))
+    chunk_length = max(1, min(length, max(MIN_CHUNK_LENGTH, CHUNK_ELEMENTS // max(1, state_size))))
     chunk_batch = max(1, CHUNK_ELEMENTS // max(1, state_size * chunk_length))
     starts = list(range(0, length, chunk_length))
     for batch_start in range(0, batch, chunk_batch):
@@ -210,7 +210,9 @@ def _transposed(A: Tensor, *, A_is_log: bool) -> Tensor:
 def _contract_states(weights: Tensor, states: Tensor) -> Tensor:
     """Sum over N: weights (b, l, n), states (b, l, n, d) -> (b, l, d)."""
     b, t, n, d = states.shape
-    return torch.bmm(weights.reshape(b * t, 1, n), states.reshape(b * t, n, d)).view(b, t, d)
+    # The scan keeps its precision where autocast lowers that of matrix products.
+    with torch.autocast(states.device.type, enabled=False):
+        return torch.bmm(weights.reshape(b * t, 1, n), states.reshape(b * t, n, d)).view(b, t, d)
 
 
 def _contract_channels(states: Tensor, values: Tensor) -> Tensor:

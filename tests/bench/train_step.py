@@ -71,14 +71,14 @@ def dis(config: RunConfig, engine: str) -> DiS:
 
 
 def dit(config: RunConfig) -> DiT:
-    """A DiT of the same width for the same data."""
+    """A DiT for the same data; as wide as makes its parameters equal."""
     torch.manual_seed(0)
     model = config.model
     return DiT(
         model.image_size,
         model.patch_size,
         model.in_channels,
-        model.embed_dim,
+        width=92,
         depth=4,
         heads=4,
         num_classes=model.num_classes,

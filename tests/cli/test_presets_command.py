@@ -18,9 +18,9 @@ def test_list_shows_every_preset_aligned(capsys):
     for row in rows:
         assert row[column - 2 : column] == "  "
         assert row[column:].strip() == load_preset(row.split()[0]).description
-    # Counted by hand from the definition: the demo has 720,004 parameters.
+    # Counted by hand from the definition: the demo has 655,492 parameters.
     digits = next(row for row in rows if row.startswith("dis-xs-digits"))
-    assert digits.split()[1:5] == ["xs/2", "720,004", "8x8", "10"]
+    assert digits.split()[1:5] == ["xs/2", "655,492", "8x8", "10"]
 
 
 def test_list_as_json(capsys):
@@ -46,7 +46,7 @@ def test_shown_preset_is_itself_a_preset_with_nothing_left_out(capsys, tmp_path)
 def test_show_as_json(capsys):
     assert run(["presets", "show", "dis-xs-digits", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert shown["num_parameters"] == 720_004
+    assert shown["num_parameters"] == 655_492
     assert shown["preset"]["model"]["embed_dim"] == 96
     assert shown["preset"]["data"]["path"] is None
 

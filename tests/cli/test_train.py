@@ -85,7 +85,7 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path, capsys) -> None
 def test_dry_run_writes_nothing(tmp_path, capsys) -> None:
     assert dis("train", "--out", tmp_path / "run", "--dry-run", "--json") == 0
     plan = result(capsys)
-    assert plan["parameters"] == 720_004
+    assert plan["parameters"] == 655_492
     assert plan["images"] == 1347
     assert list(tmp_path.iterdir()) == []
 

@@ -381,7 +381,7 @@ void dis_mixer_backward(const MixerArgs* args) {
     prepare(*args, prepared, prepared_at);
     const int64_t N = args->states, E = args->channels, width = padded(E), R = args->rank, rows = R + 2 * N;
     // A group of samples shares its sums. How many groups there are does not depend on the number of threads.
-    const int64_t groups = std::min<int64_t>(args->batch, 16), sums_size = width * (N + 2 + rows + R + args->taps + 1);
+    const int64_t groups = std::clamp<int64_t>(args->batch, 1, 16), sums_size = width * (N + 2 + rows + R + args->taps + 1);
     const Buffer memory = allocate(groups * 2 * sums_size);
     const auto sums_at = [&](int64_t group, int d) -> MixerSums {
         float *A = memory.get() + (group * 2 + d) * sums_size, *D = A + width * N, *x_proj = D + 2 * width;

@@ -150,7 +150,8 @@ INLINE Vec largest(const float* A, int64_t states) {
     Vec found = splat(0.0f);
     for (int64_t n = 0; n < states; ++n) {
         const Vec candidate = magnitude(load(A + n * WIDTH));
-        found = candidate <= found ? found : candidate;
+        // A NaN is the largest and stays.
+        found = (candidate <= found) | (found != found) ? found : candidate;
     }
     return found;
 }

@@ -77,11 +77,12 @@ INLINE Vec exp2_any(Vec x) {
     return x == x ? result : x;
 }
 
-// e^-|x|, at least 2^-125; of NaN too, which the callers bring back. The bits of floats that are not negative are in
-// the order of the floats, and comparing whole numbers is a single instruction.
+// e^-|x|; of NaN too, which the callers bring back. The bits of floats that are not negative are in the order of the
+// floats, and comparing whole numbers is a single instruction. What the limit leaves is taken off: the gate of a very
+// negative number is zero.
 INLINE Vec exp_minus_magnitude(Vec x) {
     const IntVec exponent = (IntVec)(LOG2_E * magnitude(x)), limit = (IntVec)splat(EXP2_LIMIT);
-    return exp2_in_range(-(Vec)(exponent < limit ? exponent : limit));
+    return exp2_in_range(-(Vec)(exponent < limit ? exponent : limit)) - 0x1p-125f;
 }
 
 // 1 / (1 + e^-x), from e = exp_minus_magnitude(x).
