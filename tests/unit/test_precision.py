@@ -95,15 +95,16 @@ def test_a_model_in_bf16_keeps_its_residual_stream_and_gradients_in_float32() ->
     torch.manual_seed(0)
     model = DiS(image_size=8, patch_size=2, in_channels=1, embed_dim=32, depth=3, num_classes=3, learn_sigma=False)
     inputs = torch.randn(4, 1, 8, 8), torch.tensor([1, 200, 500, 999]), torch.tensor([0, 1, 2, 3])
-    entered: list[torch.dtype] = []
+    left: list[torch.dtype] = []
     for block in model.blocks():
-        block.norm.register_forward_pre_hook(lambda _, args: entered.append(args[0].dtype))
+        # The norm of the residual stream, and the stream.
+        block.norm.register_forward_hook(lambda _m, _i, out: left.extend(tensor.dtype for tensor in out))
     gradients = {}
     for name in ("fp32", "bf16"):
         with linear_precision(name, "cpu"):
             out = model.eval()(*inputs)
         gradients[name] = torch.autograd.grad(out.float().square().mean(), list(model.parameters()))
-    assert set(entered) == {torch.float32}
+    assert set(left) == {torch.float32}
     for full, reduced in zip(gradients["fp32"], gradients["bf16"], strict=True):
         assert reduced.dtype == torch.float32
         assert (reduced - full).norm() <= 0.05 * full.norm()
