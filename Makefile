@@ -7,7 +7,7 @@ RUN ?= runs/demo
 .PHONY: help demo test check format bench clean
 
 help:
-	@echo "make demo    install, train on real digits, sample every class, score (about 8 minutes on 2 cores)"
+	@echo "make demo    install, train on real digits, sample every class, score (about 4 minutes on 2 cores)"
 	@echo "make test    the whole test suite"
 	@echo "make check   formatting, lint, types, import rules"
 	@echo "make format  put the code into shape"
