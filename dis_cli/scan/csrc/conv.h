@@ -55,7 +55,10 @@ INLINE void conv_forward_block(const ConvArgs& args, const float* prepared, int6
     const int64_t count = FULL ? WIDTH : rest;
     const Row x = row(args.x, args, sample, first, channel), out = row(args.out, args, sample, first, channel);
     convolve<TAPS>(args, prepared + channel, x, first, tokens, count, p);
-    for (int64_t t = 0; t < tokens; ++t) store_part(out.at + t * out.step, p[t] * sigmoid(p[t]), count);
+    for (int64_t t = 0; t < tokens; ++t) {
+        __builtin_prefetch(out.at + t * out.step + PREFETCH, 1);
+        store_part(out.at + t * out.step, p[t] * sigmoid(p[t]), count);
+    }
 }
 
 template <int TAPS>
