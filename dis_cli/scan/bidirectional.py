@@ -110,7 +110,7 @@ def _(xz, *parameters_and_engine):  # pyright: ignore
     direction, _ = _directions(parameters)
     batch, length, width = xz.shape
     states, inner = direction.A_log.shape[1], width // 2
-    compute = torch.float64 if xz.dtype == torch.float64 else torch.float32
+    compute = _compute_dtype(xz)
     kept = (batch, length, direction.x_proj.shape[0]), engine_module(engine).ends_shape(batch, length, inner, states)
     return xz.new_empty(batch, length, inner), *(xz.new_empty(shape, dtype=compute) for shape in kept * 2)
 
@@ -122,38 +122,47 @@ def _backward(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     directions = _directions(parameters)
     if engine == "kernel" and kernel.runs_whole_mixer(xz):
         return kernel.mixer_backward(grad, kept, xz, *directions)
-    module = engine_module(engine)
-    dtype = xz.dtype
-    xz, grad = _compute(xz), _compute(grad)
-    x, z = xz.chunk(2, dim=-1)
-    grad_xz = torch.empty_like(xz, memory_format=torch.contiguous_format)
-    grad_x, grad_z = grad_xz.chunk(2, dim=-1)
+    grad_xz = torch.empty_like(xz, dtype=_compute_dtype(xz), memory_format=torch.contiguous_format)
     gradients: list[Tensor] = []
     for index, direction in enumerate(directions):
-        reverse = index == 1
-        projected, ends = kept[2 * index : 2 * index + 2]
-        rank, states = direction.dt_proj.shape[1], direction.A_log.shape[1]
-        u = module.conv_silu_forward(x, direction.conv_weight, direction.conv_bias, reverse=reverse)
-        inputs = _scan_inputs(direction, u, projected, z, dtype, reverse=reverse)
-        grad_projected = torch.empty_like(projected)
-        grad_dt, grad_B, grad_C = grad_projected.split([rank, states, states], dim=-1)
-        scan = module.scan_backward(grad, ends, inputs, grad_B=grad_B, grad_C=grad_C, grad_z=grad_z, add_to_z=reverse)
-        # The transposed copy is small, and narrow products are up to four times faster this way round.
-        grad_dt.copy_(_linear(scan.delta, direction.dt_proj.t().contiguous(), dtype))
-        grad_u = _add_linear(scan.u, grad_projected, direction.x_proj.t(), dtype)
-        _, grad_weight, grad_bias = module.conv_silu_backward(
-            grad_u, x, direction.conv_weight, direction.conv_bias, reverse=reverse, grad_x=grad_x, add_to_x=reverse
-        )
-        gradients += [
-            grad_weight,
-            grad_bias,
-            _weight_gradient(grad_projected, u, dtype),
-            _weight_gradient(projected[..., :rank], scan.delta, dtype).t().contiguous(),
-            scan.delta_bias,
-            scan.A,
-            scan.D,
-        ]
-    return grad_xz.to(dtype), *gradients
+        gradients += _direction_gradients(grad, kept[2 * index : 2 * index + 2], xz, grad_xz, direction, index, engine)
+    return grad_xz.to(xz.dtype), *gradients
+
+
+def _direction_gradients(
+    grad: Tensor, kept: Sequence[Tensor], xz: Tensor, grad_xz: Tensor, direction: Direction, index: int, engine: str
+) -> Direction:
+    """Gradients of one direction's parameters; writes that of xz, or adds to it in the second direction.
+
+    A function of its own, so that what it works with is freed before the other direction begins.
+    """
+    module, dtype, second = engine_module(engine), xz.dtype, index == 1
+    x, z = _compute(xz).chunk(2, dim=-1)
+    grad_x, grad_z = grad_xz.chunk(2, dim=-1)
+    projected, ends = kept
+    rank, states = direction.dt_proj.shape[1], direction.A_log.shape[1]
+    u = module.conv_silu_forward(x, direction.conv_weight, direction.conv_bias, reverse=second)
+    inputs = _scan_inputs(direction, u, projected, z, dtype, reverse=second)
+    grad_projected = torch.empty_like(projected)
+    grad_dt, grad_B, grad_C = grad_projected.split([rank, states, states], dim=-1)
+    scan = module.scan_backward(
+        _compute(grad), ends, inputs, grad_B=grad_B, grad_C=grad_C, grad_z=grad_z, add_to_z=second
+    )
+    # The transposed copy is small, and narrow products are up to four times faster this way round.
+    grad_dt.copy_(_linear(scan.delta, direction.dt_proj.t().contiguous(), dtype))
+    grad_u = _add_linear(scan.u, grad_projected, direction.x_proj.t(), dtype)
+    _, grad_weight, grad_bias = module.conv_silu_backward(
+        grad_u, x, direction.conv_weight, direction.conv_bias, reverse=second, grad_x=grad_x, add_to_x=second
+    )
+    return Direction(
+        conv_weight=grad_weight,
+        conv_bias=grad_bias,
+        x_proj=_weight_gradient(grad_projected, u, dtype),
+        dt_proj=_weight_gradient(projected[..., :rank], scan.delta, dtype).t().contiguous(),
+        dt_bias=scan.delta_bias,
+        A_log=scan.A,
+        D=scan.D,
+    )
 
 
 _backward_op = torch.library.custom_op(
@@ -202,8 +211,12 @@ def _scan_inputs(
     )
 
 
+def _compute_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
 def _compute(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    return tensor.to(_compute_dtype(tensor))
 
 
 def _linear(values: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:

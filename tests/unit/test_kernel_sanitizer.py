@@ -48,7 +48,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_memory_is_used_as_it_should_be(environment) -> None:
     process = python(PROGRAM, "sizes", "threads", **environment)
     assert process.returncode == 0, process.stderr[:5000]
-    assert process.stdout.split() == kernel.isas()
+    # Those of this processor; where no kernel is installed there is nothing to ask, and the baseline is always there.
+    assert process.stdout.split() == kernel.isas() or (kernel.why_not() and "baseline" in process.stdout.split())
 
 
 def test_an_overflow_would_be_noticed(environment) -> None:

@@ -7,7 +7,7 @@ import jaxtyping
 import pytest
 import torch
 from support.compare import conv_inputs, results, scan_inputs
-from support.engines import Case, case_fixture
+from support.engines import Case, case_fixture, parameters
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -76,7 +76,7 @@ def test_mixer_operators(batch, case) -> None:
 
 
 @checks_of_torch
-@pytest.mark.parametrize("case", [ENGINES[1]], ids=str, indirect=True)
+@pytest.mark.parametrize("case", parameters([ENGINES[1]]), indirect=True)
 @pytest.mark.parametrize("given", [True, False])
 def test_norm_operators(given, case) -> None:
     hidden, weight = torch.randn(2, 5, 9).requires_grad_(), torch.randn(9).requires_grad_()
@@ -115,7 +115,7 @@ def test_the_mixer_past_the_dispatcher(batch, case, monkeypatch) -> None:
     twice(monkeypatch, bidirectional, lambda: results(call, tensors))
 
 
-@pytest.mark.parametrize("case", [ENGINES[1]], ids=str, indirect=True)
+@pytest.mark.parametrize("case", parameters([ENGINES[1]]), indirect=True)
 def test_the_norm_past_the_dispatcher(case, monkeypatch) -> None:
     tensors = {"hidden": torch.randn(2, 5, 9), "residual": torch.randn(2, 5, 9), "weight": torch.randn(9)}
 
