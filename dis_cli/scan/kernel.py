@@ -9,12 +9,13 @@ import ctypes
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dis_cli.scan.contract import Direction, ScanGradients, ScanInputs
+from dis_cli.scan.kernel_args import ConvArgs, DirectionArgs, MixerArgs, NormArgs, ScanArgs
 
 ISAS = ("avx512", "avx2", "baseline")
 
@@ -22,73 +23,6 @@ ISAS = ("avx512", "avx2", "baseline")
 # second-level cache), and where there are samples for several threads.
 MIXER_ELEMENTS = 1 << 14
 MIXER_BATCH = 4
-
-_PARAMETERS = ("conv_weight", "conv_bias", "x_proj", "dt_proj", "dt_bias", "A_log", "D")
-
-
-class _Sequence(ctypes.Structure):
-    _fields_: ClassVar[Any] = [
-        ("data", ctypes.c_void_p),
-        ("batch_stride", ctypes.c_int64),
-        ("row_stride", ctypes.c_int64),
-    ]
-
-
-class _ScanArgs(ctypes.Structure):
-    """``ScanArgs`` of csrc/args.h."""
-
-    _fields_: ClassVar[Any] = [
-        *((name, ctypes.c_int64) for name in ("batch", "length", "channels", "states", "threads")),
-        *((name, ctypes.c_int64) for name in ("reverse", "softplus", "A_is_log", "accumulate_out", "accumulate_z")),
-        *((name, _Sequence) for name in ("u", "delta", "B", "C", "z")),
-        *((name, ctypes.c_void_p) for name in ("A", "D", "delta_bias", "ends")),
-        *((name, _Sequence) for name in ("out", "grad_out", "grad_u", "grad_delta", "grad_B", "grad_C", "grad_z")),
-        *((name, ctypes.c_void_p) for name in ("grad_A", "grad_D", "grad_bias")),
-    ]
-
-
-class _ConvArgs(ctypes.Structure):
-    """``ConvArgs`` of csrc/args.h."""
-
-    _fields_: ClassVar[Any] = [
-        *((name, ctypes.c_int64) for name in ("batch", "length", "channels", "taps", "threads")),
-        *((name, ctypes.c_int64) for name in ("reverse", "accumulate_x")),
-        *((name, _Sequence) for name in ("x", "out")),
-        *((name, ctypes.c_void_p) for name in ("weight", "bias")),
-        *((name, _Sequence) for name in ("grad_out", "grad_x")),
-        *((name, ctypes.c_void_p) for name in ("grad_weight", "grad_bias")),
-    ]
-
-
-class _DirectionArgs(ctypes.Structure):
-    """``DirectionArgs`` of csrc/args.h."""
-
-    _fields_: ClassVar[Any] = [
-        *((name, ctypes.c_void_p) for name in (*_PARAMETERS, "ends")),
-        ("projected", _Sequence),
-        *((f"grad_{name}", ctypes.c_void_p) for name in _PARAMETERS),
-    ]
-
-
-class _MixerArgs(ctypes.Structure):
-    """``MixerArgs`` of csrc/args.h."""
-
-    _fields_: ClassVar[Any] = [
-        *((name, ctypes.c_int64) for name in ("batch", "length", "channels", "states", "taps", "rank", "threads")),
-        *((name, _Sequence) for name in ("xz", "out", "grad_out", "grad_xz")),
-        ("directions", _DirectionArgs * 2),
-    ]
-
-
-class _NormArgs(ctypes.Structure):
-    """``NormArgs`` of csrc/args.h."""
-
-    _fields_: ClassVar[Any] = [
-        *((name, ctypes.c_int64) for name in ("rows", "channels", "threads")),
-        *((name, ctypes.c_void_p) for name in ("hidden", "residual", "weight", "total", "normed", "scale")),
-        *((name, ctypes.c_void_p) for name in ("grad_normed", "grad_total", "grad_hidden", "grad_weight")),
-        ("epsilon", ctypes.c_float),
-    ]
 
 
 class _Loaded(NamedTuple):
@@ -309,11 +243,11 @@ def _mixer_args(
     kept: list[Tensor],
     gradients: Sequence[Tensor] = (),
     **more: Any,
-) -> _MixerArgs:
+) -> MixerArgs:
     batch, length, width = xz.shape
     half = len(gradients) // 2
     structs = [
-        _DirectionArgs(
+        DirectionArgs(
             *(tensor.data_ptr() for tensor in direction),
             kept[2 * d + 1].data_ptr() if kept[2 * d + 1].numel() else None,
             _sequence(kept[2 * d]),
@@ -322,7 +256,7 @@ def _mixer_args(
         for d, direction in enumerate(directions)
     ]
     direction = directions[0]
-    return _MixerArgs(
+    return MixerArgs(
         batch,
         length,
         width // 2,
@@ -376,8 +310,8 @@ def norm_backward(
     return grad_hidden, grad_weight
 
 
-def _norm_args(weight: Tensor, total: Tensor, scale: Tensor, **more: Any) -> _NormArgs:
-    return _NormArgs(
+def _norm_args(weight: Tensor, total: Tensor, scale: Tensor, **more: Any) -> NormArgs:
+    return NormArgs(
         scale.numel(),
         weight.numel(),
         torch.get_num_threads(),
@@ -421,8 +355,8 @@ def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _scan_args(inputs: ScanInputs, ends: Tensor, **more: Any) -> _ScanArgs:
-    return _ScanArgs(
+def _scan_args(inputs: ScanInputs, ends: Tensor, **more: Any) -> ScanArgs:
+    return ScanArgs(
         *inputs.u.shape,
         inputs.A.shape[1],
         torch.get_num_threads(),
@@ -442,8 +376,8 @@ def _scan_args(inputs: ScanInputs, ends: Tensor, **more: Any) -> _ScanArgs:
     )
 
 
-def _conv_args(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, **more: Any) -> _ConvArgs:
-    return _ConvArgs(
+def _conv_args(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, **more: Any) -> ConvArgs:
+    return ConvArgs(
         *x.shape,
         weight.shape[1],
         torch.get_num_threads(),

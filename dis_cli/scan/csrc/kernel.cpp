@@ -1,17 +1,14 @@
 // The CPU kernel of the selective scan and of the causal convolution: a plain C interface (the last section), loaded
 // with ctypes. It knows nothing of Python or torch.
 //
-// One source for all instruction sets: vec.h, scan.h and conv.h are compiled once per set, each in its namespace, and
-// one is chosen when the library is loaded. Work is cut into tasks of one sample and one slice of channels; how many
+// One source for all instruction sets: what isa.h includes is compiled once per set, each in its namespace, and one is
+// chosen when the library is loaded. Work is cut into tasks of one sample and one slice of channels; how many
 // there are depends on the shapes only, and partial sums are added up in a fixed order, so results do not depend on the
 // number of threads.
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
 
 #include "args.h"
 
@@ -135,63 +132,11 @@ namespace avx512 {
 #endif
 #endif
 
+#include "work.h"
+
 namespace {
 
 const InstructionSet* chosen = &baseline::SET;
-
-// GOMP_parallel of the OpenMP runtime that torch has loaded; null: serial. Linking to one would load a second.
-using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-Parallel parallel = nullptr;
-
-// Calls work(task, index) for every task of the grid, each once, on up to `threads` threads.
-template <typename Work>
-void for_each(int64_t tasks, int64_t threads, const Work& work) {
-    struct Shared {
-        std::atomic<int64_t> next;
-        int64_t tasks;
-        const Work& work;
-    } shared{{0}, tasks, work};
-    const auto run = [](void* data) {
-        Shared& shared = *static_cast<Shared*>(data);
-        shared.work([&shared] {
-            const int64_t task = shared.next.fetch_add(1, std::memory_order_relaxed);
-            return task < shared.tasks ? task : -1;
-        });
-    };
-    threads = std::min(threads, tasks);
-    if (threads > 1 && parallel)
-        parallel(run, &shared, static_cast<unsigned>(threads), 0);
-    else
-        run(&shared);
-}
-
-struct Free {
-    void operator()(float* memory) const { std::free(memory); }
-};
-using Buffer = std::unique_ptr<float[], Free>;
-
-// Uninitialised floats on a cache line of their own.
-Buffer allocate(int64_t count) {
-    const int64_t bytes = (std::max<int64_t>(count, 1) * 4 + 63) / 64 * 64;
-    return Buffer(static_cast<float*>(std::aligned_alloc(64, bytes)));
-}
-
-// The grid of tasks: slices are as wide as leaves this many tasks, but not too narrow to read rows in long pieces.
-struct Grid {
-    int64_t samples, channels, slice, slices;
-
-    Grid(int64_t samples, int64_t channels) : samples(samples), channels(channels) {
-        constexpr int64_t TASKS = 64, NARROWEST = 128;
-        slice = padded((samples * channels + TASKS - 1) / TASKS);
-        slice = std::min(std::max(slice, NARROWEST), padded(channels));
-        slices = slice ? (channels + slice - 1) / slice : 0;
-    }
-    int64_t tasks() const { return samples * slices; }
-    Task operator[](int64_t index) const {
-        const int64_t begin = index % slices * slice;
-        return {index / slices, begin, std::min(begin + slice, channels)};
-    }
-};
 
 // What a thread works with on one sample of a mixer.
 struct MixerMemory {
@@ -232,9 +177,6 @@ void write_grad_A(const float* sums, const float* prepared_A, bool A_is_log, int
         }
     }
 }
-
-// Threads pay off from about this many multiply-adds a thread.
-int64_t useful_threads(int64_t threads, int64_t work) { return std::min(threads, 1 + work / 200000); }
 
 }  // namespace
 
