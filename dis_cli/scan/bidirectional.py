@@ -16,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from dis_cli.scan import kernel
 from dis_cli.scan.contract import Direction, ScanInputs
-from dis_cli.scan.ops import conv_flops, engine_module, runs_eagerly, scan_flops
+from dis_cli.scan.ops import compute_dtype, conv_flops, engine_module, runs_eagerly, scan_flops
 
 
 def bidirectional_scan(
@@ -110,7 +110,7 @@ def _(xz, *parameters_and_engine):  # pyright: ignore
     direction, _ = _directions(parameters)
     batch, length, width = xz.shape
     states, inner = direction.A_log.shape[1], width // 2
-    compute = _compute_dtype(xz)
+    compute = compute_dtype(xz)
     kept = (batch, length, direction.x_proj.shape[0]), engine_module(engine).ends_shape(batch, length, inner, states)
     return xz.new_empty(batch, length, inner), *(xz.new_empty(shape, dtype=compute) for shape in kept * 2)
 
@@ -122,7 +122,7 @@ def _backward(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     directions = _directions(parameters)
     if engine == "kernel" and kernel.runs_whole_mixer(xz):
         return kernel.mixer_backward(grad, kept, xz, *directions)
-    grad_xz = torch.empty_like(xz, dtype=_compute_dtype(xz), memory_format=torch.contiguous_format)
+    grad_xz = torch.empty_like(xz, dtype=compute_dtype(xz), memory_format=torch.contiguous_format)
     gradients: list[Tensor] = []
     for index, direction in enumerate(directions):
         gradients += _direction_gradients(grad, kept[2 * index : 2 * index + 2], xz, grad_xz, direction, index, engine)
@@ -211,12 +211,8 @@ def _scan_inputs(
     )
 
 
-def _compute_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
 def _compute(tensor: Tensor) -> Tensor:
-    return tensor.to(_compute_dtype(tensor))
+    return tensor.to(compute_dtype(tensor))
 
 
 def _linear(values: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -58,7 +58,7 @@ def selective_scan(
     flags = {"delta_softplus": delta_softplus, "reverse": reverse}
     if name == "mamba_ssm":
         return mamba_engine.selective_scan(u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias, **flags)
-    compute = torch.float64 if u.dtype == torch.float64 else torch.float32
+    compute = compute_dtype(u)
     tensors = [None if tensor is None else tensor.to(compute) for tensor in (u, delta, A, B, C, D, z, delta_bias)]
     if name == "reference":
         names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
@@ -97,7 +97,7 @@ def causal_conv_silu(
     name = choose_engine(engine, x.device.type, x.dtype).name
     if name == "mamba_ssm":
         return mamba_engine.causal_conv_silu(x, weight, bias, reverse=reverse)
-    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    compute = compute_dtype(x)
     tensors = [tensor.to(compute) for tensor in (x, weight, bias)]
     if name == "reference":
         return causal_conv_silu_reference(*tensors, reverse=reverse).to(x.dtype)
@@ -111,6 +111,11 @@ def runs_eagerly() -> bool:
     model's training step.
     """
     return not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0  # pyright: ignore
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """What the scan computes in: float64 for float64, float32 for everything else."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def engine_module(name: str) -> Any:
@@ -150,7 +155,9 @@ def _check_shape(name: str, tensor: Tensor | None, wanted: tuple[int, ...]) -> N
         raise ValueError(f"{name} must have shape {wanted}, got {tuple(tensor.shape)}")
 
 
-# The operators. Their backward operators return a list, in which the gradients of absent tensors are missing.
+# The operators. What torch calls besides (fakes, setups, FLOP formulas) is handed every argument of its operator, used
+# or not, and untyped: hence the suppressions, here and in the other files of operators. The scan's backward returns a
+# list, since an absent tensor has no gradient.
 
 
 @torch.library.custom_op("dis::selective_scan", mutates_args=())
