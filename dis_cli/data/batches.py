@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dis_cli.data.images import ImageSource
 from dis_cli.data.order import index_at
+from dis_cli.data.source import ImageSource
 from dis_cli.diffusion.batch import TrainingBatch
 from dis_cli.errors import DisError
 from dis_cli.runtime.seed import Stream, generators

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dis_cli.data.decode import ImageWarning
-from dis_cli.data.images import ImageSource
+from dis_cli.data.source import ImageSource
 from dis_cli.errors import DataError
 
 MAX_LISTED = 100

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
+from PIL import Image
+from torch import Tensor
 
 from dis_cli.data.decode import printable
 from dis_cli.data.listing import require_folder
+from dis_cli.data.source import content_hash, frozen, grid_8_bit, require_index, require_split
 from dis_cli.errors import DataError
 
 ARCHIVE = "cifar-10-python.tar.gz"
@@ -21,6 +24,57 @@ FOLDER = "cifar-10-batches-py"
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TRAIN_FILES = tuple(f"data_batch_{number}" for number in range(1, 6))
 TEST_FILES = ("test_batch",)
+
+
+class Cifar10Source:
+    """CIFAR-10 in the layout its archive unpacks to, held in memory (3 kB an image).
+
+    Args:
+        path: The folder that holds ``cifar-10-batches-py``.
+        split: "train" (the five data batches), "test" (the test batch), or "all" (both, in this order).
+        image_size: Side of the result, in pixels; 32 keeps the images as they are.
+        channels: 3, or 1 for grey.
+        hflip: Mirror half of the images when augmenting.
+
+    Raises:
+        DataError: When the folder or a batch is missing or damaged, saying what to put where.
+        ValueError: When the split has another name.
+    """
+
+    name = "cifar10"
+    num_classes = len(CLASS_NAMES)
+    class_names = CLASS_NAMES
+
+    def __init__(
+        self, path: Path, split: str = "train", *, image_size: int = 32, channels: int = 3, hflip: bool = False
+    ) -> None:
+        require_split(split)
+        files = {"train": TRAIN_FILES, "test": TEST_FILES, "all": TRAIN_FILES + TEST_FILES}
+        self._images, labels = read_batches(find_batches(path), files[split])
+        self.labels: npt.NDArray[np.int64] = frozen(labels)
+        self._split = split
+        self.image_size = image_size
+        self.channels = channels
+        self._hflip = hflip
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the images and labels."""
+        return content_hash(self._images, self.labels)
+
+    def sample_name(self, index: int) -> str:
+        """The place in the order of the files."""
+        require_index(index, len(self))
+        return f"cifar10/{self._split}/{index:05d}"
+
+    def load(self, index: int, rng: np.random.Generator | None) -> Float[Tensor, "c h w"]:
+        """One image, in [-1, 1]; see ImageSource."""
+        require_index(index, len(self))
+        image = Image.fromarray(self._images[index]).convert("L" if self.channels == 1 else "RGB")
+        return grid_8_bit(image, self.image_size, rng, self._hflip)
 
 
 def find_batches(path: Path) -> Path:

@@ -1,7 +1,7 @@
 """One image file, read with care: what Pillow gets silently wrong is corrected, announced or refused.
 
 16-bit grey                      scaled to 8 bits (a plain conversion clips it to white)
-transparency                     composited on white (a plain conversion shows the colours hidden under it)
+transparency                     composited on white or another colour (a plain conversion shows what is hidden)
 EXIF orientation                 applied
 animation, multi-page file       first frame, with an ImageWarning
 CMYK                             converted without its colour profile, with an ImageWarning
@@ -14,6 +14,7 @@ empty, truncated, not an image   refused
 import os
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -40,12 +41,16 @@ def printable(path: str | os.PathLike[str]) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in os.fspath(path))
 
 
-def read_image(path: Path, *, channels: int) -> Image.Image:
+def read_image(
+    file: Path | BinaryIO, *, channels: int, background: str = "white", name: str | None = None
+) -> Image.Image:
     """Read an image file as 8-bit grey or RGB, upright and opaque; the module's page says how.
 
     Args:
-        path: The file; its content decides the format, not its name.
+        file: The file, by its path or opened; its content decides the format, not its name.
         channels: 1 gives mode "L" (ITU-R 601 luma), 3 mode "RGB".
+        background: The colour that shows through transparent pixels, a name or ``#rrggbb``.
+        name: What to call the file in an error, printable; None takes the path.
 
     Returns:
         The image in its own size, detached from the file.
@@ -57,20 +62,27 @@ def read_image(path: Path, *, channels: int) -> Image.Image:
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, got {channels}")
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(file, formats=FORMATS) as image:
             _refuse_extreme_size(*image.size)
             # the second picture of an MPO (a photo of many telephones) is a preview or a depth map
             if getattr(image, "is_animated", False) and image.format != "MPO":
                 warnings.warn("Only the first frame of animated images is used", ImageWarning, stacklevel=2)
             if image.mode == "CMYK":
                 warnings.warn("CMYK images are converted without their colour profile", ImageWarning, stacklevel=2)
-            return _opaque_8_bit(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
+            return _opaque_8_bit(ImageOps.exif_transpose(image), background).convert("L" if channels == 1 else "RGB")
     # decoders raise anything on a damaged file: OSError, SyntaxError, EOFError, struct.error, TypeError ...
     except Exception as error:
-        raise DataError(
-            f"Image cannot be read: `{printable(path)}` ({_reason(error, path)})",
-            "Repair, replace or remove the file",
-        ) from error
+        raise unreadable(name or printable(str(file)), _reason(error, file)) from error
+
+
+def unreadable(name: str, reason: str) -> DataError:
+    """The error to raise for an image that cannot be used.
+
+    Args:
+        name: The file, printable.
+        reason: Why, without a full stop.
+    """
+    return DataError(f"Image cannot be read: `{name}` ({reason})", "Repair, replace or remove the file")
 
 
 def center_crop(image: Image.Image, image_size: int) -> Image.Image:
@@ -99,7 +111,7 @@ def _refuse_extreme_size(width: int, height: int) -> None:
         raise ValueError(f"{width}x{height}: one side is over {MAX_ASPECT} times the other")
 
 
-def _opaque_8_bit(image: Image.Image) -> Image.Image:
+def _opaque_8_bit(image: Image.Image, background: str) -> Image.Image:
     if image.mode == "F":
         raise ValueError("32-bit floats have no known range")
     if image.mode.startswith("I"):
@@ -110,13 +122,14 @@ def _opaque_8_bit(image: Image.Image) -> Image.Image:
         return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
     if image.has_transparency_data:
         layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        return Image.alpha_composite(Image.new("RGBA", layer.size, background), layer)
     return image
 
 
-def _reason(error: Exception, path: Path) -> str:
+def _reason(error: Exception, file: Path | BinaryIO) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "the file is empty" if path.stat().st_size == 0 else f"not a {', '.join(FORMATS)} file"
+        empty = (file.stat().st_size if isinstance(file, Path) else file.seek(0, os.SEEK_END)) == 0
+        return "the file is empty" if empty else f"not a {', '.join(FORMATS)} file"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return _TOO_LARGE
     if isinstance(error, OSError) and error.strerror:

@@ -73,6 +73,10 @@ class LatentSource:
         # A mapped file cannot be pickled.
         return self.__dict__ | {"_handles": {}}
 
+    def sample_name(self, index: int) -> str:
+        """The place in the folder's order."""
+        return f"{self.name}/{index:07d}"
+
     def load(self, index: int, rng: np.random.Generator | None) -> Float[Tensor, "c h w"]:
         """One latent, scaled.
 

@@ -6,8 +6,9 @@ from torch import Tensor
 from dis_cli.codecs.pixel import PixelCodec
 from dis_cli.codecs.vae import VaeCodec
 from dis_cli.config.schema import RunConfig
-from dis_cli.data.images import ImageSource, open_source
+from dis_cli.data.images import open_source
 from dis_cli.data.latents import LatentSource
+from dis_cli.data.source import ImageSource
 from dis_cli.diffusion.batch import TrainingBatch
 from dis_cli.diffusion.objective import q_sample, training_losses
 from dis_cli.diffusion.samplers import Sampler, make_sampler

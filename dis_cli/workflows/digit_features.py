@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dis_cli.codecs.pixel import to_uint8
-from dis_cli.data.images import DigitsSource
+from dis_cli.data.digits import DigitsSource
 from dis_cli.events import Event, Finished, Metric, Progress
 from dis_cli.metrics.baselines import ClassGaussians
 from dis_cli.metrics.features import DIGIT_WEIGHTS, DigitFeatures, DigitNetwork, to_unit

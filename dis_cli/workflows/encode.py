@@ -20,7 +20,8 @@ from torch import Tensor
 
 from dis_cli.codecs.vae import VaeCodec
 from dis_cli.data.bulk import ImageCheck, groups_ahead
-from dis_cli.data.images import ImageSource, open_source
+from dis_cli.data.files import FileSource
+from dis_cli.data.images import open_source
 from dis_cli.data.shards import (
     MANIFEST,
     Dtype,
@@ -32,6 +33,7 @@ from dis_cli.data.shards import (
     write_manifest,
     write_shard,
 )
+from dis_cli.data.source import ImageSource
 from dis_cli.errors import DataError, Interrupted, MismatchError, StorageError, UsageError
 from dis_cli.events import Event, Finished, Note, Progress, Started, Wrote
 from dis_cli.runtime.device import pick_device
@@ -225,7 +227,7 @@ def _notes_before(codec: VaeCodec, source: ImageSource) -> Iterator[Note]:
     if codec.own_scale is not None and codec.own_scale != codec.scale:
         message = f"The VAE's own configuration gives a scale of {codec.own_scale}, not {codec.scale}: see --scale"
         yield Note(message=message, level="warning")
-    skipped: tuple[str, ...] = getattr(source, "skipped", ())
+    skipped: tuple[str, ...] = source.files.skipped if isinstance(source, FileSource) else ()
     for line in skipped[:_MAX_SKIPPED_LISTED]:
         yield Note(message=f"Skipped {line}", level="warning")
     if len(skipped) > _MAX_SKIPPED_LISTED:

@@ -13,7 +13,7 @@ from torch import Tensor
 from dis_cli import __version__
 from dis_cli.codecs.pixel import to_uint8
 from dis_cli.config.schema import RunConfig
-from dis_cli.data.images import ImageSource
+from dis_cli.data.source import ImageSource
 from dis_cli.errors import MissingResourceError, StorageError, UsageError
 from dis_cli.events import Event, Finished, Metric, Note, Progress, Started, Wrote
 from dis_cli.metrics.baselines import ClassGaussians

@@ -16,7 +16,7 @@ from dis_cli.checkpoints.store import checkpoint_bytes, latest_checkpoint, prune
 from dis_cli.config.presets import dump_toml, read_config
 from dis_cli.config.schema import RunConfig
 from dis_cli.data.batches import TrainingSet, training_batches
-from dis_cli.data.images import ImageSource
+from dis_cli.data.source import ImageSource
 from dis_cli.errors import CheckpointError, Interrupted, MismatchError
 from dis_cli.events import Event, Finished, Note, Saved, Started, Step
 from dis_cli.runtime.device import pick_device

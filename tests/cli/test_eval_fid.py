@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.tiny import dis, result, train
 
-from dis_cli.data.images import DigitsSource
+from dis_cli.data.digits import DigitsSource
 from dis_cli.metrics.features import DigitFeatures
 from dis_cli.workflows.digit_features import digit_images
 from dis_cli.workflows.evaluate import class_labels, score_digits

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from support.cifar import make_cifar10
 
 from dis_cli.data.batches import TrainingSet, training_batches
-from dis_cli.data.images import DigitsSource
+from dis_cli.data.cifar import Cifar10Source
+from dis_cli.data.digits import DigitsSource
 from dis_cli.data.order import index_at
 from dis_cli.diffusion.batch import TrainingBatch
 from dis_cli.errors import DataError
@@ -38,9 +40,10 @@ def assert_same(a: list[TrainingBatch], b: list[TrainingBatch]) -> None:
         assert torch.equal(left, right)
 
 
-def test_the_draws_are_part_of_the_file_format() -> None:
+def test_the_draws_are_part_of_the_file_format(tmp_path) -> None:
+    make_cifar10(tmp_path)
     # One sample after another, each from a generator of its own, written out. A change here changes every resumed run.
-    source = DigitsSource("train", hflip=True)
+    source = Cifar10Source(tmp_path, image_size=8, hflip=True)
     samples = TrainingSet(source, seed=3, num_timesteps=1000, num_drop_path=3)
     # Timesteps draw half a word, normals an unknown number: the next sample must not see what is left over.
     positions = [1345, 1346, 1347, 0, 2**62]
@@ -52,7 +55,7 @@ def test_the_draws_are_part_of_the_file_format() -> None:
         assert batch.t[row] == rng.integers(1000)
         assert batch.label_drop_uniform[row] == rng.random(dtype=np.float32)
         assert np.array_equal(batch.drop_path_uniform[:, row], rng.random(3, dtype=np.float32))
-        assert np.array_equal(batch.noise[row], rng.standard_normal((1, 8, 8), dtype=np.float32))
+        assert np.array_equal(batch.noise[row], rng.standard_normal((3, 8, 8), dtype=np.float32))
         assert torch.equal(batch.x_0[row], source.load(index, rng))
         assert batch.labels[row] == source.labels[index]
     types = [torch.float32, torch.int64, torch.int64, torch.float32, torch.float32, torch.float32]

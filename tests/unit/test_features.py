@@ -13,7 +13,7 @@ from support.inception import save_random_inception
 from torch import Tensor
 
 from dis_cli.codecs.pixel import to_uint8
-from dis_cli.data.images import DigitsSource
+from dis_cli.data.digits import DigitsSource
 from dis_cli.errors import MissingResourceError
 from dis_cli.metrics.features import DIGIT_WEIGHTS, DigitFeatures, InceptionFeatures
 from dis_cli.workflows import digit_features

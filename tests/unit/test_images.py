@@ -10,7 +10,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from support.cifar import make_cifar10
 
-from dis_cli.data.images import Cifar10Source, DigitsSource, FolderSource, ImageSource, open_source
+from dis_cli.data.cifar import Cifar10Source
+from dis_cli.data.digits import DigitsSource
+from dis_cli.data.files import FileSource, FolderFiles
+from dis_cli.data.images import open_source
+from dis_cli.data.source import ImageSource
 from dis_cli.errors import DataError, UsageError
 
 
@@ -59,8 +63,22 @@ def test_the_digits_split_is_stratified_and_complete():
     assert train.fingerprint == DigitsSource("train").fingerprint
 
 
+def test_enlarged_digits_keep_their_levels():
+    small, large = DigitsSource("test"), DigitsSource("test", image_size=32, channels=3)
+    assert large.fingerprint == small.fingerprint
+    for index in (0, 449):
+        grid = large.load(index, None)
+        assert grid.shape == (3, 32, 32)
+        assert torch.equal(grid[0], grid[1])
+        assert torch.equal(grid[0], grid[2])
+        # the bicubic filter rounds corners, no more
+        back = torch.nn.functional.avg_pool2d(grid[:1], 4)
+        assert (back - small.load(index, None)).abs().mean() < 0.08
+    assert (large.load(0, np.random.default_rng(0)) == large.load(0, None)).all()
+
+
 def test_class_folders_give_sorted_names_as_labels(folder):
-    source = FolderSource(folder, image_size=12)
+    source = FileSource(FolderFiles(folder), image_size=12)
     assert source.class_names == ("ant", "cat", "dog")
     assert source.num_classes == 3
     assert source.labels.tolist() == [0, 1, 2, 2]
@@ -77,10 +95,10 @@ def test_a_flat_folder_is_unlabelled(tmp_path):
     for name in ("b.jpg", "a.webp", ".hidden.png", "notes.txt"):
         (tmp_path / name).touch()
     (tmp_path / "empty folder").mkdir()
-    source = FolderSource(tmp_path, image_size=8)
+    source = FileSource(FolderFiles(tmp_path), image_size=8)
     assert len(source) == 2
     assert (source.num_classes, source.class_names, source.labels.tolist()) == (0, (), [0, 0])
-    assert source.skipped == ()
+    assert source.files.skipped == ()
 
 
 def test_images_reach_the_ends_of_the_range_in_the_size_and_channels_asked(tmp_path):
@@ -88,13 +106,13 @@ def test_images_reach_the_ends_of_the_range_in_the_size_and_channels_asked(tmp_p
     levels[:, 20:] = 255
     Image.fromarray(levels).save(tmp_path / "a.png")
     for channels in (1, 3):
-        grid = FolderSource(tmp_path, image_size=10, channels=channels).load(0, None)
+        grid = FileSource(FolderFiles(tmp_path), image_size=10, channels=channels).load(0, None)
         assert grid.shape == (channels, 10, 10)
         assert (grid[:, :, 0].unique().tolist(), grid[:, :, -1].unique().tolist()) == ([-1.0], [1.0])
 
 
 def test_the_generator_mirrors_half_of_the_images(folder):
-    source = FolderSource(folder, image_size=12, hflip=True)
+    source = FileSource(FolderFiles(folder), image_size=12, hflip=True)
     plain = source.load(0, None)
     mirrored = 0
     for seed in range(500):
@@ -104,7 +122,7 @@ def test_the_generator_mirrors_half_of_the_images(folder):
         assert torch.equal(grid, plain) or torch.equal(grid, plain.flip(2))
     # four standard deviations of a fair coin
     assert abs(mirrored - 250) <= 45
-    without = FolderSource(folder, image_size=12)
+    without = FileSource(FolderFiles(folder), image_size=12)
     assert all(torch.equal(without.load(0, np.random.default_rng(seed)), plain) for seed in range(10))
 
 
@@ -116,9 +134,9 @@ def test_odd_entries_are_skipped_with_a_reason(folder):
     (folder / "cat/folder.png").mkdir()
     os.mkfifo(folder / "cat/pipe.png")
     write_image(folder / "loose.png")
-    source = FolderSource(folder, image_size=8)
+    source = FileSource(FolderFiles(folder), image_size=8)
     assert source.labels.tolist() == [0, 1, 2, 2]
-    assert {line.rpartition(": ")[0]: line.rpartition(": ")[2] for line in source.skipped} == {
+    assert {line.rpartition(": ")[0]: line.rpartition(": ")[2] for line in source.files.skipped} == {
         "cat/link.png": "a broken link",
         "cat/self.png": "cannot be followed (Too many levels of symbolic links)",
         "cat/up": "a link to a folder around it",
@@ -134,19 +152,19 @@ def test_names_that_are_no_utf_8_are_read_and_escaped(tmp_path):
     os.mkdir(folder)  # noqa: PTH102 - a name in bytes
     write_image(tmp_path / "plain.png")
     (tmp_path / "plain.png").rename(os.fsdecode(folder + b"/\xff[x].png"))
-    source = FolderSource(tmp_path, image_size=8)
+    source = FileSource(FolderFiles(tmp_path), image_size=8)
     assert source.class_names == ("caf\\udce9",)
     assert source.load(0, None).shape == (3, 8, 8)
     assert len(source.fingerprint) == 64
     (tmp_path / source.class_names[0]).mkdir()
     with pytest.raises(DataError, match=r"without images in `.*`: caf"):
-        FolderSource(tmp_path, image_size=8)
+        FileSource(FolderFiles(tmp_path), image_size=8)
 
 
 def test_folder_errors_say_what_is_wrong(folder, tmp_path):
     def message(path):
         with pytest.raises(DataError) as caught:
-            FolderSource(path, image_size=8)
+            FileSource(FolderFiles(path), image_size=8)
         assert caught.value.hint
         return caught.value.message
 
@@ -161,20 +179,20 @@ def test_folder_errors_say_what_is_wrong(folder, tmp_path):
 def test_a_corrupt_image_is_named_with_its_index(folder):
     damaged = folder / "dog/a.png"
     damaged.write_bytes(damaged.read_bytes()[:100])
-    source = FolderSource(folder, image_size=8)
+    source = FileSource(FolderFiles(folder), image_size=8)
     source.load(3, None)
     with pytest.raises(DataError, match=r"dog/a\.png` \(.*\), image 2 of 4"):
         source.load(2, None)
 
 
 def test_the_fingerprint_of_a_folder_follows_names_and_sizes(folder):
-    first = FolderSource(folder, image_size=8).fingerprint
-    assert FolderSource(folder, image_size=12, channels=1).fingerprint == first
+    first = FileSource(FolderFiles(folder), image_size=8).fingerprint
+    assert FileSource(FolderFiles(folder), image_size=12, channels=1).fingerprint == first
     (folder / "dog/a.png").rename(folder / "dog/c.png")
-    renamed = FolderSource(folder, image_size=8).fingerprint
+    renamed = FileSource(FolderFiles(folder), image_size=8).fingerprint
     with (folder / "dog/c.png").open("ab") as file:
         file.write(b" ")
-    assert len({first, renamed, FolderSource(folder, image_size=8).fingerprint}) == 3
+    assert len({first, renamed, FileSource(FolderFiles(folder), image_size=8).fingerprint}) == 3
 
 
 def test_a_divided_folder_gives_the_part_asked_for(tmp_path):
@@ -267,7 +285,11 @@ def test_truncated_and_absent_batches_are_named(tmp_path):
 
 def test_every_source_refuses_an_index_out_of_range_and_survives_pickling(folder, tmp_path):
     make_cifar10(tmp_path / "cifar")
-    for source in (DigitsSource("test"), FolderSource(folder, image_size=8), Cifar10Source(tmp_path / "cifar")):
+    for source in (
+        DigitsSource("test"),
+        FileSource(FolderFiles(folder), image_size=8),
+        Cifar10Source(tmp_path / "cifar"),
+    ):
         assert isinstance(source, ImageSource)
         for index in (-1, len(source)):
             with pytest.raises(IndexError, match=f"index must be 0 to {len(source) - 1}, got {index}"):
@@ -293,7 +315,7 @@ def test_open_source_chooses_by_kind(folder, tmp_path):
         ("cifar10", None, 3, "cifar-10-python.tar.gz"),
         ("folder", "x", 4, "1 or 3"),
         ("digits", "x", 1, "data.source=folder"),
-        ("digits", None, 3, "model.in_channels=1"),
+        ("digits", None, 4, "1 or 3"),
     ],
 )
 def test_impossible_settings_are_usage_errors_with_a_hint(tmp_path, kind, path, channels, expected):
@@ -304,7 +326,7 @@ def test_impossible_settings_are_usage_errors_with_a_hint(tmp_path, kind, path, 
 
 def test_unknown_kinds_and_splits_are_refused(tmp_path):
     with pytest.raises(ValueError, match="kind must be"):
-        open_source("celeba", tmp_path, image_size=8, channels=3)
+        open_source("mnist", tmp_path, image_size=8, channels=3)
     for opened in (
         lambda: DigitsSource("val"),
         lambda: Cifar10Source(tmp_path, "val"),

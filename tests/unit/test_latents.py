@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from dis_cli.data.images import ImageSource
 from dis_cli.data.latents import LatentSource
 from dis_cli.data.shards import MANIFEST, LatentSettings, Manifest, read_manifest, write_manifest, write_shard
+from dis_cli.data.source import ImageSource
 from dis_cli.errors import DataError, MismatchError
 
 SETTINGS = LatentSettings(
