@@ -3,7 +3,8 @@
     DisError                    exit 1   the work could not be done
     ├── UsageError              exit 2   an option, preset, key or value is wrong
     │   ├── ConfigError                  a preset or a KEY=VALUE override
-    │   └── MismatchError                a checkpoint or run that belongs to other settings
+    │   ├── MismatchError                a checkpoint or run that belongs to other settings
+    │   └── RefusedError                 a file that may do harm: code in a pickle, tensors that overlap
     ├── DataError               exit 1   images, latents or labels are missing or unreadable
     ├── CheckpointError         exit 1   a checkpoint is incomplete, damaged or not one
     ├── StorageError            exit 1   the disk is full, read-only or locked by another process
@@ -67,6 +68,10 @@ class ConfigError(UsageError):
 
 class MismatchError(UsageError):
     """A checkpoint, run folder or file belongs to other settings than those asked for."""
+
+
+class RefusedError(UsageError):
+    """A file holds what no such file needs: code in a pickle, tensors that overlap, names that lead elsewhere."""
 
 
 class DataError(DisError):

@@ -43,23 +43,28 @@ class Started(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Event):
-    """One optimizer step was taken. ``step`` counts finished steps, so the first one is 1."""
+    """One optimizer step was taken. ``step`` counts finished steps, so the first one is 1.
+
+    ``data_seconds`` is the part of ``seconds`` in which the model waited for its data.
+    """
 
     step: int
     loss: float
     lr: float
     grad_norm: float
     seconds: float
+    data_seconds: float = 0.0
     images_per_second: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress(Event):
-    """``done`` of ``total`` units are finished."""
+    """``done`` of ``total`` units are finished; ``size_bytes`` of results, when that is of interest."""
 
     done: int
     total: int
     unit: str
+    size_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """What makes a checkpoint folder sound: a manifest with the size and the SHA-256 of every other file.
 
 safetensors has no checksum of its own, so a flipped bit in a weight would load without a word. Nothing of a
-checkpoint is parsed before its bytes were found right, and a manifest that was itself damaged never fits its files.
+checkpoint is believed before its bytes were found right, and a manifest that was itself damaged never fits its files.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ def verify_folder(folder: Path) -> None:
     entries = read_manifest(folder)
     check_listing(folder, entries)
     for name, entry in entries.items():
-        _check_file(folder / name, entry)
+        verify_file(folder / name, entry)
 
 
 def read_manifest(folder: Path) -> Entries:
@@ -87,7 +87,7 @@ def read_verified(folder: Path, name: str, entries: Entries) -> bytes:
     try:
         # A file of the wrong size could be of any size: it is not taken into memory.
         if path.stat().st_size != entries[name]["size"]:
-            _check_file(path, entries[name])
+            verify_file(path, entries[name])
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise CheckpointError(f"`{folder}` is not complete: `{name}` is missing") from error
@@ -97,7 +97,12 @@ def read_verified(folder: Path, name: str, entries: Entries) -> bytes:
     return data
 
 
-def _check_file(path: Path, expected: Mapping[str, Any]) -> None:
+def verify_file(path: Path, expected: Mapping[str, Any]) -> None:
+    """Check that a file is what its manifest's entry says, without taking it into memory.
+
+    Raises:
+        CheckpointError: It is missing or damaged: names the expected and the found sha256.
+    """
     try:
         found = {"size": path.stat().st_size, "sha256": sha256_file(path)}
     except OSError as error:

@@ -18,7 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dis_cli.errors import CheckpointError
+from dis_cli.errors import CheckpointError, DisError, RefusedError
+from dis_cli.runtime.untrusted import check_torch_file, refused_pickle
 
 _PREFIX = "module."
 _SHOWN = 4
@@ -48,10 +49,11 @@ def read_reference(path: Path) -> ReferenceCheckpoint:
     """Read a published ``.pt`` checkpoint; its moving average if it holds one.
 
     Raises:
-        CheckpointError: The file is missing, damaged, holds anything but weights and plain settings, or is not of
-            a DiS model: names what is missing, unexpected or of another shape.
+        CheckpointError: The file is missing, damaged, or not of a DiS model: names what is missing, unexpected or of
+            another shape.
+        RefusedError: It holds more than weights and plain settings: names it.
     """
-    _check_archive(path)
+    _check(path)
     content = _load(path)
     if not isinstance(content, dict):
         raise CheckpointError(f"`{path}` holds a {type(content).__name__}, not a dictionary of weights", _FOREIGN_HINT)
@@ -187,21 +189,19 @@ def infer_model_kwargs(path: Path, found: dict[str, Shape]) -> dict[str, Any]:
     return kwargs
 
 
-def _check_archive(path: Path) -> None:
-    """Refuse a file that is not an undamaged archive of `torch.save`: PyTorch does not look at its checksums."""
+def _check(path: Path) -> None:
+    """Refuse a file that is not an undamaged archive of `torch.save`, or that holds more than weights and settings."""
     if not path.is_file():
         what = "is not a file" if path.exists() else "does not exist"
         raise CheckpointError(f"Cannot read `{path}`: it {what}", _FOREIGN_HINT)
     try:
-        with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
-            stored = all(record.compress_type == zipfile.ZIP_STORED for record in records)
-            if not stored or sum(record.file_size for record in records) > path.stat().st_size:
-                raise CheckpointError(f"`{path}` is not written by torch.save: its records are compressed or overlap")
-            damaged = archive.testzip()
-    except CheckpointError:
+        with path.open("rb") as file:
+            check_torch_file(path, file, _FOREIGN_HINT)
+            if not zipfile.is_zipfile(file):
+                raise zipfile.BadZipFile("it is not an archive")
+    except DisError:
         raise
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, ValueError) as error:
         raise CheckpointError(
             f"`{path}` is damaged or not a PyTorch file: {error} ({path.stat().st_size} bytes)",
             "A checkpoint is written by torch.save of PyTorch 1.6 or later; if it is one, copy or download it again",
@@ -209,8 +209,6 @@ def _check_archive(path: Path) -> None:
     # A damaged archive can raise anything.
     except Exception as error:
         raise CheckpointError(f"`{path}` is damaged: {_first_line(error)}", _DAMAGED_HINT) from error
-    if damaged is not None:
-        raise CheckpointError(f"`{path}` is damaged: its record `{damaged}` fails its CRC-32", _DAMAGED_HINT)
 
 
 def _load(path: Path) -> object:
@@ -219,12 +217,7 @@ def _load(path: Path) -> object:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        name = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"it names `{name[1]}`" if name else _first_line(error)
-        raise CheckpointError(
-            f"`{path}` was refused, nothing in it was run: it holds more than weights and plain settings ({what})",
-            "Do not load it with anything else either, unless you trust whoever made it",
-        ) from error
+        raise refused_pickle(path, "PyTorch's loader of weights refuses it") from error
     # A damaged or hostile pickle can raise anything.
     except Exception as error:
         raise CheckpointError(f"`{path}` cannot be read: {_first_line(error)}", _DAMAGED_HINT) from error
@@ -249,7 +242,7 @@ def _weights(path: Path, raw: object) -> dict[str, Tensor]:
         state[name] = value
     # A tensor with stride 0 can claim any size; copying it would take memory that the file does not have.
     if sum(tensor.nbytes for tensor in state.values()) > path.stat().st_size:
-        raise CheckpointError(f"`{path}` was refused: its weights are larger than the file", _FOREIGN_HINT)
+        raise RefusedError(f"`{path}` was refused: its weights are larger than the file", _FOREIGN_HINT)
     return state
 
 

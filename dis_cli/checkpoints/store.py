@@ -3,18 +3,16 @@
 A checkpoint is a folder ``step-00000100`` with one ``GROUP.safetensors`` per group of tensors, ``meta.json`` and
 ``manifest.json``, which holds the size and the SHA-256 of every other file and is written last. The folder gets its
 name only when all of it is on the disk and has been read back. The newest checkpoint is found by looking, so no
-"latest" file can be wrong. Reading checks every byte before anything is parsed.
+"latest" file can be wrong. Reading checks every byte before anything is made of it.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from dis_cli.checkpoints.manifest import (
     MANIFEST,
@@ -27,10 +25,15 @@ from dis_cli.checkpoints.manifest import (
     read_verified,
     to_json,
     unreadable,
+    verify_file,
     verify_folder,
 )
-from dis_cli.errors import CheckpointError, StorageError
+from dis_cli.errors import CheckpointError, RefusedError, StorageError
 from dis_cli.runtime.files import atomic_folder, discard_folder, storage_error, write_durably
+from dis_cli.runtime.untrusted import check_safetensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _META = "meta.json"
 _SUFFIX = ".safetensors"
@@ -55,12 +58,12 @@ class Checkpoint:
     path: Path
     step: int
     meta: dict[str, Any]
-    tensors: dict[str, dict[str, Tensor]]
+    tensors: "dict[str, dict[str, Tensor]]"
     notes: tuple[str, ...] = ()
 
 
 def write_checkpoint(
-    root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], meta: Mapping[str, Any]
+    root: Path, step: int, tensors: "Mapping[str, Mapping[str, Tensor]]", meta: Mapping[str, Any]
 ) -> Path:
     """Save a checkpoint and verify it; at every moment the previous ones, and one of this step if there was, stay.
 
@@ -77,6 +80,8 @@ def write_checkpoint(
     Raises:
         StorageError: It could not be written, or what was read back differs. No folder has its name.
     """
+    from safetensors.torch import save
+
     if step < 0:
         raise ValueError(f"step must be at least 0, got {step}")
     if meta.get("step", step) != step:
@@ -94,7 +99,7 @@ def write_checkpoint(
             entries[name] = entry_of(data)
 
         for group, group_tensors in tensors.items():
-            add(group + _SUFFIX, safetensors.torch.save(_savable(group_tensors)))
+            add(group + _SUFFIX, save(_savable(group_tensors)))
         add(_META, to_json({"step": step, **meta}))
         write_durably(folder / MANIFEST, manifest_bytes(entries), shown_as=final / MANIFEST)
         try:
@@ -109,7 +114,7 @@ def write_checkpoint(
 
 
 def read_checkpoint(folder: Path, names: Iterable[str] | None = None) -> Checkpoint:
-    """Read a checkpoint, every byte of which is verified before it is parsed.
+    """Read a checkpoint, every byte of which is verified before anything is made of it.
 
     Args:
         folder: The checkpoint's own folder.
@@ -119,6 +124,7 @@ def read_checkpoint(folder: Path, names: Iterable[str] | None = None) -> Checkpo
     Raises:
         CheckpointError: It is not a checkpoint, of a later format, incomplete or damaged: names the file, the
             expected and the found value.
+        RefusedError: Its files are as they were written, but made to do harm.
     """
     if not (folder / MANIFEST).exists():
         raise _no_manifest(folder)
@@ -140,13 +146,7 @@ def read_checkpoint(folder: Path, names: Iterable[str] | None = None) -> Checkpo
         wanted = list(names)
         if missing := [name for name in wanted if name not in saved]:
             raise CheckpointError(f"`{folder}` holds no {', '.join(missing)}, only {', '.join(saved)}")
-    tensors: dict[str, dict[str, Tensor]] = {}
-    for group in wanted:
-        data = read_verified(folder, group + _SUFFIX, entries)
-        try:
-            tensors[group] = safetensors.torch.load(data)
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"`{folder / (group + _SUFFIX)}` is not a safetensors file: {error}") from error
+    tensors = {group: _read_tensors(folder, group + _SUFFIX, entries) for group in wanted}
     return Checkpoint(path=folder, step=step, meta=meta, tensors=tensors)
 
 
@@ -262,7 +262,25 @@ def _is_sound(folder: Path) -> bool:
     return True
 
 
-def _savable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _read_tensors(folder: Path, name: str, entries: Entries) -> "dict[str, Tensor]":
+    # Imported here because torch takes seconds, and a checkpoint's settings are looked up without it.
+    from safetensors.torch import load
+
+    path = folder / name
+    try:
+        check_safetensors(path)
+    except RefusedError:
+        # Damage can look like malice. It is malice only when the manifest vouches for it.
+        verify_file(path, entries[name])
+        raise
+    data = read_verified(folder, name, entries)
+    try:
+        return load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"`{path}` is not a safetensors file: {error}") from error
+
+
+def _savable(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     """The same values on the CPU, each in its own contiguous memory, which is all safetensors takes."""
     seen: set[int] = set()
     savable: dict[str, Tensor] = {}

@@ -63,7 +63,16 @@ def eval_fid(
     """
     output = Output(quiet=quiet, verbose=verbose, progress=not no_progress, as_json=as_json)
     options = {"data.path": data, "evaluate.num_samples": num_samples, "evaluate.seed": seed}
-    extra = [f"{key}={value}" for key, value in options.items() if value is not None]
+    settings = [f"{key}={value}" for key, value in options.items() if value is not None]
+    settings += sample_settings(steps, sampler, cfg_scale, vae, overrides)
+
+    from dis_cli.workflows.resources import look_for_inception, look_for_vae, read_config
+
+    # Before torch is imported, which takes seconds.
+    config = read_config(Path(ckpt), settings)
+    look_for_inception(config, inception)
+    if not dry_run:
+        look_for_vae(config, vae)
 
     from dis_cli.workflows.evaluate import check_bound, evaluate
 
@@ -71,7 +80,7 @@ def eval_fid(
         evaluate(
             Path(ckpt),
             inception=inception,
-            overrides=[*extra, *sample_settings(steps, sampler, cfg_scale, vae, overrides)],
+            overrides=settings,
             preset=preset,
             out=out,
             device=device,

@@ -26,6 +26,7 @@ class Meter:
         self._total = started.total
         self._done = started.first
         self._step: Step | None = None
+        self._size_bytes: int | None = None
         # The recent speed, not that of the whole: the first step compiles, and machines get busy.
         self._recent = deque([(clock(), started.first)])
 
@@ -37,6 +38,7 @@ class Meter:
             if event.unit != self._unit or event.done < self._done:
                 self._recent.clear()
             self._step, self._done, self._total, self._unit = None, event.done, event.total, event.unit
+            self._size_bytes = event.size_bytes
         now = self._clock()
         self._recent.append((now, self._done))
         while len(self._recent) > 2 and now - self._recent[1][0] > SECONDS_OF_RECENT_PAST:
@@ -48,12 +50,16 @@ class Meter:
         return min(self._done / self._total, 1.0) if self._total > 0 else 0.0
 
     @property
+    def units_per_second(self) -> float | None:
+        """The recent speed; None while it is unknown."""
+        (time_0, done_0), (time_1, done_1) = self._recent[0], self._recent[-1]
+        return (done_1 - done_0) / (time_1 - time_0) if done_1 > done_0 and time_1 > time_0 else None
+
+    @property
     def seconds_left(self) -> float | None:
         """The time until the end at the recent speed, in seconds; None while that is unknown."""
-        (time_0, done_0), (time_1, done_1) = self._recent[0], self._recent[-1]
-        if done_1 <= done_0 or time_1 <= time_0 or self._total <= 0:
-            return None
-        return max(self._total - self._done, 0) * (time_1 - time_0) / (done_1 - done_0)
+        speed = self.units_per_second
+        return None if speed is None or self._total <= 0 else max(self._total - self._done, 0) / speed
 
     def parts(self, *, verbose: bool = False) -> list[str]:
         """The texts to show, the most important first, so that a narrow terminal can drop the last ones."""
@@ -61,9 +67,12 @@ class Meter:
         parts = [f"{count} {self._unit}"] if self._step is None else [f"step {count}", f"loss {self._step.loss:.4g}"]
         if (left := self.seconds_left) is not None:
             parts.append(f"ETA {duration(left)}")
-        if self._step is not None:
-            speed = self._step.images_per_second
-            parts.append(f"{speed:.0f} images/s" if speed >= 100 else f"{speed:.3g} images/s")
+        speed = self.units_per_second if self._step is None else self._step.images_per_second
+        if speed is not None:
+            unit = self._unit if self._step is None else "images"
+            parts.append(f"{speed:.0f} {unit}/s" if speed >= 100 else f"{speed:.3g} {unit}/s")
+        if self._size_bytes is not None:
+            parts.append(f"{size(self._size_bytes)} written")
         if (memory := memory_bytes()) is not None:
             parts.append(size(memory))
         if verbose and self._step is not None:

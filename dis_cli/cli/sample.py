@@ -75,6 +75,14 @@ def sample(
     Example: dis sample --ckpt runs/dis-xs-digits --class 3 -n 64
     """
     output = Output(quiet=quiet, verbose=verbose, progress=not no_progress, as_json=as_json)
+    settings = sample_settings(steps, sampler, cfg_scale, vae, overrides)
+
+    from dis_cli.workflows.resources import look_for_vae, read_config
+
+    # Before torch is imported, which takes seconds.
+    config = read_config(Path(ckpt), settings)
+    if not dry_run:
+        look_for_vae(config, vae)
 
     from dis_cli.workflows.sample import sample as run_sampling
 
@@ -84,7 +92,7 @@ def sample(
             num_images=num_images,
             seed=seed,
             classes=classes or (),
-            overrides=sample_settings(steps, sampler, cfg_scale, vae, overrides),
+            overrides=settings,
             preset=preset,
             out=out,
             device=device,

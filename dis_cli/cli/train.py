@@ -49,6 +49,12 @@ def train(
     extra += [f"seed={seed}"] if seed is not None else []
     config = apply_overrides(load_preset(preset or DEFAULT_PRESET), [*extra, *(overrides or [])])
     run = out or Path("runs") / config.name
+
+    from dis_cli.workflows.resources import look_for_vae
+
+    # Before torch is imported, which takes seconds.
+    if config.data.source != "latents":
+        look_for_vae(config, None)
     if dry_run:
         from dis_cli.config.presets import dump_toml
         from dis_cli.config.schema import RunConfig

@@ -4,15 +4,25 @@ diffusers takes a mistyped local path for a hub id and reports that it could not
 this machine only: first as a folder, then as a model in the local Hugging Face cache. Nothing is downloaded.
 """
 
+import hashlib
+import json
+import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from dis_cli.errors import MissingResourceError
+from dis_cli.errors import DataError, MissingResourceError
+from dis_cli.runtime.files import sha256_file
 
 CONFIG: Final = "config.json"
 WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
+
+# VAEs that come with the package, by the name they are asked for with.
+BUNDLED: Final = {"digits": Path(__file__).parent / "weights" / "digits-vae"}
+# What a VAE is scaled by whose configuration does not say: Stable Diffusion's, as diffusers has it.
+USUAL_SCALE: Final = 0.18215
 
 _HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 _HINT = (
@@ -28,18 +38,83 @@ class VaeFiles:
     config: Path
     weights: Path
 
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The configuration, of an AutoencoderKL.
+
+        Raises:
+            DataError: It is no such configuration.
+        """
+        try:
+            settings = json.loads(self.config.read_text(encoding="utf-8"))
+            kind = settings.get("_class_name")
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
+            raise DataError(f"VAE configuration unreadable: {self.config}: {error}") from error
+        if kind != "AutoencoderKL":
+            raise DataError(f"{self.config} describes a {kind}; only an AutoencoderKL can be used as the VAE")
+        return settings
+
+    @property
+    def scaling_factor(self) -> float | None:
+        """The factor on z that the configuration asks for, or None.
+
+        Raises:
+            DataError: It is no positive number.
+        """
+        return self._number("scaling_factor", above=0.0)
+
+    @property
+    def scale(self) -> float:
+        """The factor on z that brings latents to about unit variance."""
+        return self.scaling_factor or USUAL_SCALE
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        return int(self.settings.get("latent_channels", 4))
+
+    @property
+    def downsample(self) -> int:
+        """Image pixels per latent pixel along one side."""
+        return 2 ** (len(self.settings.get("block_out_channels", (64,))) - 1)
+
+    @property
+    def shift(self) -> float:
+        """What is subtracted from z before it is scaled; 0 for most VAEs.
+
+        Raises:
+            DataError: It is no number.
+        """
+        return self._number("shift_factor", above=-math.inf) or 0.0
+
+    @cached_property
+    def identity(self) -> tuple[str, str]:
+        """The sha256 of the configuration, without the keys that only say where it came from, and of the weights."""
+        meaning = {key: value for key, value in self.settings.items() if not key.startswith("_")}
+        config = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
+        return config, sha256_file(self.weights)
+
+    def _number(self, key: str, *, above: float) -> float | None:
+        value = self.settings.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < math.inf:
+            bound = "" if above == -math.inf else f" above {above:g}"
+            raise DataError(f"`{key}` in {self.config} must be a number{bound}, got {value!r}")
+        return float(value)
+
 
 def locate_vae(vae: str) -> VaeFiles:
     """Find a VAE's files on this machine.
 
     Args:
-        vae: A folder in diffusers' layout, or a hub id ``owner/name`` or ``owner/name@revision`` that is in the local
-            Hugging Face cache.
+        vae: A name in BUNDLED, a folder in diffusers' layout, or a hub id ``owner/name`` or ``owner/name@revision``
+            that is in the local Hugging Face cache. A folder that is called like a bundled one is given as ``./NAME``.
 
     Raises:
         MissingResourceError: Neither is there, or a file is missing from the folder.
     """
-    folder = Path(vae).expanduser()
+    folder = BUNDLED.get(vae, Path(vae).expanduser())
     if folder.exists():
         return _in_folder(folder, vae)
     hub_id = _HUB_ID.fullmatch(vae)

@@ -90,16 +90,26 @@ class DiffusionConfig(Section):
 class DataConfig(Section):
     """Where the training and reference images come from."""
 
-    source: Literal["digits", "folder", "cifar10", "latents"] = Field(
+    source: Literal["digits", "folder", "zip", "tar", "cifar10", "celeba", "imagenet", "latents"] = Field(
         default="folder",
-        description="'digits' (bundled), 'folder' (class sub-folders), 'cifar10' (torchvision's layout), "
-        "'latents' (written by `dis encode-latents`)",
+        description="'digits' (bundled), 'folder' (class sub-folders), 'zip' and 'tar' (never unpacked), 'cifar10', "
+        "'celeba' (torchvision's layouts), 'imagenet' (train/ and val/), 'latents' (written by `dis encode-latents`)",
     )
     path: Annotated[Path | None, NoneWord] = Field(
-        default=None, description="folder of the images or latents; none for the bundled digits"
+        default=None, description="folder or archive of the images or latents; none for the bundled digits"
     )
-    hflip: bool = Field(default=True, description="mirror half of the training images")
-    num_workers: Annotated[int, Field(ge=0, le=256)] = Field(default=0, description="loader processes; 0 loads in line")
+    hflip: bool = Field(default=True, description="mirror half of the training images; never digits")
+    background: Literal["white", "black", "gray"] | Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")] = Field(
+        default="white", description="what transparent images are laid on; other colours as '#rrggbb'"
+    )
+    check: bool = Field(default=True, description="read all image files once before training, to find the bad ones")
+    on_bad: Literal["stop", "skip"] = Field(
+        default="stop", description="when images cannot be used: list them and stop, or leave them out"
+    )
+    download: bool = Field(default=False, description="fetch cifar10 or celeba into data.path when it is not there")
+    num_workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = Field(
+        default="auto", description="loader processes; 0 loads in line, 'auto' decides by the machine"
+    )
 
 
 class CodecConfig(Section):
@@ -109,7 +119,7 @@ class CodecConfig(Section):
         default="pixel", description="'pixel': the image itself; 'vae': latents of a VAE"
     )
     vae: Annotated[str | None, NoneWord] = Field(
-        default=None, description="folder or hub id of a diffusers AutoencoderKL; needed to decode"
+        default=None, description="folder or hub id of a diffusers AutoencoderKL, or 'digits' (bundled)"
     )
     scale: Annotated[float, Field(gt=0)] = Field(default=0.18215, description="factor on VAE latents, to unit variance")
     downsample: PositiveInt = Field(default=8, description="image pixels per latent pixel along one side")
@@ -230,9 +240,13 @@ class RunConfig(Section):
             )
         if self.data.source == "latents" and self.codec.kind != "vae":
             raise ValueError("data.source 'latents' needs codec.kind = 'vae'")
-        if self.data.source == "digits" and (self.model.image_size, self.model.in_channels) != (8, 1):
-            raise ValueError(
-                "data.source 'digits' is 8x8 grey: model.image_size must be 8 and model.in_channels 1, "
-                f"got {self.model.image_size} and {self.model.in_channels}"
-            )
+        if self.data.source == "digits":
+            shape = (self.model.image_size, self.model.in_channels)
+            if self.codec.kind == "pixel" and shape != (8, 1):
+                raise ValueError(
+                    "data.source 'digits' is 8x8 grey: model.image_size must be 8 and model.in_channels 1, "
+                    f"got {shape[0]} and {shape[1]}"
+                )
+            if self.data.hflip:
+                raise ValueError("data.source 'digits' needs data.hflip = false: a mirrored digit is rarely a digit")
         return self

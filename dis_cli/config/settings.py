@@ -172,7 +172,7 @@ def _setting(key: str, schema: dict[str, Any], default: object, description: str
         key=key,
         kind=_kind(values[0]),
         optional=optional,
-        allowed=_allowed(values[0]) + (", or none" if optional else ""),
+        allowed=" or ".join(map(_allowed, values)) + (", or none" if optional else ""),
         default=default,
         description=description or "",
     )
@@ -185,6 +185,8 @@ def _kind(schema: dict[str, Any]) -> str:
 
 
 def _allowed(schema: dict[str, Any]) -> str:
+    if "const" in schema:
+        return schema["const"]
     match _kind(schema):
         case "choice":
             return "one of " + ", ".join(schema["enum"])

@@ -17,6 +17,9 @@ from dis_cli.diffusion.batch import TrainingBatch
 from dis_cli.errors import DisError
 from dis_cli.runtime.seed import Stream, generators
 
+# Batches that each loader process has ready: one in use would do, but reading times vary.
+_PREFETCH = 4
+
 
 class TrainingSet(Dataset[TrainingBatch | DisError]):
     """A source seen through the run's order; the key of a batch is the global positions of its samples.
@@ -78,6 +81,7 @@ def training_batches(
     batch_size: int,
     accumulation: int,
     num_workers: int,
+    pin_memory: bool = False,
 ) -> Iterator[TrainingBatch]:
     """The batches of steps ``first_step`` to ``last_step - 1``, each in ``accumulation`` equal parts, in order.
 
@@ -88,6 +92,7 @@ def training_batches(
         batch_size: Samples per optimizer step.
         accumulation: Parts per step; divides ``batch_size``.
         num_workers: Loader processes; 0 loads in line.
+        pin_memory: Put batches where a GPU can fetch them by itself, from a thread of its own.
 
     Raises:
         DisError: A sample could not be read.
@@ -101,6 +106,8 @@ def training_batches(
         batch_size=None,  # the set makes whole batches itself
         sampler=positions,
         num_workers=num_workers,
+        pin_memory=pin_memory,
+        prefetch_factor=_PREFETCH if num_workers else None,
         generator=torch.Generator().manual_seed(0),
     )
     for batch in loader:

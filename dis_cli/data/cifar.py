@@ -6,6 +6,8 @@ other object, so no checksum is needed and a set of one's own in the same layout
 """
 
 import pickle
+import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from dis_cli.data.decode import printable
+from dis_cli.data.download import downloading
 from dis_cli.data.listing import require_folder
 from dis_cli.data.source import content_hash, frozen, grid_8_bit, require_index, require_split
-from dis_cli.errors import DataError
+from dis_cli.errors import DataError, RefusedError
 
 ARCHIVE = "cifar-10-python.tar.gz"
 FOLDER = "cifar-10-batches-py"
@@ -35,9 +38,12 @@ class Cifar10Source:
         image_size: Side of the result, in pixels; 32 keeps the images as they are.
         channels: 3, or 1 for grey.
         hflip: Mirror half of the images when augmenting.
+        download: Fetch and unpack the archive when the folder is not there.
 
     Raises:
         DataError: When the folder or a batch is missing or damaged, saying what to put where.
+        RefusedError: When a batch holds anything but plain values and arrays.
+        MissingResourceError: When the archive cannot be fetched.
         ValueError: When the split has another name.
     """
 
@@ -46,9 +52,18 @@ class Cifar10Source:
     class_names = CLASS_NAMES
 
     def __init__(
-        self, path: Path, split: str = "train", *, image_size: int = 32, channels: int = 3, hflip: bool = False
+        self,
+        path: Path,
+        split: str = "train",
+        *,
+        image_size: int = 32,
+        channels: int = 3,
+        hflip: bool = False,
+        download: bool = False,
     ) -> None:
         require_split(split)
+        if download and not has_batches(path):
+            fetch(path)
         files = {"train": TRAIN_FILES, "test": TEST_FILES, "all": TRAIN_FILES + TEST_FILES}
         self._images, labels = read_batches(find_batches(path), files[split])
         self.labels: npt.NDArray[np.int64] = frozen(labels)
@@ -77,6 +92,11 @@ class Cifar10Source:
         return grid_8_bit(image, self.image_size, rng, self._hflip)
 
 
+def has_batches(path: Path) -> bool:
+    """Whether a folder holds the folder of the batch files, or is that folder itself."""
+    return (path / FOLDER).is_dir() or (path / TRAIN_FILES[0]).is_file()
+
+
 def find_batches(path: Path) -> Path:
     """The folder of the batch files: inside the folder given, or that folder itself.
 
@@ -86,16 +106,42 @@ def find_batches(path: Path) -> Path:
     Raises:
         DataError: When it is not there, saying what to put where.
     """
-    folder = path / FOLDER
-    advice = f"Unpack {ARCHIVE} (https://www.cs.toronto.edu/~kriz/cifar.html) in DIR, so that DIR/{FOLDER} exists"
+    advice = (
+        f"Unpack {ARCHIVE} (https://www.cs.toronto.edu/~kriz/cifar.html) in DIR, so that DIR/{FOLDER} exists, "
+        "or set data.download=true to have that done"
+    )
     if (path / ARCHIVE).is_file():
         advice = f"Unpack it first: `tar -xzf {printable(path / ARCHIVE)} -C {printable(path)}`"
-    hint = f"{advice}, and give `--data DIR` (or data.path=DIR); nothing is downloaded"
+    hint = f"{advice}; give `--data DIR` (or data.path=DIR)"
     require_folder(path, hint)
     if (path / TRAIN_FILES[0]).is_file():
         return path
-    require_folder(folder, hint)
-    return folder
+    require_folder(path / FOLDER, hint)
+    return path / FOLDER
+
+
+def fetch(path: Path) -> None:
+    """Fetch the archive, unless it is there, compare its MD5 with the published one, and unpack it.
+
+    Args:
+        path: The folder to unpack it in.
+
+    Raises:
+        MissingResourceError: When that fails.
+    """
+    # imported here because torchvision takes a second to load
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    hint = f"Fetch {CIFAR10.url} by hand and unpack it in `{printable(path)}`"
+    with downloading("CIFAR-10", path, hint), warnings.catch_warnings():
+        # Python's change of default for extracting tar files
+        warnings.simplefilter("ignore", DeprecationWarning)
+        path.mkdir(parents=True, exist_ok=True)
+        # moved into place when it is whole, so that an interruption leaves nothing that looks like the data
+        with tempfile.TemporaryDirectory(dir=path, prefix=".tmp-") as scratch:
+            download_and_extract_archive(CIFAR10.url, path, scratch, CIFAR10.filename, CIFAR10.tgz_md5)
+            (Path(scratch) / FOLDER).rename(path / FOLDER)
 
 
 def read_batches(folder: Path, files: tuple[str, ...]) -> tuple[UInt8[np.ndarray, "n 32 32 3"], Int64[np.ndarray, "n"]]:
@@ -106,7 +152,8 @@ def read_batches(folder: Path, files: tuple[str, ...]) -> tuple[UInt8[np.ndarray
         files: Their names, in order.
 
     Raises:
-        DataError: When one is absent, damaged, or holds anything but images and labels, naming it.
+        DataError: When one is absent, damaged, or holds other values than images and labels, naming it.
+        RefusedError: When one holds anything but plain values and arrays, naming it.
     """
     parts = [_read_batch(folder / name) for name in files]
     images = np.concatenate([images for images, _ in parts])
@@ -127,13 +174,22 @@ def _read_batch(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64
             raise ValueError(f"{images.shape[0]} images need as many whole-number labels")
         if labels.size and not (labels.min() >= 0 and labels.max() < len(CLASS_NAMES)):
             raise ValueError(f"labels must be 0 to {len(CLASS_NAMES) - 1}, got {labels.min()} to {labels.max()}")
+    except _NotAllowed as error:
+        raise RefusedError(
+            f"`{printable(path)}` was refused, nothing in it was run: it holds more than images and labels ({error})",
+            f"Do not load it with anything else either; unpack {ARCHIVE} again",
+        ) from error
     # damaged pickles raise anything
     except Exception as error:
-        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        reason = error.strerror if isinstance(error, OSError) else printable(f"{type(error).__name__}: {error}")
         raise DataError(
             f"CIFAR-10 batch cannot be read: `{printable(path)}` ({reason})", f"Unpack {ARCHIVE} again"
         ) from error
     return images, labels.astype(np.int64)
+
+
+class _NotAllowed(pickle.UnpicklingError):
+    """A name that can do more than make an array of numbers."""
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -151,7 +207,7 @@ class _ArraysOnly(pickle.Unpickler):
             case "_codecs", "encode":
                 return _latin1
             case _:
-                raise pickle.UnpicklingError(f"{module_name}.{global_name} is not allowed in it")
+                raise _NotAllowed(f"it names `{printable(f'{module_name}.{global_name}')}`")
 
 
 def _empty_array(*_: object) -> npt.NDArray[np.uint8]:
@@ -161,5 +217,5 @@ def _empty_array(*_: object) -> npt.NDArray[np.uint8]:
 
 def _latin1(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"encoding {encoding} is not allowed in it")
+        raise _NotAllowed(f"it asks for the encoding {encoding!r}")
     return text.encode("latin1")

@@ -3,16 +3,17 @@
 16-bit grey                      scaled to 8 bits (a plain conversion clips it to white)
 transparency                     composited on white or another colour (a plain conversion shows what is hidden)
 EXIF orientation                 applied
-animation, multi-page file       first frame, with an ImageWarning
-CMYK                             converted without its colour profile, with an ImageWarning
+animation, multi-page file       first frame, with a remark of `check_image`
+CMYK                             converted without its colour profile, with a remark
 over 80 megapixels               refused before anything is decoded
 one side over 32 times the other refused: the crop keeps next to nothing, and enlarging it could fill the memory
 integers beyond 16 bits, floats  refused: their range is not known
 empty, truncated, not an image   refused
 """
 
+import logging
 import os
-import warnings
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,15 +26,34 @@ from dis_cli.errors import DataError
 MAX_PIXELS = 80_000_000
 MAX_ASPECT = 32
 
+# Raised whenever a file that was accepted may now be refused or remarked on: what was checked before then no longer
+# counts.
+RULES = 1
+
 _TOO_LARGE = f"over the limit of {MAX_PIXELS // 1_000_000} megapixels"
 
 # Only these decoders are tried, whatever a file is called: Pillow has others that start programs (EPS: Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
+# Pillow logs some of what it then raises. Without any handler it would come out on stderr.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
-class ImageWarning(UserWarning):
-    """An image is used, but not all that its file holds."""
+# A BytesIO is a BinaryIO, but one cannot tell when the program runs.
+Readable = Path | BinaryIO | BytesIO
+
+
+class UnreadableImage(DataError):
+    """An image that cannot be used.
+
+    Args:
+        name: The file, printable.
+        reason: Why, without a full stop.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"Image cannot be read: `{name}` ({reason})", "Repair, replace or remove the file")
+        self.reason = reason
 
 
 def printable(path: str | os.PathLike[str]) -> str:
@@ -41,9 +61,7 @@ def printable(path: str | os.PathLike[str]) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in os.fspath(path))
 
 
-def read_image(
-    file: Path | BinaryIO, *, channels: int, background: str = "white", name: str | None = None
-) -> Image.Image:
+def read_image(file: Readable, *, channels: int, background: str = "white", name: str | None = None) -> Image.Image:
     """Read an image file as 8-bit grey or RGB, upright and opaque; the module's page says how.
 
     Args:
@@ -61,28 +79,23 @@ def read_image(
     """
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, got {channels}")
-    try:
-        with Image.open(file, formats=FORMATS) as image:
-            _refuse_extreme_size(*image.size)
-            # the second picture of an MPO (a photo of many telephones) is a preview or a depth map
-            if getattr(image, "is_animated", False) and image.format != "MPO":
-                warnings.warn("Only the first frame of animated images is used", ImageWarning, stacklevel=2)
-            if image.mode == "CMYK":
-                warnings.warn("CMYK images are converted without their colour profile", ImageWarning, stacklevel=2)
-            return _opaque_8_bit(ImageOps.exif_transpose(image), background).convert("L" if channels == 1 else "RGB")
-    # decoders raise anything on a damaged file: OSError, SyntaxError, EOFError, struct.error, TypeError ...
-    except Exception as error:
-        raise unreadable(name or printable(str(file)), _reason(error, file)) from error
+    return _decode(file, name, channels, background, small=False)[0]
 
 
-def unreadable(name: str, reason: str) -> DataError:
-    """The error to raise for an image that cannot be used.
+def check_image(file: Readable) -> list[str]:
+    """Refuse what ``read_image`` refuses, whatever its settings, in less time.
 
     Args:
-        name: The file, printable.
-        reason: Why, without a full stop.
+        file: The file, by its path or opened.
+
+    Returns:
+        What of the file is not used: a sentence for each.
+
+    Raises:
+        UnreadableImage: The file cannot be read or is refused.
     """
-    return DataError(f"Image cannot be read: `{name}` ({reason})", "Repair, replace or remove the file")
+    _, remarks = _decode(file, None, 3, "white", small=True)
+    return remarks
 
 
 def center_crop(image: Image.Image, image_size: int) -> Image.Image:
@@ -104,6 +117,35 @@ def center_crop(image: Image.Image, image_size: int) -> Image.Image:
     return image.crop((left, top, left + image_size, top + image_size))
 
 
+def _decode(
+    file: Readable, name: str | None, channels: int, background: str, *, small: bool
+) -> tuple[Image.Image, list[str]]:
+    """The image, and what of its file is not used; ``small`` may give fewer pixels where that is faster."""
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            _refuse_extreme_size(*image.size)
+            remarks = _remarks(image)
+            if small:
+                # A JPEG is made an eighth the size, in grey: all of its file is parsed, but less is computed. The other
+                # formats cannot do this, and are not changed.
+                image.draft("L", (1, 1))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _opaque_8_bit(image, background).convert("L" if channels == 1 else "RGB"), remarks
+    # decoders raise anything on a damaged file: OSError, SyntaxError, EOFError, struct.error, TypeError ...
+    except Exception as error:
+        raise UnreadableImage(name or printable(str(file)), _reason(error, file)) from error
+
+
+def _remarks(image: Image.Image) -> list[str]:
+    remarks: list[str] = []
+    # the second picture of an MPO (a photo of many telephones) is a preview or a depth map
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        remarks.append("Only the first frame of animated images is used")
+    if image.mode == "CMYK":
+        remarks.append("CMYK images are converted without their colour profile")
+    return remarks
+
+
 def _refuse_extreme_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width}x{height} is {_TOO_LARGE}")
@@ -120,13 +162,16 @@ def _opaque_8_bit(image: Image.Image, background: str) -> Image.Image:
             raise ValueError("integers beyond 16 bits have no known range")
         # 65535 = 255 * 257: the nearest of 256 levels
         return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if image.mode == "LAB":
+        # Pillow knows no way from here to grey
+        return image.convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, background), layer)
     return image
 
 
-def _reason(error: Exception, file: Path | BinaryIO) -> str:
+def _reason(error: Exception, file: Readable) -> str:
     if isinstance(error, UnidentifiedImageError):
         empty = (file.stat().st_size if isinstance(file, Path) else file.seek(0, os.SEEK_END)) == 0
         return "the file is empty" if empty else f"not a {', '.join(FORMATS)} file"
@@ -134,4 +179,5 @@ def _reason(error: Exception, file: Path | BinaryIO) -> str:
         return _TOO_LARGE
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error) or type(error).__name__
+    # Pillow quotes bytes of some files
+    return printable(str(error) or type(error).__name__)

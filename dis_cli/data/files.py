@@ -8,10 +8,10 @@ from typing import BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from dis_cli.data.decode import printable, read_image, unreadable
+from dis_cli.data.decode import UnreadableImage, printable, read_image
 from dis_cli.data.listing import FOLDER_HINT, Listing, list_images, require_folder
 from dis_cli.data.source import frozen, grid_8_bit, require_index
 from dis_cli.errors import DataError
@@ -61,7 +61,7 @@ class ImageFiles(Protocol):
         """What an image is read from; a path is not opened yet.
 
         Raises:
-            DataError: The entry of an archive is damaged or not allowed; made by ``unreadable``.
+            DataError: The entry of an archive is damaged or not allowed; an ``UnreadableImage``.
         """
         ...
 
@@ -109,6 +109,12 @@ class FileSource:
         return smaller
 
     @property
+    def left_out(self) -> tuple[int, ...]:
+        """What ``without`` took out, by its place among the files."""
+        everything = np.arange(len(self.files.labels))
+        return () if self._chosen is None else tuple(np.setdiff1d(everything, self._chosen).tolist())
+
+    @property
     def fingerprint(self) -> str:
         """sha256 of the relative names, the labels and the file sizes, in order; contents are not read."""
         digest = hashlib.sha256()
@@ -127,7 +133,7 @@ class FileSource:
         try:
             return self.files.facts(self._place(index))
         except OSError as error:
-            raise unreadable(self._shown(index), error.strerror or "cannot be opened") from error
+            raise UnreadableImage(self._shown(index), error.strerror or "cannot be opened") from error
 
     def sample_name(self, index: int) -> str:
         """The path inside the folder or archive."""
@@ -155,25 +161,22 @@ class FolderFiles:
     """The image files of a folder.
 
     Args:
-        path: A folder with one sub-folder per class (labels follow the sorted names) or a flat one (unlabelled).
+        path: The folder.
+        listing: Which of its files; None lists them all.
 
     Raises:
-        DataError: When the folder is missing, holds no images, or has a class without any.
+        DataError: When the folder is missing, or for the reasons of ``list_images``.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, listing: Listing | None = None) -> None:
         require_folder(path, FOLDER_HINT)
         self.title = printable(path)
         self._path = path
-        self._take(list_images(path))
-
-    def _take(self, listing: Listing) -> None:
+        listing = listing or list_images(path)
         self.class_names = listing.class_names
         self.labels = frozen(listing.labels)
         self.skipped = listing.skipped
-        # Bytes in one array: a million Python strings would be copied into every loader process, page by page, as
-        # their reference counts are touched.
-        self.names = np.array([os.fsencode(name) for name in listing.names])
+        self.names = name_array(listing.names)
 
     def facts(self, index: int) -> tuple[int, int]:
         """Size and time of the last change; see ImageFiles."""
@@ -186,3 +189,12 @@ class FolderFiles:
 
     def _file(self, index: int) -> Path:
         return self._path / os.fsdecode(self.names[index])
+
+
+def name_array(names: Sequence[str]) -> Shaped[np.ndarray, "n"]:
+    """Paths as bytes in one array.
+
+    A million Python strings would be copied into every loader process, page by page, as their reference counts are
+    touched.
+    """
+    return np.array([os.fsencode(name) for name in names])

@@ -2,15 +2,32 @@
 
 from pathlib import Path
 
-from dis_cli.data import cifar
+from PIL import ImageColor
+
+from dis_cli.data import archives, celeba, cifar
 from dis_cli.data.decode import printable
 from dis_cli.data.digits import DigitsSource
-from dis_cli.data.files import FileSource, FolderFiles
-from dis_cli.data.listing import split_folder
+from dis_cli.data.files import FileSource, FolderFiles, ImageFiles
+from dis_cli.data.listing import imagenet_folder, split_folder
 from dis_cli.data.source import ImageSource, require_split
-from dis_cli.errors import UsageError
+from dis_cli.errors import DataError, UsageError
 
 KINDS = ("digits", "folder", "zip", "tar", "cifar10", "celeba", "imagenet")
+
+_ARCHIVES = ("zip", "tar")
+_NOUNS = {"folder": "folder", "zip": "zip file", "tar": "tar file"}
+_OTHER_HINT = "Give a folder of images, a zip file or a tar file"
+_PATH_HINT = "Give one with `--data DIR` (or data.path=DIR)"
+_PATH_HINTS = {
+    "zip": archives.HINT,
+    "tar": archives.HINT,
+    "cifar10": f"{_PATH_HINT}; DIR holds {cifar.FOLDER}, or data.download=true puts it there",
+    "celeba": f"{_PATH_HINT}; DIR holds {celeba.FOLDER}, or data.download=true puts it there",
+}
+# those of compressed tar files too, which the reader of tar files refuses with advice
+_SUFFIXES = {".zip": "zip"} | dict.fromkeys(
+    (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst"), "tar"
+)
 
 
 def open_source(
@@ -22,6 +39,7 @@ def open_source(
     channels: int,
     hflip: bool = False,
     background: str = "white",
+    download: bool = False,
 ) -> ImageSource:
     """Open a source of images.
 
@@ -29,20 +47,24 @@ def open_source(
         kind: One of KINDS. (Latents are opened by ``dis_cli.data.latents``.)
         path: The folder or archive of the data; None for the digits.
         split: "train", "test" or "all". A folder that is divided into train and val or test gives that part; one that
-            is not serves every split whole, and so does an archive.
+            is not serves every split whole, and so does an archive. ImageNet's "test" is its ``val``.
         image_size: Side of the grid wanted, in pixels.
         channels: Channels wanted, 1 or 3.
         hflip: Mirror half of the images when augmenting; never done to digits.
         background: What transparent images are laid on, a name or ``#rrggbb``.
+        download: Fetch CIFAR-10 or CelebA when they are not there; nothing else is ever fetched.
 
     Raises:
-        UsageError: When the path is missing or superfluous, or the channels are impossible.
+        UsageError: When no path is given, or one that another kind reads, or the channels are impossible.
         DataError: When the data are missing or unreadable.
+        RefusedError: When a file could do harm.
+        MissingResourceError: When the data cannot be fetched.
         ValueError: When kind or split has another name.
     """
     require_split(split)
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    _require_colour(background)
     if channels not in (1, 3):
         raise UsageError(f"Images have 1 channel (grey) or 3 (RGB), got {channels}", "Set model.in_channels to 1 or 3")
     if kind == "digits":
@@ -52,13 +74,65 @@ def open_source(
                 "Set data.source=folder to use the images of a folder",
             )
         return DigitsSource(split, image_size=image_size, channels=channels)
+    reads = kind if kind in _ARCHIVES else "folder"
     if path is None:
+        raise UsageError(f"No {_NOUNS[reads]} given for data.source `{kind}`", _PATH_HINTS.get(kind, _PATH_HINT))
+    found = _what_is(path)
+    if found not in (None, reads):
         raise UsageError(
-            f"No folder given for data.source `{kind}`",
-            "Give one with `--data DIR` (or data.path=DIR)"
-            + (f"; DIR holds {cifar.FOLDER}, unpacked from {cifar.ARCHIVE}" if kind == "cifar10" else ""),
+            f"data.source `{kind}` reads a {_NOUNS[reads]}, got the {_NOUNS[found]} `{printable(path)}`",
+            f"Set data.source={found}",
         )
     if kind == "cifar10":
-        return cifar.Cifar10Source(path, split, image_size=image_size, channels=channels, hflip=hflip)
-    files = FolderFiles(split_folder(path, split))
+        return cifar.Cifar10Source(
+            path, split, image_size=image_size, channels=channels, hflip=hflip, download=download
+        )
+    files: ImageFiles
+    match kind:
+        case "zip":
+            files = archives.ZipFiles(path)
+        case "tar":
+            files = archives.TarFiles(path)
+        case "celeba":
+            files = celeba.CelebaFiles(path, split, download=download)
+        case "imagenet":
+            files = FolderFiles(imagenet_folder(path, split))
+        case _:
+            files = FolderFiles(split_folder(path, split))
     return FileSource(files, image_size=image_size, channels=channels, hflip=hflip, background=background)
+
+
+def kind_of(path: Path) -> str:
+    """The kind that a path looks like; ImageNet's layout is a folder like any other.
+
+    Raises:
+        UsageError: When it is neither a folder nor named like an archive, or is not there.
+        DataError: When it may not be looked at.
+    """
+    found = _what_is(path)
+    if found is None:
+        raise UsageError(
+            f"Neither a folder nor a {', '.join(_SUFFIXES)} file: `{printable(path)}`",
+            _OTHER_HINT,
+        )
+    return "cifar10" if found == "folder" and cifar.has_batches(path) else found
+
+
+def _require_colour(text: str) -> None:
+    try:
+        ImageColor.getrgb(text)
+    except ValueError as error:
+        raise UsageError(
+            f"Unknown colour: `{printable(text)}`", "Give a name such as white, black or gray, or `#rrggbb`"
+        ) from error
+
+
+def _what_is(path: Path) -> str | None:
+    """A folder, or by its name a zip or tar file; None for anything else."""
+    try:
+        if path.is_dir():
+            return "folder"
+        is_file = path.is_file()
+    except OSError as error:
+        raise DataError(f"Cannot be opened: `{printable(path)}` ({error.strerror})", _OTHER_HINT) from error
+    return next((kind for suffix, kind in _SUFFIXES.items() if is_file and path.name.lower().endswith(suffix)), None)

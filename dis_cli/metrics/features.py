@@ -5,8 +5,11 @@ and ``features``. To add one, write a class with these and choose it in ``dis_cl
 """
 
 import hashlib
+import io
 import pickle
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,16 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from dis_cli.errors import MissingResourceError
-from dis_cli.runtime.files import sha256_file
+from dis_cli.errors import MissingResourceError, RefusedError
+from dis_cli.metrics.locate import INCEPTION_FILE, INCEPTION_HINT
+from dis_cli.runtime.untrusted import check_torch_file, refused_pickle
 
 DIGIT_WEIGHTS = Path(__file__).parent / "weights" / "digits.safetensors"
-INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
-
-INCEPTION_HINT = (
-    f"Fetch {INCEPTION_FILE} from the releases of pytorch-fid (torch-fidelity's is called weights-inception-...), "
-    "put it anywhere, and give its path with `--inception PATH`"
-)
+# The published file has 95.6 MB.
+MAX_INCEPTION_BYTES = 100 << 20
 
 
 class DigitNetwork(nn.Module):
@@ -121,22 +121,35 @@ class InceptionFeatures:
 
     Raises:
         MissingResourceError: The file is missing or holds something else.
+        RefusedError: It holds more than weights.
     """
 
     name = "inception-v3-2048"
     num_features = 2048
 
     def __init__(self, weights_path: Path, *, device: torch.device | str = "cpu") -> None:
-        if not weights_path.is_file():
-            raise MissingResourceError(f"Inception weights not found: `{weights_path}`", INCEPTION_HINT)
         try:
+            data = _read_inception(weights_path)
+            check_torch_file(weights_path, io.BytesIO(data), INCEPTION_HINT)
             # torch-fidelity itself would run any code that the file contains; this refuses such a file.
-            torch.load(weights_path, map_location="cpu", weights_only=True)
+            torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
             # imported here because torchvision takes a second to load
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-            network = FeatureExtractorInceptionV3(self.name, ["2048"], feature_extractor_weights_path=str(weights_path))
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, AttributeError) as error:
+            # It gets the bytes that were looked at, whatever the file holds by now.
+            file: Any = io.BytesIO(data)
+            network = FeatureExtractorInceptionV3(self.name, ["2048"], feature_extractor_weights_path=file)
+        except pickle.UnpicklingError as error:
+            raise refused_pickle(weights_path, "PyTorch's loader of weights refuses it") from error
+        except (
+            zipfile.BadZipFile,
+            RuntimeError,
+            EOFError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            LookupError,
+        ) as error:
             raise MissingResourceError(
                 f"`{weights_path}` does not hold the Inception weights that FID is defined with", INCEPTION_HINT
             ) from error
@@ -144,7 +157,7 @@ class InceptionFeatures:
             raise MissingResourceError(
                 f"Inception weights cannot be read: `{weights_path}` ({error.strerror or error})", INCEPTION_HINT
             ) from error
-        self.sha256 = sha256_file(weights_path)
+        self.sha256 = hashlib.sha256(data).hexdigest()
         self.published = self.sha256.startswith(INCEPTION_FILE.removesuffix(".pth").rpartition("-")[2])
         self._device = torch.device(device)
         self._network = network.to(self._device)
@@ -166,6 +179,16 @@ class InceptionFeatures:
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
             (features,) = self._network(colours)
         return features.cpu()
+
+
+def _read_inception(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size > MAX_INCEPTION_BYTES:
+        raise RefusedError(
+            f"`{path}` was refused: it has {size:,} bytes, Inception weights at most {MAX_INCEPTION_BYTES:,}",
+            INCEPTION_HINT,
+        )
+    return path.read_bytes()
 
 
 def to_unit(images: Shaped[Tensor, "b h w c"]) -> Float[Tensor, "b c h w"]:

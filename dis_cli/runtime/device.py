@@ -5,14 +5,15 @@ import re
 import torch
 
 from dis_cli.errors import UsageError
+from dis_cli.runtime.distributed import local_rank
 
 
 def pick_device(name: str = "auto") -> torch.device:
     """The device that a name stands for.
 
     Args:
-        name: ``auto`` (the first CUDA device if there is one, else the CPU), ``cpu``, ``cuda`` (the first) or
-            ``cuda:N`` (the N-th, from 0).
+        name: ``auto`` (a CUDA device if there is one, under `torchrun` the one that is this process's turn, else the
+            CPU), ``cpu``, ``cuda`` (the first) or ``cuda:N`` (the N-th, from 0).
 
     Raises:
         UsageError: The name is not one of these, or this machine has no such device.
@@ -24,7 +25,7 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        return torch.device("cuda", 0) if count else torch.device("cpu")
+        return torch.device("cuda", local_rank() % count) if count else torch.device("cpu")
     index = int(match[1] or 0)
     if index >= count:
         have = f"this machine has {count} (cuda:0 to cuda:{count - 1})" if count else "PyTorch finds no CUDA device"

@@ -51,6 +51,21 @@ def atomic_write_text(path: Path, text: str) -> None:
     atomic_write_bytes(path, text.encode())
 
 
+def publish(temporary: Path, final: Path) -> None:
+    """Force a finished file to the disk and give it its final name, in place of what had it.
+
+    Args:
+        temporary: The file, on the same file system.
+        final: Its name to be.
+
+    Raises:
+        OSError: The old content of ``final`` is untouched.
+    """
+    _fsync(temporary)
+    temporary.replace(final)
+    _fsync(final.parent)
+
+
 @contextlib.contextmanager
 def atomic_folder(final: Path) -> Generator[Path, None, None]:
     """A folder that appears under its name only when everything in it is complete and on the disk.

@@ -1,6 +1,7 @@
 """The folder of a run: where its files are, who may write to it, and the record of what happened.
 
     config.toml run.json events.jsonl log.txt checkpoints/step-*/ samples/ evaluations/
+    latents/ when the run encoded its images itself
 
 Two hidden files stand beside them while a process holds the run: the lock, and a note on who holds it.
 """
@@ -72,6 +73,11 @@ class RunDir:
     def evaluations(self) -> Path:
         """Folder of measured scores."""
         return self.path / "evaluations"
+
+    @property
+    def latents(self) -> Path:
+        """Folder of the images' latents, in a run that encodes them itself."""
+        return self.path / "latents"
 
     def create(self) -> None:
         """Make the folder and its sub-folders; those that exist are left alone.

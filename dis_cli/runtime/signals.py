@@ -7,6 +7,8 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from types import FrameType
 
+from dis_cli.errors import Interrupted
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -15,6 +17,19 @@ class StopRequest:
     """What `stop_on_signals` yields. ``requested`` is the number of the first signal received, or None."""
 
     requested: int | None = None
+
+    def obey(self, state: str) -> None:
+        """End the work here if that was asked for.
+
+        Args:
+            state: How far it is, for the message.
+
+        Raises:
+            Interrupted: It was.
+        """
+        if self.requested is not None:
+            hint = "Run the same command again to continue"
+            raise Interrupted(f"Interrupted; {state}", self.requested, hint)
 
 
 @contextlib.contextmanager

@@ -50,8 +50,11 @@ def train_steps(
         started = time.perf_counter()
         losses: list[Tensor] = []
         images = 0
+        waited = 0.0
         for _ in range(accumulation):
+            asked = time.perf_counter()
             batch = next(batches, None)
+            waited += time.perf_counter() - asked
             if batch is None:
                 return
             loss = loss_function(state.model, batch.to(device)) / accumulation
@@ -86,5 +89,6 @@ def train_steps(
             lr=lr,
             grad_norm=grad_norm,
             seconds=seconds,
+            data_seconds=waited,
             images_per_second=images / seconds,
         )

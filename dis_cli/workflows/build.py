@@ -1,21 +1,27 @@
 """The only place where a configuration becomes objects: one function for each, with an explicit branch per choice."""
 
+import contextlib
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
+from dis_cli.codecs.locate import locate_vae
 from dis_cli.codecs.pixel import PixelCodec
 from dis_cli.codecs.vae import VaeCodec
 from dis_cli.config.schema import RunConfig
 from dis_cli.data.images import open_source
 from dis_cli.data.latents import LatentSource
+from dis_cli.data.shards import VaeRecord
 from dis_cli.data.source import ImageSource
 from dis_cli.diffusion.batch import TrainingBatch
 from dis_cli.diffusion.objective import q_sample, training_losses
 from dis_cli.diffusion.samplers import Sampler, make_sampler
 from dis_cli.diffusion.schedule import Schedule, make_schedule
-from dis_cli.errors import ConfigError, MismatchError, UsageError
+from dis_cli.errors import ConfigError, MismatchError, MissingResourceError, UsageError
 from dis_cli.events import Note
 from dis_cli.models.backbone import DiS
+from dis_cli.runtime.machine import num_cores
 from dis_cli.runtime.precision import Precision, choose_precision, linear_precision
 from dis_cli.runtime.seed import Stream, generator
 from dis_cli.scan.engines import ENGINES, Engine, choose_engine, unavailable
@@ -23,67 +29,124 @@ from dis_cli.training.ema import Ema
 from dis_cli.training.loop import LossFunction
 from dis_cli.training.lr import learning_rate
 from dis_cli.training.state import TrainingState, make_optimizer
+from dis_cli.workflows.resources import named_vae
 
 Codec = PixelCodec | VaeCodec
 
 
-def build_source(config: RunConfig, *, split: str = "train") -> ImageSource:
-    """The grids that the model is trained on; checked against the model.
+def encodes_first(config: RunConfig) -> bool:
+    """Whether the run is trained on latents of images that it has to encode before."""
+    return config.codec.kind == "vae" and config.data.source != "latents"
+
+
+def build_source(config: RunConfig) -> ImageSource:
+    """What a run begins with: the grids that the model is trained on, or the images to be encoded into them.
 
     Raises:
         UsageError: No folder was given, or the model's classes or channels are not the data's.
         DataError: The data are missing or unreadable.
     """
-    data, model = config.data, config.model
-    if data.source == "latents":
-        if data.path is None:
+    if config.data.source == "latents":
+        if config.data.path is None:
             raise UsageError(
                 "No folder of latents given",
                 "Make one with `dis encode-latents`, then pass it with `--data DIR` (or data.path=DIR)",
             )
-        source: ImageSource = LatentSource(
-            data.path,
-            image_size=model.image_size,
-            channels=model.in_channels,
-            hflip=data.hflip,
-            scale=config.codec.scale,
-        )
-    else:
-        source = open_source(
-            data.source,
-            data.path,
-            split=split,
-            image_size=model.image_size,
-            channels=model.in_channels,
-            hflip=data.hflip,
-        )
-    if model.num_classes and source.num_classes != model.num_classes:
-        raise MismatchError(
-            f"The model has {model.num_classes} classes, the data {source.name} have {source.num_classes}",
-            f"Set model.num_classes={source.num_classes}"
-            + (" (0 is unconditional)" if source.num_classes == 0 else ", or give other data with `--data DIR`"),
-        )
+        return build_latents(config, config.data.path)
+    if encodes_first(config):
+        require_fitting_vae(config)
+    source = build_image_source(config, split="train", hflip=config.data.hflip)
+    _check_classes(config, source)
     return source
 
 
-def build_image_source(config: RunConfig, *, split: str) -> ImageSource:
-    """The images, in pixels, that generated ones are compared with.
+def build_latents(config: RunConfig, folder: Path) -> LatentSource:
+    """Latents as training data; checked against the model and the VAE that will decode its samples.
 
     Raises:
-        UsageError: The run was trained on latents, and no folder of images was given.
+        MismatchError: They are of another shape, scale, size or VAE, or of other classes.
+        DataError: They are missing, unfinished or damaged.
     """
-    if config.data.source == "latents":
+    source = LatentSource(
+        folder,
+        image_size=config.model.image_size,
+        channels=config.model.in_channels,
+        hflip=config.data.hflip,
+        scale=config.codec.scale,
+    )
+    if source.settings.image_size != config.pixel_size:
+        downsample = source.settings.image_size // config.model.image_size
+        raise MismatchError(
+            f"The latents in `{folder}` are of images of {source.settings.image_size} pixels, the run decodes to "
+            f"{config.pixel_size} (model.image_size {config.model.image_size} times codec.downsample "
+            f"{config.codec.downsample})",
+            f"Set codec.downsample={downsample}",
+        )
+    # A VAE that is not here cannot be compared; it is when samples are decoded.
+    with contextlib.suppress(MissingResourceError):
+        if config.codec.vae is not None:
+            require_vae(source.settings.vae, config.codec.vae, f"The latents in `{folder}` were made by")
+    _check_classes(config, source)
+    return source
+
+
+def build_image_source(config: RunConfig, *, split: str, hflip: bool = False) -> ImageSource:
+    """The images in pixels, as they are encoded, or as generated ones are compared with them.
+
+    Raises:
+        UsageError: The run was trained on latents, and no images were given.
+    """
+    data = config.data
+    if data.source == "latents":
         raise UsageError(
             "The run was trained on latents, which are no reference for images",
             "Give the images with `data.source=folder data.path=DIR`",
         )
     return open_source(
-        config.data.source,
-        config.data.path,
+        data.source,
+        data.path,
         split=split,
         image_size=config.pixel_size,
         channels=config.pixel_channels,
+        hflip=hflip,
+        background=data.background,
+        download=data.download,
     )
+
+
+def _check_classes(config: RunConfig, source: ImageSource) -> None:
+    if config.model.num_classes and source.num_classes != config.model.num_classes:
+        raise MismatchError(
+            f"The model has {config.model.num_classes} classes, the data {source.name} have {source.num_classes}",
+            f"Set model.num_classes={source.num_classes}"
+            + (" (0 is unconditional)" if source.num_classes == 0 else ", or give other data with `--data DIR`"),
+        )
+
+
+def require_vae(record: VaeRecord, vae: str, made: str) -> None:
+    """Refuse a VAE that is not the one recorded.
+
+    Args:
+        record: The VAE that made the latents.
+        vae: The one at hand.
+        made: The beginning of the sentence that ends with the recorded VAE's name.
+
+    Raises:
+        MismatchError: Gives both values of what differs.
+        MissingResourceError: The VAE at hand is not on this machine.
+    """
+    found = dict(zip(("configuration", "weights"), locate_vae(vae).identity, strict=True))
+    recorded = {"configuration": record.config_sha256, "weights": record.weights_sha256}
+    lines = "".join(
+        f"\n  {what}: sha256 {recorded[what][:12]} then, {found[what][:12]} in `{vae}`"
+        for what in found
+        if recorded[what] != found[what]
+    )
+    if lines:
+        raise MismatchError(
+            f"{made} the VAE `{record.name}`, not by `{vae}`{lines}",
+            "Give that VAE with `--vae DIR` (or codec.vae=DIR), or encode the images again",
+        )
 
 
 def pick_engine(config: RunConfig, device: torch.device) -> Engine:
@@ -168,20 +231,57 @@ def build_sampler(config: RunConfig) -> Sampler:
         raise ConfigError(f"Sampler `{config.sample.sampler}`: {error}", "Choose another `--steps`") from error
 
 
-def build_codec(config: RunConfig, device: torch.device) -> Codec:
+def num_loader_workers(config: RunConfig, device: torch.device) -> int:
+    """Loader processes of a run, "auto" decided by the machine.
+
+    On a CPU the model already uses every core, and a loader beside it only makes its threads wait for each other (see
+    ``loader`` in tests/bench): none. Beside a GPU the cores are free: one each for all but this process, up to 8.
+    """
+    if config.data.num_workers != "auto":
+        return config.data.num_workers
+    return 0 if device.type == "cpu" else max(1, min(8, num_cores() - 1))
+
+
+def build_codec(config: RunConfig, device: torch.device, trained_with: VaeRecord | None = None) -> Codec:
     """What stands between images and the model's grid.
+
+    Args:
+        config: Its ``codec`` section says what; its model must fit.
+        device: Where a VAE lives.
+        trained_with: The VAE that the model's latents are of; None when that is not known.
 
     Raises:
         UsageError: The codec is a VAE and none was named.
         MissingResourceError: The VAE is not on this machine.
+        MismatchError: It is another one, or does not fit the model.
     """
     match config.codec.kind:
         case "pixel":
             return PixelCodec()
         case "vae":
-            if config.codec.vae is None:
-                raise UsageError("The model works on latents, and no VAE was named", "Give its folder with `--vae DIR`")
-            return VaeCodec(config.codec.vae, scale=config.codec.scale, device=device)
+            vae = named_vae(config)
+            if trained_with is not None:
+                require_vae(trained_with, vae, "The model was trained on latents made by")
+            require_fitting_vae(config)
+            return VaeCodec(vae, scale=config.codec.scale, device=device)
+
+
+def require_fitting_vae(config: RunConfig) -> None:
+    """Refuse a VAE whose latents are not the model's grid.
+
+    Raises:
+        MismatchError: Gives both values of what differs.
+        MissingResourceError: The VAE is not on this machine.
+    """
+    vae = named_vae(config)
+    files = locate_vae(vae)
+    wanted, found = (config.model.in_channels, config.codec.downsample), (files.latent_channels, files.downsample)
+    if wanted != found:
+        raise MismatchError(
+            f"The VAE `{vae}` has latents of {found[0]} channels, one pixel for {found[1]}x{found[1]} of the image; "
+            f"the run has model.in_channels {wanted[0]} and codec.downsample {wanted[1]}",
+            f"Set model.in_channels={found[0]} codec.downsample={found[1]}, or name another VAE with codec.vae=DIR",
+        )
 
 
 def build_training_state(config: RunConfig, device: torch.device) -> TrainingState:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from jaxtyping import UInt8
 from safetensors.torch import save
 from torch import Tensor
 
@@ -119,10 +120,21 @@ def _lr_factor(step: int, total: int) -> float:
     return min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / total))
 
 
-def digit_images(split: str) -> tuple[Tensor, npt.NDArray[np.int64]]:
-    """The bundled digits of a split as 8-bit images (n, 8, 8, 1), the form that samples are scored in, and labels."""
-    source = DigitsSource(split)
-    return to_uint8(torch.stack([source.load(index, None) for index in range(len(source))])), source.labels
+def digit_images(split: str, image_size: int = 8) -> tuple[Tensor, npt.NDArray[np.int64]]:
+    """The bundled digits of a split as 8-bit images (n, 8, 8, 1), the form that samples are scored in, and labels.
+
+    Args:
+        split: "train", "test" or "all".
+        image_size: The side at which a model makes them; they are enlarged to it and reduced again, as its samples are.
+    """
+    source = DigitsSource(split, image_size=image_size)
+    return as_digits(to_uint8(torch.stack([source.load(index, None) for index in range(len(source))]))), source.labels
+
+
+def as_digits(images: UInt8[Tensor, "n h w c"]) -> UInt8[Tensor, "n 8 8 1"]:
+    """Images of any size and colour as small grey ones, by averaging; 8x8 grey ones stay as they are."""
+    grey = images.float().mean(dim=-1)
+    return F.adaptive_avg_pool2d(grey, (8, 8)).round().to(torch.uint8).unsqueeze(-1)
 
 
 def main() -> None:

@@ -14,17 +14,18 @@ from dis_cli import __version__
 from dis_cli.codecs.pixel import to_uint8
 from dis_cli.config.schema import RunConfig
 from dis_cli.data.source import ImageSource
-from dis_cli.errors import MissingResourceError, StorageError, UsageError
+from dis_cli.errors import StorageError, UsageError
 from dis_cli.events import Event, Finished, Metric, Note, Progress, Started, Wrote
 from dis_cli.metrics.baselines import ClassGaussians
-from dis_cli.metrics.features import INCEPTION_HINT, DigitFeatures, InceptionFeatures
+from dis_cli.metrics.features import DigitFeatures, InceptionFeatures
 from dis_cli.metrics.frechet import Statistics, frechet_distance, statistics
+from dis_cli.metrics.locate import locate_inception
 from dis_cli.metrics.memorization import copy_share
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.files import atomic_write_text
 from dis_cli.runtime.precision import Precision
 from dis_cli.workflows.build import build_codec, build_image_source, choices, pick_precision
-from dis_cli.workflows.digit_features import digit_images
+from dis_cli.workflows.digit_features import as_digits, digit_images
 from dis_cli.workflows.generate import generate
 from dis_cli.workflows.load import LoadedModel, check_preset, load_model
 
@@ -132,12 +133,14 @@ def score_digits(generated: Tensor, labels: npt.NDArray[np.int64] | None, extrac
     """All that is known of generated digits, each number beside what real and simple images get.
 
     Args:
-        generated: (n, 8, 8, 1) 8-bit images.
+        generated: (n, h, w, c) 8-bit images; larger ones are reduced to 8x8 grey, and real ones with them.
         labels: The class asked for of each; None leaves the accuracy out.
         extractor: The digit classifier.
     """
-    train, train_labels = digit_images("train")
-    test, test_labels = digit_images("test")
+    image_size = generated.shape[1]
+    train, train_labels = digit_images("train", image_size)
+    test, test_labels = digit_images("test", image_size)
+    generated = as_digits(generated)
     features, logits = extractor.features(generated)
     test_features, test_logits = extractor.features(test)
     own, train_stats, test_stats = (
@@ -172,7 +175,7 @@ def _generated(
     device: torch.device,
 ) -> Iterator[Event | Tensor]:
     config = loaded.config
-    codec = build_codec(config, device)
+    codec = build_codec(config, device, loaded.vae)
     yield Started(
         what="generating for the score",
         total=num_samples,
@@ -197,14 +200,8 @@ def _generated(
 
 
 def _extractor(config: RunConfig, inception: Path | None, device: torch.device) -> DigitFeatures | InceptionFeatures:
-    if inception is not None:
-        return InceptionFeatures(inception, device=device)
-    if config.data.source == "digits":
-        return DigitFeatures()
-    raise MissingResourceError(
-        f"Images of {config.data.source} are scored in the features of Inception, whose weights are not bundled",
-        INCEPTION_HINT,
-    )
+    weights = locate_inception(inception, config.data.source)
+    return DigitFeatures() if weights is None else InceptionFeatures(weights, device=device)
 
 
 def _statistics(images: Tensor, extractor: InceptionFeatures) -> Statistics:

@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from dis_cli.checkpoints.reference import read_reference
 from dis_cli.checkpoints.store import resolve_checkpoint
 from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.presets import load_preset
 from dis_cli.config.schema import CodecConfig, DataConfig, DiffusionConfig, ModelConfig, RunConfig
+from dis_cli.data.shards import VaeRecord, parse_vae
 from dis_cli.errors import CheckpointError, MismatchError, UsageError, did_you_mean
 from dis_cli.models.backbone import DiS
 from dis_cli.scan.engines import Engine
 from dis_cli.workflows.build import build_model, pick_engine
+from dis_cli.workflows.resources import is_published, saved_config
 
 PUBLISHED_VAE = "stabilityai/sd-vae-ft-ema"
 
@@ -34,6 +35,7 @@ class LoadedModel:
         path: The checkpoint read.
         step: Optimizer steps it was trained for; None when the file does not say.
         class_names: One name a class; empty when unknown.
+        vae: The VAE that its latents are of; None for pixels, or when the checkpoint does not say.
         notes: What the user should know about how it was found.
     """
 
@@ -44,6 +46,7 @@ class LoadedModel:
     path: Path
     step: int | None
     class_names: tuple[str, ...]
+    vae: VaeRecord | None
     notes: tuple[str, ...]
 
     @property
@@ -66,21 +69,15 @@ def load_model(path: Path, device: torch.device, overrides: Sequence[str] = ()) 
         CheckpointError: It is damaged, or none of these.
         MismatchError: The weights do not fit the settings saved with them.
     """
-    if path.is_file():
-        found = _read_published(path)
-    elif path.is_dir():
-        found = _read_own(path)
-    else:
-        raise UsageError(
-            f"No checkpoint at `{path}`",
-            "Give a run folder, one of its checkpoints/step-* folders, or a published .pt file",
-        )
+    found = _read_published(path) if is_published(path) else _read_own(path)
     config = apply_overrides(found.config, overrides)
     engine = pick_engine(config, device)
     model = build_model(found.config.model_copy(update={"engine": config.engine}))
     _load_weights(model, found.weights, found.path)
     model.to(device).eval().requires_grad_(False)
-    return LoadedModel(model, found.config, config, engine, found.path, found.step, found.class_names, found.notes)
+    return LoadedModel(
+        model, found.config, config, engine, found.path, found.step, found.class_names, found.vae, found.notes
+    )
 
 
 @dataclass(frozen=True)
@@ -92,20 +89,20 @@ class _Found:
     path: Path
     step: int | None
     class_names: tuple[str, ...]
+    vae: VaeRecord | None
     notes: tuple[str, ...]
 
 
 def _read_own(path: Path) -> _Found:
     checkpoint = resolve_checkpoint(path, names=("ema",))
-    try:
-        config = RunConfig.model_validate(checkpoint.meta.get("config"))
-    except ValidationError as error:
-        raise CheckpointError(
-            f"The settings in `{checkpoint.path}` are not a configuration this version reads: "
-            f"{error.error_count()} problems, the first at {'.'.join(map(str, error.errors()[0]['loc'])) or 'the top'}"
-        ) from error
+    config = saved_config(checkpoint)
     names = tuple(checkpoint.meta.get("class_names", ()))
-    return _Found(config, checkpoint.tensors["ema"], checkpoint.path, checkpoint.step, names, checkpoint.notes)
+    vae = checkpoint.meta.get("vae")
+    try:
+        record = None if vae is None else parse_vae(vae)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"The VAE in the settings of `{checkpoint.path}` cannot be read: {error}") from error
+    return _Found(config, checkpoint.tensors["ema"], checkpoint.path, checkpoint.step, names, record, checkpoint.notes)
 
 
 def _read_published(path: Path) -> _Found:
@@ -121,7 +118,7 @@ def _read_published(path: Path) -> _Found:
         data=DataConfig(source="latents" if latent else "folder"),
     )
     notes = (f"A published checkpoint: its {reference.source} weights, and the published code's diffusion settings",)
-    return _Found(config, reference.state_dict, path, None, (), notes)
+    return _Found(config, reference.state_dict, path, None, (), None, notes)
 
 
 def _load_weights(model: DiS, weights: dict[str, torch.Tensor], path: Path) -> None:

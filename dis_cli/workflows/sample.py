@@ -19,6 +19,7 @@ from dis_cli.workflows.build import build_codec, build_sampler, choices, pick_pr
 from dis_cli.workflows.generate import generate
 from dis_cli.workflows.grid import labelled_grid
 from dis_cli.workflows.load import LoadedModel, check_preset, load_model, parse_classes
+from dis_cli.workflows.resources import look_for_vae
 
 SETTINGS_FILE = "samples.json"
 GRID_FILE = "grid.png"
@@ -60,6 +61,9 @@ def sample(
         check_preset(loaded, preset)
     yield from (Note(message=note, level="warning") for note in loaded.notes)
     config = loaded.config
+    if not dry_run:
+        # Of a published file this is known only now; what is built next takes seconds.
+        look_for_vae(config, None)
     precision = pick_precision(config.sample.precision, config, place)
     chosen = parse_classes(list(classes), loaded)
     per_image = [chosen[index % len(chosen)] for index in range(num_images)] if chosen else None
@@ -83,7 +87,7 @@ def sample(
     if dry_run:
         yield Finished(result=settings | {"dry_run": True})
         return
-    codec = build_codec(config, place)
+    codec = build_codec(config, place, loaded.vae)
     yield Started(
         what="sampling",
         total=num_images,

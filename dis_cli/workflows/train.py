@@ -4,7 +4,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -16,11 +16,15 @@ from dis_cli.checkpoints.store import checkpoint_bytes, latest_checkpoint, prune
 from dis_cli.config.presets import dump_toml, read_config
 from dis_cli.config.schema import RunConfig
 from dis_cli.data.batches import TrainingSet, training_batches
+from dis_cli.data.files import FileSource
+from dis_cli.data.latents import LatentSource
 from dis_cli.data.source import ImageSource
 from dis_cli.errors import CheckpointError, Interrupted, MismatchError
 from dis_cli.events import Event, Finished, Note, Saved, Started, Step
 from dis_cli.runtime.device import pick_device
+from dis_cli.runtime.distributed import Part
 from dis_cli.runtime.files import atomic_write_text
+from dis_cli.runtime.machine import num_cores
 from dis_cli.runtime.precision import Precision
 from dis_cli.runtime.run_dir import RunDir
 from dis_cli.runtime.signals import stop_on_signals
@@ -28,15 +32,21 @@ from dis_cli.scan.engines import Engine
 from dis_cli.training.loop import train_steps
 from dis_cli.training.state import TrainingState
 from dis_cli.workflows.build import (
+    build_latents,
     build_learning_rate,
     build_loss_function,
     build_source,
     build_training_state,
     choices,
+    encodes_first,
+    num_loader_workers,
     pick_engine,
     pick_precision,
 )
+from dis_cli.workflows.check import check_images
 from dis_cli.workflows.cost import model_cost
+from dis_cli.workflows.encode import EncodeOptions, encode
+from dis_cli.workflows.resources import named_vae
 
 # Settings that may change between two starts of a run, because they change nothing that was computed so far. Engines
 # differ in rounding only, and a run may move to a machine that lacks the one it began with.
@@ -50,10 +60,19 @@ CHANGEABLE = frozenset(
         "train.keep_last",
         "train.log_every",
         "data.path",
+        "data.check",
+        "data.on_bad",
+        "data.download",
         "data.num_workers",
+        # The folder may move; that it holds the same VAE is checked by its content.
+        "codec.vae",
     }
 )
 CHANGEABLE_SECTIONS = ("sample.", "evaluate.")
+
+# The share of the time in which the model waits for data that is worth a word, and the least time to judge it by.
+_STARVED = 0.2
+_SECONDS_OF_PROOF = 30.0
 
 
 def train(config: RunConfig, out: Path, *, device: str = "auto") -> Iterator[Event]:
@@ -71,18 +90,41 @@ def train(config: RunConfig, out: Path, *, device: str = "auto") -> Iterator[Eve
     """
     place = pick_device(device)
     engine = pick_engine(config, place)
-    source = build_source(config)
     run = RunDir(out)
     config, precision = _settle_precision(run, config, place)
     _check_same_run(run, config)
+    source = build_source(config)
+    if isinstance(source, FileSource) and config.data.check and not encodes_first(config):
+        with stop_on_signals() as stop:
+            source = yield from check_images(source, on_bad=config.data.on_bad, num_workers=num_cores(), stop=stop)
     run.create()
     with run.lock():
         run.remove_temporaries()
         atomic_write_text(run.config_path, dump_toml(config))
+        if encodes_first(config):
+            source = yield from _encoded(config, run, device)
         for event in _train_locked(config, run, source, place, engine, precision):
             run.append_event(event)
             _log(run, event, config.train.log_every)
             yield event
+
+
+def _encoded(config: RunConfig, run: RunDir, device: str) -> Generator[Event, None, ImageSource]:
+    """The latents of the run's images, which are encoded into the run's folder at its first start."""
+    options = EncodeOptions(
+        image_size=config.pixel_size,
+        mirrored=config.data.hflip,
+        scale=config.codec.scale,
+        background=config.data.background,
+        check=config.data.check,
+        on_bad=config.data.on_bad,
+        device=device,
+    )
+    events = encode(config.data.path, named_vae(config), run.latents, options, kind=config.data.source, part=Part())
+    for event in events:
+        if not isinstance(event, Finished):
+            yield event
+    return build_latents(config, run.latents)
 
 
 def _train_locked(
@@ -118,12 +160,16 @@ def _train_locked(
         "data_fingerprint": fingerprint,
         "class_names": list(source.class_names),
     }
+    if isinstance(source, LatentSource):
+        meta["vae"] = asdict(source.settings.vae)
     saved_step = state.step
     loss: float | None = None
+    seconds = waited = 0.0
     with stop_on_signals() as stop:
         for step in _steps(config, state, source, device):
             yield step
             loss = step.loss
+            seconds, waited = seconds + step.seconds, waited + step.data_seconds
             if state.step % config.train.save_every == 0 or state.step == last_step or stop.requested:
                 yield _save(run, state, meta, config.train.keep_last)
                 saved_step = state.step
@@ -135,11 +181,16 @@ def _train_locked(
                 )
     if state.step > last_step:
         yield Note(message=f"The run is already at step {state.step}, beyond train.steps = {last_step}")
+    share = waited / seconds if seconds else 0.0
+    if share > _STARVED and seconds > _SECONDS_OF_PROOF:
+        message = f"{share:.0%} of the time went by waiting for data: see data.num_workers"
+        yield Note(message=message, level="warning")
     yield Finished(
         result={
             "run": str(run.path),
             "step": state.step,
             "loss": loss,
+            "data_wait_share": round(share, 4),
             "parameters": parameters,
             "checkpoint": str(run.checkpoints / f"step-{saved_step:08d}"),
         }
@@ -157,7 +208,8 @@ def _steps(config: RunConfig, state: TrainingState, source: ImageSource, device:
         last_step=config.train.steps,
         batch_size=config.train.batch_size,
         accumulation=config.train.accumulation,
-        num_workers=config.data.num_workers,
+        num_workers=num_loader_workers(config, device),
+        pin_memory=device.type == "cuda",
     )
     return train_steps(
         state,
@@ -180,10 +232,10 @@ def plan_training(config: RunConfig, out: Path, *, device: str = "auto") -> dict
     """What ``train`` would do, with estimates; reads the data's listing, writes nothing."""
     place = pick_device(device)
     engine = pick_engine(config, place)
-    source = build_source(config)
     run = RunDir(out)
     config, precision = _settle_precision(run, config, place)
     _check_same_run(run, config)
+    source = build_source(config)
     cost = model_cost(config)
     weights = 4 * cost.parameters
     return {

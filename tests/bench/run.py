@@ -21,6 +21,7 @@ from pathlib import Path
 import backbones
 import block
 import conv
+import data
 import memory
 import model
 import scan
@@ -37,6 +38,7 @@ SUBJECTS: dict[str, Callable[[Settings], Iterator[Record]]] = {
     "block": block.measure,
     "backbones": backbones.measure,
     "train_step": train_step.measure,
+    "data": data.measure,
 }
 EVERY_ISA = ("scan", "conv")
 RESULTS = Path(__file__).parent / "results"

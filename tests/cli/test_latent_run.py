@@ -1,17 +1,21 @@
 """Latents from images to samples: encode, train on them, continue, and decode what is sampled."""
 
 import json
+import shutil
+import time
 
-import numpy as np
 import pytest
 from PIL import Image
 from support.inception import save_random_inception
+from support.latents import SIZE, Fork, content, encode_slowly, finished_shards, save_images, wait_until
 from support.tiny import dis, result
 from support.vae import DOWNSAMPLE, LATENT_CHANNELS, save_tiny_vae
 
+from dis_cli.checkpoints.store import latest_checkpoint, read_checkpoint
+from dis_cli.codecs.locate import locate_vae
+from dis_cli.data.latents import LatentSource
 from dis_cli.runtime.run_dir import read_events
-
-SIZE = 16
+from dis_cli.workflows import train as workflow
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +30,17 @@ def inception(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (folder / name).mkdir()
-        for index in range(4):
-            pixels = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{index}.png")
-    return folder
+    return save_images(tmp_path_factory.mktemp("images") / "images", 8)
+
+
+@pytest.fixture(scope="module")
+def other_vae(tmp_path_factory):
+    return save_tiny_vae(tmp_path_factory.mktemp("other"), seed=1)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIS_CACHE_DIR", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +49,7 @@ def run(tmp_path_factory, images, vae):
     folder = tmp_path_factory.mktemp("latent-run")
     latents, out = folder / "latents", folder / "run"
     encode = ["encode-latents", "--data", images, "--vae", vae, "--out", latents, "--image-size", SIZE, "-q"]
-    assert dis(*encode) == 0
+    assert dis(*encode, "--no-check") == 0
     assert dis("train", "--preset", "dis-l-imagenet256", "--data", latents, "--out", out, "-q", *SETTINGS) == 0
     return out
 
@@ -93,10 +100,148 @@ def test_latents_of_another_shape_are_refused(run, tmp_path, capsys) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_latents_are_no_reference_for_a_score(run, inception, capsys) -> None:
+def test_latents_of_images_of_another_size_are_refused(run, tmp_path, capsys) -> None:
+    command = ["train", "--preset", "dis-l-imagenet256", "--data", run.parent / "latents", "--out", tmp_path / "run"]
+    assert dis(*command, *SETTINGS, "codec.downsample=4") == 2
+    error = capsys.readouterr().err
+    assert "of images of 16 pixels" in error
+    assert "decodes to 32" in error
+    assert "Set codec.downsample=2" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_latents_of_another_scale_are_refused(run, tmp_path, capsys) -> None:
+    command = ["train", "--preset", "dis-l-imagenet256", "--data", run.parent / "latents", "--out", tmp_path / "run"]
+    assert dis(*command, *SETTINGS, "codec.scale=0.5") == 2
+    error = capsys.readouterr().err
+    assert "0.18215" in error
+    assert "0.5" in error
+    assert not (tmp_path / "run").exists()
+
+
+def assert_names_both(error, *vaes) -> None:
+    """Of VAEs with the same configuration, the weights are told apart."""
+    for vae in vaes:
+        assert f"`{vae}`" in error
+        assert locate_vae(str(vae)).identity[1][:12] in error
+    assert "configuration: sha256" not in error
+
+
+def test_latents_made_by_another_vae_are_refused(run, vae, other_vae, tmp_path, capsys) -> None:
+    command = ["train", "--preset", "dis-l-imagenet256", "--data", run.parent / "latents", "--out", tmp_path / "run"]
+    assert dis(*command, *SETTINGS, f"codec.vae={other_vae}") == 2
+    assert_names_both(capsys.readouterr().err, vae, other_vae)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_vae_than_the_run_was_trained_with_is_refused(run, vae, other_vae, tmp_path, capsys) -> None:
+    assert dis("sample", "--ckpt", run, "--vae", other_vae, "--out", tmp_path / "out", "-n", 1) == 2
+    assert_names_both(capsys.readouterr().err, vae, other_vae)
+    assert not (tmp_path / "out").exists()
+    # the same one in another place will do
+    moved = shutil.copytree(vae, tmp_path / "moved")
+    assert dis("sample", "--ckpt", run, "--vae", moved, "--out", tmp_path / "out", "-n", 1, "-q") == 0
+
+
+def test_a_vae_that_does_not_fit_the_model_is_refused(run, vae, tmp_path, capsys) -> None:
+    command = ["sample", "--ckpt", run, "--vae", vae, "--out", tmp_path / "out", "-n", 1]
+    assert dis(*command, "codec.downsample=4") == 2
+    error = capsys.readouterr().err
+    assert "one pixel for 2x2 of the image" in error
+    assert "codec.downsample 4" in error
+
+
+def test_unfinished_latents_are_refused(images, vae, tmp_path, capsys) -> None:
+    latents = tmp_path / "latents"
+    encode = ["encode-latents", "--data", images, "--vae", vae, "--out", latents, "--image-size", SIZE, "-q"]
+    assert dis(*encode, "--shard-size", 0.009, "--batch-size", 2, "--part", "1/2") == 0
+    command = ["train", "--preset", "dis-l-imagenet256", "--data", latents, "--out", tmp_path / "run", *SETTINGS]
+    assert dis(*command) == 1
+    error = capsys.readouterr().err
+    assert f"`{latents}` are unfinished" in error
+    assert "hint: Run the same `dis encode-latents` again" in error
+    assert not (tmp_path / "run").exists()
+
+
+def from_images(images, vae, out) -> list[str]:
+    command = ["train", "--preset", "dis-l-imagenet256", "--data", images, "--out", out, "-q", *SETTINGS]
+    return [*map(str, command), "data.source=folder", f"codec.vae={vae}", "train.save_every=1", "train.steps=6"]
+
+
+def test_a_run_on_images_encodes_them_once(images, vae, tmp_path, capsys, monkeypatch) -> None:
+    out = tmp_path / "run"
+    assert dis(*from_images(images, vae, out)) == 0
+    source = LatentSource(out / "latents", image_size=SIZE // DOWNSAMPLE, channels=LATENT_CHANNELS)
+    assert source.labels.tolist() == [0] * 4 + [1] * 4
+    assert (source.settings.vae.name, source.settings.mirrored) == (str(vae), True)
+    before, shards = content(out / "latents"), finished_shards(out / "latents")
+    with monkeypatch.context() as patch:
+        patch.setattr("dis_cli.workflows.encode._moments", None)
+        assert dis(*from_images(images, vae, out), "train.steps=7") == 0
+    assert latest_checkpoint(out / "checkpoints")[0].step == 7
+    assert (content(out / "latents"), finished_shards(out / "latents")) == (before, shards)
+    # it knows its classes and its VAE
+    assert dis("sample", "--ckpt", out, "--out", tmp_path / "out", "-n", 1, "--class", "dog", "-q") == 0
+    changed = shutil.copytree(images, tmp_path / "changed")
+    (changed / "cat" / "00.png").unlink()
+    capsys.readouterr()
+    assert dis(*from_images(changed, vae, out)) == 2
+    assert "source: '" in capsys.readouterr().err
+
+
+def test_a_run_on_images_that_is_killed_ends_as_one_that_was_not(images, vae, tmp_path) -> None:
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert dis(*from_images(images, vae, straight)) == 0
+
+    encoding = Fork(lambda: encode_slowly(60, from_images(images, vae, killed)), tmp_path / "said")
+    wait_until((killed / "latents" / ".progress" / "shard-00000.tmp").exists)
+    encoding.kill()
+    assert not (killed / "latents" / "manifest.json").exists()
+
+    def train_slowly() -> int:
+        save = workflow._save
+
+        def save_and_wait(*arguments: object) -> object:
+            time.sleep(0.2)
+            return save(*arguments)
+
+        workflow._save = save_and_wait
+        return dis(*from_images(images, vae, killed))
+
+    training = Fork(train_slowly, tmp_path / "said")
+    wait_until(lambda: any((killed / "checkpoints").glob("step-*2")))
+    training.kill()
+    shards = finished_shards(killed / "latents")
+    assert dis(*from_images(images, vae, killed)) == 0
+    assert finished_shards(killed / "latents") == shards
+    assert content(killed / "latents") == content(straight / "latents")
+    expected, got = (read_checkpoint(run / "checkpoints" / "step-00000006") for run in (straight, killed))
+    for group, tensors in expected.tensors.items():
+        for name, tensor in tensors.items():
+            assert tensor.equal(got.tensors[group][name]), (group, name)
+    assert expected.meta["vae"] == got.meta["vae"]
+
+
+def test_a_run_on_images_whose_vae_does_not_fit_is_refused(images, vae, tmp_path, capsys) -> None:
+    assert dis(*from_images(images, vae, tmp_path / "run"), "codec.downsample=4") == 2
+    error = capsys.readouterr().err
+    assert "one pixel for 2x2 of the image" in error
+    assert "codec.downsample 4" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_on_images_needs_a_vae(images, tmp_path, capsys) -> None:
+    assert dis(*from_images(images, "none", tmp_path / "run")) == 2
+    assert "no VAE was named" in capsys.readouterr().err
+    assert dis(*from_images(images, tmp_path / "absent", tmp_path / "run")) == 1
+    assert f"VAE not found: there is no folder `{tmp_path / 'absent'}`" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_latents_are_no_reference_for_a_score(run, vae, inception, capsys) -> None:
     assert dis("eval-fid", "--ckpt", run) == 1
     assert "--inception PATH" in capsys.readouterr().err
-    assert dis("eval-fid", "--ckpt", run, "--inception", inception) == 2
+    assert dis("eval-fid", "--ckpt", run, "--inception", inception, "--vae", vae) == 2
     assert "data.source=folder data.path=DIR" in capsys.readouterr().err
 
 

@@ -11,10 +11,10 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from support.vae import DOWNSAMPLE, LATENT_CHANNELS, save_tiny_vae
 
-from dis_cli.codecs.locate import CONFIG, WEIGHTS, locate_vae
+from dis_cli.codecs.locate import BUNDLED, CONFIG, WEIGHTS, locate_vae
 from dis_cli.codecs.pixel import PixelCodec, to_uint8
 from dis_cli.codecs.vae import DECODE_GROUP, VaeCodec
-from dis_cli.errors import DataError, MissingResourceError
+from dis_cli.errors import DataError, MissingResourceError, RefusedError
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +61,17 @@ def test_vae_agrees_with_diffusers(folder: Path):
     vae = AutoencoderKL.from_pretrained(folder, low_cpu_mem_usage=False)
     with torch.no_grad():
         posterior = vae.encode(images(3)).latent_dist
-        mean, logvar = codec.moments(images(3))
-        assert torch.equal(mean, posterior.mean)
-        assert torch.equal(logvar, posterior.logvar)
-        assert torch.equal(codec.encode(images(3)), posterior.mode() * 0.25)
+        mean, std = codec.moments(images(3))
+        # the order of the channels in memory decides last bits
+        torch.testing.assert_close(mean, posterior.mean, atol=1e-5, rtol=0)
+        torch.testing.assert_close(std, posterior.std, atol=1e-5, rtol=0)
+        assert torch.equal(codec.encode(images(3)), mean * 0.25)
         decoded = vae.decode(posterior.mean).sample
     torch.testing.assert_close(codec.decode(posterior.mean * 0.25), decoded, atol=1e-5, rtol=0)
     assert mean.shape == (3, codec.latent_channels, 16 // codec.downsample, 16 // codec.downsample)
     assert (codec.latent_channels, codec.downsample) == (LATENT_CHANNELS, DOWNSAMPLE)
-    assert codec.own_scale == 0.18215
+    # what diffusers wrote into the configuration
+    assert (codec.files.scale, codec.files.scaling_factor, codec.shift) == (0.18215, 0.18215, 0)
 
 
 def test_vae_decodes_more_than_a_group(folder: Path):
@@ -89,13 +91,50 @@ def test_vae_never_takes_part_in_training(folder: Path):
         assert not codec.decode(latents.clone().requires_grad_()).requires_grad
 
 
-def test_vae_fingerprint_follows_the_content(folder: Path, own: Path, tmp_path: Path):
-    fingerprint = VaeCodec(str(folder)).fingerprint
-    assert VaeCodec(str(own)).fingerprint == fingerprint
-    assert VaeCodec(str(save_tiny_vae(tmp_path / "other", seed=1))).fingerprint != fingerprint
-    config = json.loads((own / CONFIG).read_text())
-    (own / CONFIG).write_text(json.dumps(config | {"scaling_factor": 1.0}))
-    assert VaeCodec(str(own)).fingerprint != fingerprint
+def configure(folder: Path, **settings: object) -> Path:
+    """Change a VAE's configuration; None removes a key."""
+    config = json.loads((folder / CONFIG).read_text()) | settings
+    for key, value in settings.items():
+        if value is None:
+            del config[key]
+    (folder / CONFIG).write_text(json.dumps(config))
+    return folder
+
+
+def test_the_scale_is_the_vaes_own_unless_given(folder: Path, own: Path):
+    latents = VaeCodec(str(folder)).encode(images(2))
+    configure(own, scaling_factor=0.5)
+    torch.testing.assert_close(VaeCodec(str(own)).encode(images(2)), latents * (0.5 / 0.18215))
+    torch.testing.assert_close(VaeCodec(str(own), scale=2.0).encode(images(2)), latents * (2 / 0.18215))
+    configure(own, scaling_factor=None)
+    files = locate_vae(str(own))
+    # the usual VAE's configuration says nothing
+    assert (files.scaling_factor, files.scale) == (None, 0.18215)
+
+
+def test_the_shift_is_the_vaes_own(folder: Path, own: Path):
+    codec, shifted = VaeCodec(str(folder), scale=0.5), VaeCodec(str(configure(own, shift_factor=0.25)), scale=0.5)
+    assert shifted.shift == 0.25
+    latents = shifted.encode(images(2))
+    torch.testing.assert_close(latents, codec.encode(images(2)) - 0.125)
+    torch.testing.assert_close(shifted.decode(latents), codec.decode(codec.encode(images(2))), atol=1e-5, rtol=0)
+    assert torch.equal(shifted.moments(images(2))[0], codec.moments(images(2))[0])
+
+
+def test_identity_follows_what_decides_the_latents(folder: Path, own: Path, tmp_path: Path):
+    config, weights = locate_vae(str(folder)).identity
+    assert len(config) == len(weights) == 64
+    # where it came from, and the order and spacing of the keys, say nothing
+    configure(own, _name_or_path="elsewhere", _diffusers_version="0.1")
+    settings = json.loads((own / CONFIG).read_text())
+    (own / CONFIG).write_text(json.dumps(dict(reversed(settings.items())), indent=7))
+    assert locate_vae(str(own)).identity == (config, weights)
+    other = locate_vae(str(save_tiny_vae(tmp_path / "other", seed=1))).identity
+    assert other[0] == config
+    assert other[1] != weights
+    configure(own, scaling_factor=1.0)
+    assert locate_vae(str(own)).identity[0] != config
+    assert locate_vae(str(own)).identity[1] == weights
 
 
 @pytest.mark.parametrize(
@@ -125,6 +164,23 @@ def test_locating_does_not_import_torch():
     assert (result.returncode, result.stdout.split()) == (0, ["MissingResourceError"] * 2)
 
 
+def test_a_bundled_name_comes_before_a_folder_of_that_name(
+    folder: Path, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(folder, tmp_path / "bundled")
+    monkeypatch.setitem(BUNDLED, "digits", tmp_path / "bundled")
+    own.rename(tmp_path / "digits")
+    monkeypatch.chdir(tmp_path)
+    assert locate_vae("digits").weights == tmp_path / "bundled" / WEIGHTS
+    assert locate_vae("./digits").weights.resolve() == tmp_path / "digits" / WEIGHTS
+    assert locate_vae(str(tmp_path / "digits")).weights == tmp_path / "digits" / WEIGHTS
+
+
+def test_a_folder_below_the_home_folder(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert locate_vae("~/own").weights == own / WEIGHTS
+
+
 @pytest.mark.parametrize("absent", [CONFIG, WEIGHTS])
 def test_incomplete_folder_names_the_absent_file(own: Path, absent: str):
     (own / absent).unlink()
@@ -149,7 +205,7 @@ def test_hub_id_is_read_from_the_local_cache(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     for name in ("owner/name", "owner/name@0123abcd"):
         assert locate_vae(name).weights == model / "snapshots" / "0123abcd" / WEIGHTS
-    assert VaeCodec("owner/name").fingerprint == VaeCodec(str(folder)).fingerprint
+    assert VaeCodec("owner/name").files.identity == locate_vae(str(folder)).identity
     with pytest.raises(MissingResourceError):
         locate_vae("owner/name@other")
 
@@ -172,15 +228,22 @@ def save_and_return(path: Path, content: bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("config", ["{", "[]", '{"_class_name": "AutoencoderTiny"}'])
+@pytest.mark.parametrize(
+    "config", ["{", "[]", "null", "\udcff", "{}", '{"_class_name": "AutoencoderTiny"}', '{"_class_name": ["x"]}']
+)
 def test_configuration_of_something_else_is_refused(own: Path, config: str):
-    (own / CONFIG).write_text(config)
+    (own / CONFIG).write_text(config, errors="surrogateescape")
     with pytest.raises(DataError, match=r"config\.json"):
         VaeCodec(str(own))
 
 
+def test_weights_that_lie_in_other_files_are_refused(own: Path):
+    (own / f"{WEIGHTS}.index.json").write_text('{"weight_map": {"a": "../elsewhere.safetensors"}}')
+    with pytest.raises(RefusedError, match=r"index\.json` was refused"):
+        VaeCodec(str(own))
+
+
 def test_weights_of_another_shape_are_refused(own: Path):
-    config = json.loads((own / CONFIG).read_text())
-    (own / CONFIG).write_text(json.dumps(config | {"latent_channels": 8}))
+    configure(own, latent_channels=8)
     with pytest.raises(DataError, match="unreadable"):
         VaeCodec(str(own))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dis_cli.codecs.pixel import to_uint8
 from dis_cli.data.digits import DigitsSource
-from dis_cli.errors import MissingResourceError
+from dis_cli.errors import MissingResourceError, RefusedError
 from dis_cli.metrics.features import DIGIT_WEIGHTS, DigitFeatures, InceptionFeatures
 from dis_cli.workflows import digit_features
 
@@ -173,7 +173,7 @@ class Trap:
 def test_code_in_a_weights_file_is_not_run(tmp_path: Path) -> None:
     trap, mark = tmp_path / "trap.pth", tmp_path / "was_run"
     torch.save({"fc.weight": Trap(mark)}, trap)
-    with pytest.raises(MissingResourceError):
+    with pytest.raises(RefusedError, match="nothing in it was run"):
         InceptionFeatures(trap)
     assert not mark.exists()
     # the trap works where it is not refused

@@ -8,14 +8,15 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from support.archives import pack
 from support.cifar import make_cifar10
 
 from dis_cli.data.cifar import Cifar10Source
 from dis_cli.data.digits import DigitsSource
 from dis_cli.data.files import FileSource, FolderFiles
-from dis_cli.data.images import open_source
+from dis_cli.data.images import KINDS, kind_of, open_source
 from dis_cli.data.source import ImageSource
-from dis_cli.errors import DataError, UsageError
+from dis_cli.errors import DataError, RefusedError, UsageError
 
 
 def write_image(path, seed=0, size=(12, 12)):
@@ -71,9 +72,9 @@ def test_enlarged_digits_keep_their_levels():
         assert grid.shape == (3, 32, 32)
         assert torch.equal(grid[0], grid[1])
         assert torch.equal(grid[0], grid[2])
-        # the bicubic filter rounds corners, no more
+        # averaging back blurs by a share of a level step (2 of 16 is 0.25), no more
         back = torch.nn.functional.avg_pool2d(grid[:1], 4)
-        assert (back - small.load(index, None)).abs().mean() < 0.08
+        assert (back - small.load(index, None)).abs().mean() < 0.1
     assert (large.load(0, np.random.default_rng(0)) == large.load(0, None)).all()
 
 
@@ -233,7 +234,7 @@ def test_cifar10_is_read_from_its_batches(tmp_path):
 def test_missing_cifar10_says_what_to_put_where(tmp_path):
     with pytest.raises(DataError, match="Folder not found") as caught:
         Cifar10Source(tmp_path)
-    for word in ("cifar-10-python.tar.gz", "cifar-10-batches-py", "--data DIR", "nothing is downloaded"):
+    for word in ("cifar-10-python.tar.gz", "cifar-10-batches-py", "--data DIR", "data.download=true"):
         assert word in caught.value.hint
     (tmp_path / "cifar-10-python.tar.gz").touch()
     with pytest.raises(DataError) as caught:
@@ -252,7 +253,6 @@ ROWS = np.zeros((2, 3072), np.uint8)
 @pytest.mark.parametrize(
     ("batch", "reason"),
     [
-        ({"data": ROWS, "labels": Malicious()}, "mkdir is not allowed"),
         ({"data": np.zeros((2, 1)), "labels": [0, 1]}, "not rows of 3072 bytes"),
         ({"data": ROWS, "labels": [0]}, "2 images need as many"),
         ({"data": ROWS, "labels": [0, 10]}, "labels must be 0 to 9, got 0 to 10"),
@@ -260,8 +260,7 @@ ROWS = np.zeros((2, 3072), np.uint8)
         ([], "TypeError"),
     ],
 )
-def test_batches_that_are_none_are_refused_and_never_executed(tmp_path, monkeypatch, batch, reason):
-    monkeypatch.chdir(tmp_path)
+def test_batches_that_are_none_are_errors(tmp_path, batch, reason):
     make_cifar10(tmp_path)
     path = tmp_path / "cifar-10-batches-py/test_batch"
     path.write_bytes(pickle.dumps(batch, protocol=2))
@@ -269,6 +268,29 @@ def test_batches_that_are_none_are_refused_and_never_executed(tmp_path, monkeypa
         Cifar10Source(tmp_path, "test")
     assert f"`{path}`" in caught.value.message
     assert reason in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (pickle.dumps({"data": ROWS, "labels": Malicious()}, protocol=2), "posix.mkdir"),
+        (pickle.dumps({"labels": Malicious()}, protocol=5), "posix.mkdir"),
+        (pickle.dumps(np.zeros((2, 2)), protocol=5), "_frombuffer"),
+        (pickle.dumps(eval, protocol=2), "eval"),
+        (b"cos\n\x1b[0m\n(tR.", "os.\\x1b[0m"),
+        (b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x04\x00\x00\x00hex_tR.", "'hex_'"),
+    ],
+)
+def test_batches_that_name_code_are_refused_and_never_executed(tmp_path, monkeypatch, content, named):
+    monkeypatch.chdir(tmp_path)
+    make_cifar10(tmp_path)
+    path = tmp_path / "cifar-10-batches-py/data_batch_2"
+    path.write_bytes(content)
+    with pytest.raises(RefusedError) as caught:
+        open_source("cifar10", tmp_path, image_size=32, channels=3)
+    assert caught.value.exit_code == 2
+    assert caught.value.message.startswith(f"`{path}` was refused, nothing in it was run")
+    assert named in caught.value.message
     assert not (tmp_path / "executed").exists()
 
 
@@ -312,7 +334,13 @@ def test_open_source_chooses_by_kind(folder, tmp_path):
     ("kind", "path", "channels", "expected"),
     [
         ("folder", None, 3, "--data DIR"),
-        ("cifar10", None, 3, "cifar-10-python.tar.gz"),
+        ("cifar10", None, 3, "cifar-10-batches-py"),
+        ("cifar10", None, 3, "data.download=true"),
+        ("celeba", None, 3, "data.download=true"),
+        ("imagenet", None, 3, "--data DIR"),
+        ("zip", None, 3, "--data FILE"),
+        ("tar", None, 3, "--data FILE"),
+        ("zip", "x", 4, "1 or 3"),
         ("folder", "x", 4, "1 or 3"),
         ("digits", "x", 1, "data.source=folder"),
         ("digits", None, 4, "1 or 3"),
@@ -322,6 +350,48 @@ def test_impossible_settings_are_usage_errors_with_a_hint(tmp_path, kind, path, 
     with pytest.raises(UsageError) as caught:
         open_source(kind, path and tmp_path / path, image_size=8, channels=channels)
     assert expected in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "digits"])
+def test_a_path_for_another_kind_is_a_usage_error_that_names_the_kind(folder, tmp_path, kind):
+    paths = {"folder": folder, "zip": pack(folder, tmp_path / "x.ZIP"), "tar": pack(folder, tmp_path / "x.tar")}
+    # refused with the command to use, by the reader of tar files
+    paths["tar "] = tmp_path / "x.tar.gz"
+    paths["tar "].touch()
+    reads = kind if kind in ("zip", "tar") else "folder"
+    for fitting, path in paths.items():
+        if fitting.strip() == reads:
+            continue
+        with pytest.raises(UsageError) as caught:
+            open_source(kind, path, image_size=8, channels=3)
+        assert caught.value.message.startswith(f"data.source `{kind}` reads a {reads}")
+        assert f"`{path}`" in caught.value.message
+        assert caught.value.hint == f"Set data.source={fitting.strip()}"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "digits"])
+@pytest.mark.parametrize("name", ["absent", "absent.zip", "absent.tar", "file", "x" * 300])
+def test_paths_that_no_kind_reads_are_data_errors(tmp_path, kind, name):
+    (tmp_path / "file").write_bytes(b"neither this nor that")
+    with pytest.raises(DataError) as caught:
+        open_source(kind, tmp_path / name, image_size=8, channels=3)
+    assert f"{tmp_path}/{name}" in caught.value.message
+    assert caught.value.hint
+
+
+def test_the_kind_is_guessed_from_the_path(folder, tmp_path):
+    make_cifar10(tmp_path / "cifar")
+    (tmp_path / "notes.txt").touch()
+    expected = {"set": "folder", "cifar": "cifar10", "cifar/cifar-10-batches-py": "cifar10", ".": "folder"}
+    for name in ("x.zip", "x.ZIP", "x.tar", "x.tar.gz", "x.tgz", "x.tar.xz", "x.tar.bz2", "x.tar.zst"):
+        (tmp_path / name).touch()
+        expected[name] = "zip" if name.lower().endswith("zip") else "tar"
+    assert {name: kind_of(tmp_path / name) for name in expected} == expected
+    for name in ("notes.txt", "absent", "absent.zip", "set/dog/a.png"):
+        with pytest.raises(UsageError, match=f"`{tmp_path}/{name}`"):
+            kind_of(tmp_path / name)
+    with pytest.raises(DataError, match="File name too long"):
+        kind_of(tmp_path / ("x" * 300))
 
 
 def test_unknown_kinds_and_splits_are_refused(tmp_path):

@@ -78,8 +78,18 @@ def test_value_is_read_by_the_declared_type(override: str, expected: object) -> 
         ("train.betas=1,2", "`train.betas`: got `1,2`, allowed: 2 values", "0.9,0.999"),
         ("train.clip_norm=-1", "`train.clip_norm`: got `-1`, allowed: a number > 0, or none", "default 1.0"),
         ("data.hflip=1", "`data.hflip`: got `1`, allowed: true or false", "default true"),
-        ("data.path=", "`data.path`: got ``, allowed: a path, or none", "folder of the images"),
+        ("data.path=", "`data.path`: got ``, allowed: a path, or none", "folder or archive of the images"),
         ("codec.kind=vea", "`codec.kind`: got `vea`, allowed: one of pixel, vae", "default pixel"),
+        (
+            "data.num_workers=x",
+            "`data.num_workers`: got `x`, allowed: auto or an integer >= 0 and <= 256",
+            "default auto",
+        ),
+        (
+            "data.background=pink",
+            "`data.background`: got `pink`, allowed: one of white, black, gray or text",
+            "#rrggbb",
+        ),
         ("name=a/b", "`name`: got `a/b`, allowed: text that matches", "name of the preset"),
     ],
 )
