@@ -24,15 +24,22 @@ def groups_ahead(
     Raises:
         DataError: An image cannot be read.
     """
+
+    def read(part: Sequence[int]) -> Tensor:
+        return torch.stack([source.load(index, None) for index in part])
+
     with ThreadPoolExecutor(num_workers) as pool:
         waiting: deque[tuple[range, list[Future[Tensor]]]] = deque()
         for group in groups:
-            waiting.append((group, [pool.submit(source.load, index, None) for index in group]))
+            # one task a thread and not one an image: small images are read faster than they could be handed over
+            step = -(-len(group) // num_workers)
+            parts = [group[first : first + step] for first in range(0, len(group), step)]
+            waiting.append((group, [pool.submit(read, part) for part in parts]))
             if len(waiting) > 1:
                 yield _ready(*waiting.popleft())
         while waiting:
             yield _ready(*waiting.popleft())
 
 
-def _ready(group: range, images: list[Future[Tensor]]) -> tuple[range, Tensor]:
-    return group, torch.stack([image.result() for image in images])
+def _ready(group: range, parts: list[Future[Tensor]]) -> tuple[range, Tensor]:
+    return group, torch.cat([part.result() for part in parts])

@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from support.tiny import dis, result, train
 
+from dis_cli.codecs.pixel import to_uint8
 from dis_cli.data.digits import DigitsSource
 from dis_cli.metrics.features import DigitFeatures
-from dis_cli.workflows.digit_features import digit_images
+from dis_cli.workflows.digit_features import as_digits, digit_images
 from dis_cli.workflows.evaluate import class_labels, score_digits
 
 
@@ -48,6 +50,17 @@ def test_fail_above_is_a_verdict(run, tmp_path, capsys) -> None:
     assert "above --fail-above 1" in captured.err
     assert json.loads((tmp_path / "score.json").read_text())["frechet_digits"] == score
     assert dis(*command, "--fail-above", str(score)) == 0
+
+
+def test_large_digits_are_scored_beside_real_ones_of_their_size() -> None:
+    extractor = DigitFeatures()
+    source = DigitsSource("test", image_size=32, channels=3)
+    images = to_uint8(torch.stack([source.load(index, None) for index in range(len(source))]))
+    scores = score_digits(images, source.labels, extractor)
+    assert scores["frechet_digits"] < 0.01 * scores["floor"]
+    assert scores["class_accuracy"] == scores["class_accuracy_real"] >= 0.98
+    small, _ = digit_images("test")
+    assert torch.equal(as_digits(small), small)
 
 
 def test_real_images_score_as_real_images() -> None:

@@ -260,3 +260,20 @@ def test_fid_of_decoded_latents_against_the_images(run, images, vae, inception, 
     # Fewer generated images, another distance: the score is of these images.
     assert dis(*command, "--data", images, "--num-samples", "2", "--out", tmp_path / "c.json") == 0
     assert result(capsys)["fid"] != scores[0]["fid"]
+
+
+def test_the_bundled_digits_go_all_the_way(tmp_path, capsys) -> None:
+    """Encoded, trained on, decoded and scored with nothing but the package."""
+    small = ["model.embed_dim=16", "model.depth=3", "train.steps=2", "train.batch_size=4", "sample.steps=2"]
+    run = tmp_path / "run"
+    assert dis("train", "--preset", "dis-s-digits-latent", "--out", run, "-q", *small) == 0
+    assert len(list((run / "latents").glob("shard-*"))) == 1
+    assert dis("sample", "--ckpt", run, "--class", "all", "-n", 10, "--out", tmp_path / "samples", "-q") == 0
+    with Image.open(next((tmp_path / "samples").glob("*class-3.png"))) as image:
+        assert (image.size, image.mode) == ((32, 32), "RGB")
+    capsys.readouterr()
+    assert dis("eval-fid", "--ckpt", run, "--num-samples", 20, "--json") == 0
+    score = result(capsys)
+    assert score["features"] == "digits-cnn-64"
+    assert score["class_accuracy_real"] > 0.98
+    assert score["frechet_digits"] > score["class_gaussians"] > score["floor"] > 0

@@ -409,3 +409,10 @@ def test_unknown_kinds_and_splits_are_refused(tmp_path):
 def test_importing_the_module_loads_neither_sklearn_nor_torchvision():
     code = "import sys, dis_cli.data.images; sys.exit(bool({'sklearn', 'torchvision'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("colour", ["pinkish", "#12345", ""])
+def test_an_unknown_background_is_refused(folder, colour):
+    with pytest.raises(UsageError, match="Unknown colour") as caught:
+        open_source("folder", folder, image_size=8, channels=3, background=colour)
+    assert "#rrggbb" in caught.value.hint

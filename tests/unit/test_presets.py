@@ -18,7 +18,7 @@ from dis_cli.models.flops import count
 # name: recipe in the first comment, (steps, batch, lr, warm-up), parameters of the published model (None: no such row)
 PRESETS: dict[str, tuple[str, tuple[int, int, float, int], int | None]] = {
     "dis-xs-digits": ("this project's own", (3600, 32, 3e-3, 100), None),
-    "dis-s-digits-latent": ("this project's own", (800, 32, 1e-3, 50), None),
+    "dis-s-digits-latent": ("this project's own", (1600, 16, 1e-3, 100), None),
     "dis-s-cifar": ("U-ViT style", (500_000, 128, 2e-4, 2500), 28_488_008),
     "dis-m-cifar": ("U-ViT style", (500_000, 128, 2e-4, 2500), 229_454_616),
     "dis-s-celeba": ("U-ViT style", (500_000, 128, 2e-4, 5000), None),
