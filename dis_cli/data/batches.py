@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dis_cli.data.order import index_at
-from dis_cli.data.source import ImageSource
+from dis_cli.data.source import BatchSource, ImageSource
 from dis_cli.diffusion.batch import TrainingBatch
 from dis_cli.errors import DisError
 from dis_cli.runtime.seed import Stream, generators
@@ -50,21 +49,27 @@ class TrainingSet(Dataset[TrainingBatch | DisError]):
     def _batch(self, positions: Sequence[int]) -> TrainingBatch:
         source, count = self.source, len(positions)
         indices = [index_at(position, num_samples=len(source), seed=self.seed) for position in positions]
-        x_0: list[Tensor] = []
         t = np.empty(count, dtype=np.int64)
         noise = np.empty((count, source.channels, source.image_size, source.image_size), dtype=np.float32)
         label_drop = np.empty(count, dtype=np.float32)
         drop_path = np.empty((count, self.num_drop_path), dtype=np.float32)
+
         # One generator per sample, and all draws of a sample before those of the next.
-        for row, rng in enumerate(generators(self.seed, Stream.TRAIN, positions)):
-            # The image comes last: how many draws it takes depends on the source, and must not move the others.
-            t[row] = rng.integers(self.num_timesteps)
-            label_drop[row] = rng.random(dtype=np.float32)
-            rng.random(out=drop_path[row], dtype=np.float32)
-            rng.standard_normal(out=noise[row], dtype=np.float32)
-            x_0.append(source.load(indices[row], rng))
+        def rngs() -> Iterator[np.random.Generator]:
+            for row, rng in enumerate(generators(self.seed, Stream.TRAIN, positions)):
+                t[row] = rng.integers(self.num_timesteps)
+                label_drop[row] = rng.random(dtype=np.float32)
+                rng.random(out=drop_path[row], dtype=np.float32)
+                rng.standard_normal(out=noise[row], dtype=np.float32)
+                # The image comes last: how many draws it takes depends on the source, and must not move the others.
+                yield rng
+
+        if isinstance(source, BatchSource):
+            x_0 = source.load_batch(indices, rngs())
+        else:
+            x_0 = torch.stack([source.load(index, rng) for index, rng in zip(indices, rngs(), strict=True)])
         return TrainingBatch(
-            torch.stack(x_0),
+            x_0,
             torch.from_numpy(source.labels[indices]),
             torch.from_numpy(t),
             torch.from_numpy(noise),

@@ -3,6 +3,7 @@
 The format is described in `dis_cli.data.shards`.
 """
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +101,27 @@ class LatentSource:
             IndexError: No such image.
         """
         require_index(index, len(self))
+        if rng is not None:
+            return self.load_batch([index], iter([rng]))[0]
         shard, row = divmod(index, self.settings.images_per_shard)
-        moments = self._maps.get(shard) or self._map(shard)
-        if rng is None:
-            z = _single(moments["mean"][row])
-        else:
+        return self._scaled(_single(self._moments(shard)["mean"][row]))
+
+    def load_batch(self, indices: Sequence[int], rngs: Iterator[np.random.Generator]) -> Float[Tensor, "b c h w"]:
+        """What ``load`` gives for each index with its generator, in half the time; see BatchSource."""
+        shape = (len(indices), *self.settings.latent_shape)
+        noise = np.empty(shape, dtype=np.float32)
+        mean, std = (np.empty(shape, dtype=self.settings.dtype) for _ in range(2))
+        for row, (index, rng) in enumerate(zip(indices, rngs, strict=True)):
+            require_index(index, len(self))
+            shard, place = divmod(index, self.settings.images_per_shard)
+            moments = self._moments(shard)
             prefix = "mirrored_" if self.hflip and rng.random() < 0.5 else ""
-            z = torch.from_numpy(rng.standard_normal(self.settings.latent_shape, dtype=np.float32))
-            z.mul_(_single(moments[prefix + "std"][row])).add_(_single(moments[prefix + "mean"][row]))
+            rng.standard_normal(out=noise[row], dtype=np.float32)
+            mean[row] = moments[prefix + "mean"][place]
+            std[row] = moments[prefix + "std"][place]
+        return self._scaled(torch.from_numpy(noise).mul_(_single(std)).add_(_single(mean)))
+
+    def _scaled(self, z: Tensor) -> Tensor:
         if self.settings.shift:
             z.sub_(self.settings.shift)
         return z.mul_(self.settings.scale)
@@ -152,11 +166,14 @@ class LatentSource:
             raise DataError(f"`{path}` does not hold what the manifest says", hint=FINISH_HINT)
         return labels
 
-    def _map(self, shard: int) -> dict[str, NDArray[np.floating[Any]]]:
+    def _moments(self, shard: int) -> dict[str, NDArray[np.floating[Any]]]:
+        if shard in self._maps:
+            return self._maps[shard]
         record = self._shards[shard]
         shape = (record.count, *self.settings.latent_shape)
         # Not mapped for PyTorch, which knows writable arrays only: the system would set memory aside for all of it.
-        whole = np.memmap(self._path / record.file, mode="r")
+        # And as a plain array: NumPy's class for mapped ones takes five microseconds to give a row.
+        whole = np.asarray(np.memmap(self._path / record.file, mode="r"))
         places = tensor_places(whole)
         dtype = np.dtype(self.settings.dtype)
         size = int(np.prod(shape)) * dtype.itemsize

@@ -5,6 +5,7 @@ To add a source, write a class with the members of ImageSource (no base class to
 """
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -89,6 +90,20 @@ class ImageSource(Protocol):
         Raises:
             IndexError: When index is out of range.
             DataError: When the sample cannot be read, naming the file and the index.
+        """
+        ...
+
+
+@runtime_checkable
+class BatchSource(ImageSource, Protocol):
+    """A source that gives many samples in less time than one by one."""
+
+    def load_batch(self, indices: Sequence[int], rngs: Iterator[np.random.Generator]) -> Float[Tensor, "b c h w"]:
+        """The samples that ``load`` would give, in the same bits.
+
+        Args:
+            indices: Of the samples.
+            rngs: One generator for each, as ``load`` takes it; each serves until the next is asked for.
         """
         ...
 

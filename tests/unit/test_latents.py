@@ -27,9 +27,10 @@ from dis_cli.data.shards import (
     read_manifest,
     write_manifest,
 )
-from dis_cli.data.source import ImageSource
+from dis_cli.data.source import BatchSource, ImageSource
 from dis_cli.data.unfinished import Plan, Unfinished
 from dis_cli.errors import DataError, MismatchError, RefusedError, StorageError
+from dis_cli.runtime.seed import Stream, generators
 
 SETTINGS = LatentSettings(
     source="images",
@@ -593,3 +594,16 @@ def test_the_beginning_is_held_by_one_and_leaves_nothing_when_nothing_was_agreed
         assert held
         other.write_plan(Plan(SETTINGS, ()))
     assert one.read_plan() == Plan(SETTINGS, ())
+
+
+def test_a_batch_holds_the_bits_of_its_samples(folder: Path):
+    source = LatentSource(folder)
+    assert isinstance(source, BatchSource)
+    indices = [4, 0, 3, 3]
+    batch = source.load_batch(indices, generators(1, Stream.TRAIN, range(4)))
+    rngs = generators(1, Stream.TRAIN, range(4))
+    singly = [source.load(index, rng) for index, rng in zip(indices, rngs, strict=True)]
+    assert torch.equal(batch, torch.stack(singly))
+    assert not torch.equal(batch[2], batch[3])
+    with pytest.raises(IndexError):
+        source.load_batch([5], generators(1, Stream.TRAIN, range(1)))
