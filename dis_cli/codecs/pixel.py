@@ -9,7 +9,6 @@ class PixelCodec:
     """The identity between images and the grid the model sees."""
 
     downsample = 1
-    fingerprint = "pixel"
 
     def encode(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """The images themselves."""

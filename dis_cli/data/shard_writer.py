@@ -5,16 +5,13 @@ import json
 import os
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dis_cli.data.shards import PROGRESS, LatentSettings, Shard, shard_name
+from dis_cli.data.shards import PROGRESS, STORED, LatentSettings, Shard, shard_name
 from dis_cli.runtime.files import publish, sha256_file, storage_error
-
-# What safetensors calls the types of the moments.
-_STORED: Final = {"float32": "F32", "float16": "F16"}
 
 
 class ShardWriter:
@@ -119,7 +116,7 @@ class ShardWriter:
 def _layout(settings: LatentSettings, count: int, names_bytes: int) -> tuple[bytes, dict[str, int], int]:
     """A shard's header, where its tensors begin, and its size, all in bytes from the start of the file."""
     shape = [count, *settings.latent_shape]
-    moments = (_STORED[settings.dtype], shape, int(np.prod(shape)) * np.dtype(settings.dtype).itemsize)
+    moments = (STORED[settings.dtype], shape, int(np.prod(shape)) * np.dtype(settings.dtype).itemsize)
     tensors: dict[str, tuple[str, list[int], int]] = {"labels": ("I64", [count], 8 * count)}
     tensors |= dict.fromkeys(settings.moment_names, moments)
     tensors["names"] = ("U8", [names_bytes], names_bytes)

@@ -238,7 +238,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         shards = [parse_shard(record) for record in content["shards"]]
         settings = parse_settings(content["settings"])
-        skipped = tuple(Skipped(index=int(one["index"]), name=str(one["name"])) for one in content["skipped"])
+        skipped = parse_skipped(content["skipped"])
         _check_shards(settings, shards)
         return Manifest(settings=settings, skipped=skipped, shards=tuple(shards))
     except (ValueError, KeyError, TypeError) as error:
@@ -298,6 +298,15 @@ def parse_settings(given: dict[str, Any]) -> LatentSettings:
         images_per_shard=_at_least(1, given["images_per_shard"]),
         batch_size=_at_least(1, given["batch_size"]),
     )
+
+
+def parse_skipped(records: list[dict[str, Any]]) -> tuple[Skipped, ...]:
+    """The images left out, from JSON.
+
+    Raises:
+        ValueError, KeyError, TypeError: They are impossible.
+    """
+    return tuple(Skipped(index=int(record["index"]), name=str(record["name"])) for record in records)
 
 
 def parse_vae(record: dict[str, Any]) -> VaeRecord:

@@ -34,6 +34,7 @@ from dis_cli.data.shards import (
     damaged,
     parse_settings,
     parse_shard,
+    parse_skipped,
     read_manifest,
     read_record,
     shard_name,
@@ -108,8 +109,7 @@ class Unfinished:
         except (FileNotFoundError, NotADirectoryError):
             return None
         try:
-            skipped = tuple(Skipped(index=int(one["index"]), name=str(one["name"])) for one in content["skipped"])
-            return Plan(parse_settings(content["settings"]), skipped)
+            return Plan(parse_settings(content["settings"]), parse_skipped(content["skipped"]))
         except (ValueError, KeyError, TypeError) as error:
             raise damaged(path, error) from error
 

@@ -94,6 +94,7 @@ class Fork:
                 with open(1, "w", closefd=False) as out, open(2, "w", closefd=False) as err:
                     sys.stdout, sys.stderr = out, err
                     status = work() or 0
+            # whatever it is: the child must not go on as a second test run
             except BaseException:  # noqa: BLE001
                 os.write(2, traceback.format_exc().encode())
             finally:
