@@ -45,7 +45,10 @@ class Started(Event):
 class Step(Event):
     """One optimizer step was taken. ``step`` counts finished steps, so the first one is 1.
 
-    ``data_seconds`` is the part of ``seconds`` in which the model waited for its data.
+    ``data_seconds`` is the part of ``seconds`` in which the model waited for its data. ``skipped`` says that the loss
+    or the gradient was not finite, and that the weights were left as they were. ``memory_bytes`` is what this process
+    (or its GPU) holds; ``mfu``, the model FLOPs utilisation, is the share of the machine's own matrix speed that went
+    into the multiply-adds of the model, three passes an image; None when unknown.
     """
 
     step: int
@@ -55,6 +58,9 @@ class Step(Event):
     seconds: float
     data_seconds: float = 0.0
     images_per_second: float
+    skipped: bool = False
+    memory_bytes: int | None = None
+    mfu: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +105,18 @@ class Note(Event):
 
     message: str
     level: Literal["info", "warning"] = "info"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped(Event):
+    """Training ended before its last step: asked to by a signal, by ``train.max_minutes``, or because of an error.
+
+    ``step`` is the last step taken, and ``message`` what the user was told.
+    """
+
+    step: int
+    reason: Literal["signal", "time", "error"]
+    message: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,7 +79,9 @@ def _read(setting: Setting, text: str) -> object:
         return wrong_value(setting, text)
     if setting.kind == "boolean":
         return {"true": True, "false": False}.get(text.lower(), wrong_value(setting, text))
-    if setting.kind == "array":
+    if setting.kind == "list" and text.lower() == "none":
+        return []
+    if setting.kind in ("array", "list"):
         return text.split(",")
     return text
 

@@ -27,6 +27,8 @@ PrecisionName = Literal["auto", "fp32", "bf16"]
 # TOML has no null and the command line only text: in an optional setting the word "none" means no value.
 NoneWord = BeforeValidator(_read_none)
 
+OptionalSteps = Annotated[PositiveInt | None, NoneWord]
+
 
 class ModelConfig(Section):
     """The DiS backbone. The model sees a square grid: pixels, or latents when the codec is a VAE."""
@@ -69,14 +71,21 @@ class DiffusionConfig(Section):
     num_timesteps: Annotated[int, Field(ge=2, le=10_000)] = Field(
         default=1000, description="steps of the forward process"
     )
-    schedule: Literal["linear", "cosine"] = Field(
+    schedule: Literal["linear", "cosine", "rectified_flow"] = Field(
         default="linear",
-        description="betas: 'linear' 1e-4 to 0.02 (scaled by 1000 / num_timesteps), or 'cosine' (max 0.999)",
+        description="betas: 'linear' 1e-4 to 0.02 (scaled by 1000 / num_timesteps), or 'cosine' (max 0.999); "
+        "'rectified_flow': straight lines from image to noise",
     )
-    prediction: Literal["epsilon", "v"] = Field(default="epsilon", description="what the model's output estimates")
+    prediction: Literal["epsilon", "v", "x_0", "velocity"] = Field(
+        default="epsilon", description="what the model's output estimates; 'velocity' (noise - x_0) for rectified flow"
+    )
     variance: Literal["learned_range", "fixed_small", "fixed_large"] = Field(
         default="learned_range", description="variance of a reverse step; 'learned_range' doubles the output channels"
     )
+    loss_weight: Literal["uniform", "min_snr"] = Field(
+        default="uniform", description="weight of a timestep in the loss; 'min_snr' caps its signal-to-noise ratio"
+    )
+    min_snr_gamma: Annotated[float, Field(gt=0)] = Field(default=5.0, description="the cap of 'min_snr'")
 
     @model_validator(mode="after")
     def _combination_is_defined(self) -> Self:
@@ -135,11 +144,15 @@ class TrainConfig(Section):
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0, description="final learning rate, as a share of lr"
     )
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="steps of linear warm-up; the first is above 0"
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(default=0, description="steps of linear warm-up")
+    warmup_start: Literal["above_zero", "zero"] = Field(
+        default="above_zero",
+        description="first learning rate of the warm-up; 'zero' is published, and a step that changes nothing",
     )
-    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="constant", description="learning rate after warm-up: kept, or lowered to min_lr_ratio"
+    lr_schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = Field(
+        default="constant",
+        description="learning rate after warm-up: kept, lowered to min_lr_ratio along a line or half a cosine, or "
+        "lowered as 1 / sqrt(step)",
     )
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0, description="last share of the steps over which the learning rate is lowered"
@@ -147,14 +160,24 @@ class TrainConfig(Section):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         default=(0.9, 0.999), description="AdamW's decay rates of the first and second moment"
     )
-    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="AdamW's decoupled weight decay")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        default=0.0,
+        description="AdamW's decoupled weight decay, of matrices only (not A_log, D, biases, norms, positions)",
+    )
     clip_norm: Annotated[Annotated[float, Field(gt=0)] | None, NoneWord] = Field(
         default=1.0, description="largest global gradient norm; none does not clip"
     )
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.9999, description="decay of the weight average, per step"
+        default=0.9999, description="decay of the weight average that is sampled from, per step"
+    )
+    ema_more: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
+        default=(), description="decays of further weight averages, kept beside it; choose one with sample.ema"
     )
     ema_warmup: bool = Field(default=False, description="use min(ema_decay, (1 + n) / (10 + n)) after n steps")
+    on_nonfinite: Annotated[str, Field(pattern=r"^(stop|skip:[1-9][0-9]*)$")] = Field(
+        default="stop",
+        description="when the loss or a gradient is NaN or infinite: 'stop', or 'skip:N' to leave out up to N updates",
+    )
     save_every: PositiveInt = Field(
         default=5000, description="steps between checkpoints; the last step is always saved"
     )
@@ -162,7 +185,34 @@ class TrainConfig(Section):
         default="auto",
         description="numbers of the linear layers; 'auto' takes bf16 where it is faster, once, at the first start",
     )
-    keep_last: PositiveInt = Field(default=3, description="checkpoints kept; older ones are deleted")
+    keep_last: PositiveInt = Field(default=3, description="newest checkpoints kept; older ones are deleted")
+    keep_every: OptionalSteps = Field(
+        default=None, description="checkpoints of multiples of this step are kept for good"
+    )
+    preview_every: OptionalSteps = Field(
+        default=None, description="steps between pictures of what the averaged weights generate"
+    )
+    preview_images: PositiveInt = Field(default=64, description="images on such a picture")
+    evaluate_every: OptionalSteps = Field(
+        default=None, description="steps between scores; the best checkpoint so far is kept for good"
+    )
+    best_metric: Literal["distance", "class_accuracy"] = Field(
+        default="distance", description="what makes a checkpoint the best: the lowest Frechet distance, or accuracy"
+    )
+    max_minutes: Annotated[Annotated[float, Field(gt=0)] | None, NoneWord] = Field(
+        default=None, description="save and stop in order after this time; the same command continues"
+    )
+    sharding: Literal["ddp", "fsdp"] = Field(
+        default="ddp",
+        description="with several processes: 'ddp' keeps all weights in each, 'fsdp' deals weights and optimizer out",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="keep only what enters a block and compute the rest again: less memory, more time"
+    )
+    compile: bool = Field(default=False, description="compile the model with torch.compile; needs a C++ compiler")
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        default=(), description="where steps and scores are shown besides events.jsonl"
+    )
     log_every: PositiveInt = Field(default=100, description="steps between plain progress lines")
 
     @model_validator(mode="after")
@@ -180,6 +230,10 @@ class SampleConfig(Section):
     cfg_scale: Annotated[float, Field(ge=0)] = Field(default=1.0, description="classifier-free guidance; 1 is none")
     cfg_channels: Literal["all", "first3"] = Field(
         default="all", description="channels that are guided; 'first3' is the published code's choice"
+    )
+    ema: Annotated[Annotated[float, Field(ge=0, lt=1)] | None, NoneWord] = Field(
+        default=None,
+        description="decay of the weight average to take (train.ema_more); none takes train.ema_decay, 0 the weights",
     )
     batch_size: PositiveInt = Field(default=64, description="images generated at a time; does not change the images")
     precision: PrecisionName = Field(

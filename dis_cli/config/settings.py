@@ -27,7 +27,8 @@ class Setting:
 
     Args:
         key: Its dotted name, such as ``train.steps``.
-        kind: How it is written: "boolean", "integer", "number", "string", "path", "choice" or "array".
+        kind: How it is written: "boolean", "integer", "number", "string", "path", "choice", "array" (of fixed length)
+            or "list".
         optional: Whether ``none`` is allowed.
         allowed: Type and bounds, in words.
         default: The schema's value.
@@ -155,7 +156,7 @@ def as_text(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple | list):
-        return ",".join(as_text(item) for item in value)
+        return ",".join(as_text(item) for item in value) or "none"
     return str(value)
 
 
@@ -181,6 +182,8 @@ def _setting(key: str, schema: dict[str, Any], default: object, description: str
 def _kind(schema: dict[str, Any]) -> str:
     if "enum" in schema:
         return "choice"
+    if schema.get("type") == "array" and "prefixItems" not in schema:
+        return "list"
     return "path" if schema.get("format") == "path" else schema["type"]
 
 
@@ -193,6 +196,8 @@ def _allowed(schema: dict[str, Any]) -> str:
         case "array":
             items: list[dict[str, Any]] = schema["prefixItems"]
             return f"{len(items)} values, each {_allowed(items[0])}"
+        case "list":
+            return f"any number of values, each {_allowed(schema['items'])}, or none"
         case "boolean":
             return "true or false"
         case "string":
