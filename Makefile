@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test test-long check format bench clean
 
 help:
 	@echo "make demo    install, train on real digits, sample every class, score (about 4 minutes on 2 cores)"
-	@echo "make test    the whole test suite"
+	@echo "make test    the whole test suite, but for what takes long"
+	@echo "make test-long  the reliability tests with many more kills, damages and steps"
 	@echo "make check   formatting, lint, types, import rules"
 	@echo "make format  put the code into shape"
 	@echo "make bench   measure"
@@ -44,6 +45,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2
+
+test-long: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 -m long
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

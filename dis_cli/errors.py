@@ -3,15 +3,20 @@
     DisError                    exit 1   the work could not be done
     ├── UsageError              exit 2   an option, preset, key or value is wrong
     │   ├── ConfigError                  a preset or a KEY=VALUE override
-    │   ├── MismatchError                a checkpoint or run that belongs to other settings
+    │   ├── MismatchError                a checkpoint, run or file that is sound, but of something else
     │   └── RefusedError                 a file that may do harm: code in a pickle, tensors that overlap
     ├── DataError               exit 1   images, latents or labels are missing or unreadable
-    ├── CheckpointError         exit 1   a checkpoint is incomplete, damaged or not one
+    ├── CheckpointError         exit 1   a checkpoint is incomplete or damaged, or cannot be told to be one
     ├── StorageError            exit 1   the disk is full, read-only or locked by another process
     ├── MissingResourceError    exit 1   a file that must be fetched by hand (weights, a VAE) is absent
     ├── NonFiniteError          exit 1   the loss or a gradient is NaN or infinite
     ├── NegativeVerdict         exit 3   everything ran, and the answer is no (``--fail-above``)
+    ├── PeerError               exit n   another process of the job failed with status n
     └── Interrupted             exit 130 after SIGINT, 143 after SIGTERM
+
+A file that is whole and holds something else than what was asked for (another size, foreign names of weights, other
+settings) is the user's choice to change: a UsageError. A file that is not what its writer wrote (truncated, flipped
+bits, a wrong hash, NaN weights) is not: a CheckpointError or a DataError.
 
 Each carries ``message`` (what is wrong, the value got, what is allowed), ``hint`` (one thing that helps, or
 None) and ``exit_code``. The command line prints them as ``error: ...`` and ``hint: ...``; broken contracts inside
@@ -19,8 +24,11 @@ the numerical core are plain ``ValueError``.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
+
+# A message with a heading, this many lines, the count of the rest and a hint stays within 15 lines.
+MAX_LISTED = 10
 
 
 class DisError(Exception):
@@ -67,7 +75,7 @@ class ConfigError(UsageError):
 
 
 class MismatchError(UsageError):
-    """A checkpoint, run folder or file belongs to other settings than those asked for."""
+    """A checkpoint, run folder or file is sound, but of other settings or another kind than asked for."""
 
 
 class RefusedError(UsageError):
@@ -79,7 +87,7 @@ class DataError(DisError):
 
 
 class CheckpointError(DisError):
-    """A checkpoint is incomplete, damaged, or not a checkpoint."""
+    """A checkpoint is incomplete or damaged, or what stands there cannot be told to be one."""
 
 
 class StorageError(DisError):
@@ -116,7 +124,37 @@ class Interrupted(DisError):
         return 128 + self.signal_number
 
 
+def listed(entries: Sequence[str]) -> str:
+    """``entries`` for the end of a message: one a line, of many the first and the count of the rest."""
+    rest = len(entries) - MAX_LISTED
+    lines = [*entries[:MAX_LISTED], *([f"and {rest} more"] if rest > 0 else [])]
+    return "".join(f"\n  {line}" for line in lines)
+
+
+class PeerError(DisError):
+    """Another process of the job failed, and this one stopped because of it.
+
+    Args:
+        code: The other's exit status, and this one's.
+    """
+
+    def __init__(self, message: str, hint: str | None, code: int) -> None:
+        super().__init__(message, hint)
+        self._code = code
+
+    @property
+    def code(self) -> int:
+        return self._code
+
+
 def did_you_mean(got: str, allowed: Iterable[str]) -> str | None:
     """The entry of ``allowed`` closest to ``got``, or None when nothing is close."""
     close = difflib.get_close_matches(got, list(allowed), n=1, cutoff=0.6)
     return close[0] if close else None
+
+
+def is_out_of_memory(exception: BaseException) -> bool:
+    """Whether memory ran out, of the computer or of a GPU."""
+    # By name: torch is not imported for this. Its CPU allocator raises a plain RuntimeError.
+    names = {kind.__name__ for kind in type(exception).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator" in str(exception)

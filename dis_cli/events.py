@@ -84,19 +84,27 @@ class Saved(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Wrote(Event):
-    """A result file or folder is complete at ``path``. ``what`` is a short noun: "grid", "images", "result"."""
+    """A result file or folder is complete at ``path``. ``what`` is a short noun: "grid", "images", "result".
+
+    ``step`` is the optimizer step whose weights it is of, when it was made while training.
+    """
 
     what: str
     path: Path
+    step: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric(Event):
-    """One measured number, with the bound or reference values that give it meaning."""
+    """One measured number, with the bound or reference values that give it meaning.
+
+    ``step`` is the optimizer step whose weights it is of, when it was measured while training.
+    """
 
     name: str
     value: float
     context: dict[str, float] = dataclasses.field(default_factory=dict[str, float])
+    step: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

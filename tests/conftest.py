@@ -1,7 +1,8 @@
 """What all tests share: shapes in annotations are checked, and a test process computes on one thread
-and leaves the user's cache alone."""
+and leaves the user's cache alone. What tests have counted is shown at the end."""
 
 import os
+from collections.abc import Callable
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -19,3 +20,27 @@ install_import_hook(
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["DIS_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def tally(record_property: Callable[[str, object], None]) -> Callable[[str, object], None]:
+    """Shows a line on what a test has counted or measured, such as "kills survived 8/8", at the end of all tests."""
+
+    def tell(what: str, result: object) -> None:
+        record_property(what, str(result))
+        print(what, result)  # noqa: T201  beside the test's other output when it fails
+
+    return tell
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    lines = [
+        f"{report.nodeid.rpartition('/')[2]}: {what} {result}"
+        for report in reports
+        if getattr(report, "when", None) == "call"
+        for what, result in report.user_properties
+    ]
+    if lines:
+        terminalreporter.section("counted")
+        terminalreporter.write("".join(f"{line}\n" for line in sorted(lines)))

@@ -18,15 +18,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dis_cli.errors import CheckpointError, DisError, RefusedError
+from dis_cli.errors import CheckpointError, DisError, MismatchError, RefusedError
 from dis_cli.runtime.untrusted import check_torch_file, refused_pickle
 
 _PREFIX = "module."
 _SHOWN = 4
+_LONGEST_NAME = 80
+_MEANING = {"ema": "moving average (`ema`)", "model": "weights as they were trained (`model`)"}
 _DAMAGED_HINT = "Copy or download the file again"
 _FOREIGN_HINT = "Give a checkpoint of the published DiS code, or a run folder of `dis train`"
 
 Shape = tuple[int, ...]
+Source = Literal["ema", "model"]
 
 
 @dataclass(frozen=True)
@@ -36,36 +39,54 @@ class ReferenceCheckpoint:
     Args:
         model_kwargs: Settings of the backbone, as its constructor takes them: image_size, patch_size, in_channels,
             embed_dim, depth, num_classes, learn_sigma, d_state, d_conv, expand.
-        state_dict: The backbone's weights, on the CPU, under its own parameter names.
+        state_dict: The backbone's weights, float32 on the CPU, under its own parameter names.
         source: Which weights these are: the moving average, or those that were trained.
+        held: Which there are in the file, first the one that is read unless another is asked for.
     """
 
     model_kwargs: dict[str, Any]
     state_dict: dict[str, Tensor]
-    source: Literal["ema", "model"]
+    source: Source
+    held: tuple[Source, ...]
 
 
-def read_reference(path: Path) -> ReferenceCheckpoint:
-    """Read a published ``.pt`` checkpoint; its moving average if it holds one.
+def read_reference(path: Path, source: Source | None = None) -> ReferenceCheckpoint:
+    """Read a published ``.pt`` checkpoint.
+
+    Args:
+        path: The file.
+        source: Which of its weights; None takes the moving average if there is one. A bare state dict counts as
+            weights that were trained.
 
     Raises:
-        CheckpointError: The file is missing, damaged, or not of a DiS model: names what is missing, unexpected or of
-            another shape.
+        CheckpointError: The file is missing or damaged, or its weights are NaN or infinite.
+        MismatchError: It is sound but not of a DiS model, and says what is missing, unexpected or of another shape; or
+            does not hold the weights asked for.
         RefusedError: It holds more than weights and plain settings: names it.
     """
     _check(path)
     content = _load(path)
     if not isinstance(content, dict):
-        raise CheckpointError(f"`{path}` holds a {type(content).__name__}, not a dictionary of weights", _FOREIGN_HINT)
-    source: Literal["ema", "model"] = "ema" if isinstance(content.get("ema"), dict) else "model"
-    raw = content.get(source, content)
-    state = _weights(path, raw)
+        raise MismatchError(f"`{path}` holds a {type(content).__name__}, not a dictionary of weights", _FOREIGN_HINT)
+    sources: tuple[Source, ...] = ("ema", "model")
+    groups: dict[Source, object] = {name: content[name] for name in sources if isinstance(content.get(name), dict)}
+    groups = groups or {"model": content}
+    held = tuple(groups)
+    source = held[0] if source is None else source
+    if source not in groups:
+        raise MismatchError(
+            f"`{path}` holds no {_MEANING[source]}, only {_MEANING[held[0]]}",
+            "Without a choice (sample.ema=none) what there is is taken",
+        )
+    state = _weights(path, groups[source])
     kwargs = infer_model_kwargs(path, {name: tuple(tensor.shape) for name, tensor in state.items()})
-    # The file is mapped, not read: copy the weights out of it, so that they do not depend on it any more.
-    state = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+    # The file is mapped, not read: copy the weights out of it, so that they do not depend on it any more. A number that
+    # is finite in float64 need not be so in float32, in which they are used.
+    layout = torch.contiguous_format
+    state = {name: tensor.to(torch.float32, copy=True, memory_format=layout) for name, tensor in state.items()}
     if broken := [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]:
-        raise CheckpointError(f"`{path}` holds weights that are NaN or infinite: {_some(broken)}", _FOREIGN_HINT)
-    return ReferenceCheckpoint(model_kwargs=kwargs, state_dict=state, source=source)
+        raise CheckpointError(f"`{path}` holds weights that are NaN or infinite: {_some(broken)}", _DAMAGED_HINT)
+    return ReferenceCheckpoint(model_kwargs=kwargs, state_dict=state, source=source, held=held)
 
 
 def parameter_shapes(
@@ -133,25 +154,21 @@ def infer_model_kwargs(path: Path, found: dict[str, Shape]) -> dict[str, Any]:
         found: Parameter name -> shape.
 
     Raises:
-        CheckpointError: They are not, or not all, or not only, the parameters of a DiS model.
+        MismatchError: They are not, or not all, or not only, the parameters of a DiS model.
     """
+
+    def foreign(what: str) -> MismatchError:
+        return MismatchError(f"`{path}` does not hold a DiS model: {what}", _FOREIGN_HINT)
 
     def dims(name: str, count: int) -> Shape:
         if name not in found:
-            raise CheckpointError(f"`{path}` does not hold a DiS model: `{name}` is missing", _FOREIGN_HINT)
+            raise foreign(f"`{name}` is missing; it holds {len(found)} tensors: {_some(list(found))}")
         if len(found[name]) != count or 0 in found[name]:
-            raise CheckpointError(
-                f"`{path}` does not hold a DiS model: `{name}` has shape {found[name]}, expected {count} dimensions",
-                _FOREIGN_HINT,
-            )
+            raise foreign(f"`{name}` has shape {found[name]}, expected {count} dimensions")
         return found[name]
 
-    def impossible(name: str, index: int, allowed: str) -> CheckpointError:
-        return CheckpointError(
-            f"`{path}` does not hold a DiS model: `{name}` has {found[name][index]} in dimension {index}, "
-            f"expected {allowed}",
-            _FOREIGN_HINT,
-        )
+    def impossible(name: str, index: int, allowed: str) -> MismatchError:
+        return foreign(f"`{name}` has {found[name][index]} in dimension {index}, expected {allowed}")
 
     embed_dim, in_channels, patch_size, _ = dims("patch_embed.proj.weight", 4)
     has_labels = "label_emb.embedding_table.weight" in found
@@ -195,10 +212,17 @@ def _check(path: Path) -> None:
         what = "is not a file" if path.exists() else "does not exist"
         raise CheckpointError(f"Cannot read `{path}`: it {what}", _FOREIGN_HINT)
     try:
-        with path.open("rb") as file:
+        opened = path.open("rb")
+    except OSError as error:
+        raise CheckpointError(f"Cannot read `{path}`: {error.strerror or error}") from error
+    try:
+        with opened as file:
             check_torch_file(path, file, _FOREIGN_HINT)
             if not zipfile.is_zipfile(file):
-                raise zipfile.BadZipFile("it is not an archive")
+                raise MismatchError(
+                    f"`{path}` is of the format that PyTorch wrote before 1.6, which has no checksums",
+                    "Load it with torch.load and write it again with torch.save, if you trust whoever made it",
+                )
     except DisError:
         raise
     except (zipfile.BadZipFile, ValueError) as error:
@@ -226,19 +250,21 @@ def _load(path: Path) -> object:
 def _weights(path: Path, raw: object) -> dict[str, Tensor]:
     """The dictionary of floating-point tensors in ``raw``, without the prefix of a wrapped model."""
     if not isinstance(raw, dict) or not raw:
-        raise CheckpointError(f"`{path}` holds no weights", _FOREIGN_HINT)
+        raise MismatchError(f"`{path}` holds no weights", _FOREIGN_HINT)
     state: dict[str, Tensor] = {}
     for key, value in raw.items():
         if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_floating_point():
             kind = f"{value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
             keys = _some([str(key) for key in raw])
-            raise CheckpointError(
-                f"`{path}` does not hold weights alone: `{key}` is of type {kind}; its keys are {keys}",
+            raise MismatchError(
+                f"`{path}` does not hold weights alone: {_some([str(key)])} is of type {kind}; its keys are {keys}",
                 "A published checkpoint has the keys model, ema, opt and args, or is a bare state dict",
             )
         name = str(key).removeprefix(_PREFIX)
         if name in state:
-            raise CheckpointError(f"`{path}` holds `{name}` twice, with and without the prefix `{_PREFIX}`")
+            raise MismatchError(
+                f"`{path}` holds {_some([name])} twice, with and without the prefix `{_PREFIX}`", _FOREIGN_HINT
+            )
         state[name] = value
     # A tensor with stride 0 can claim any size; copying it would take memory that the file does not have.
     if sum(tensor.nbytes for tensor in state.values()) > path.stat().st_size:
@@ -260,12 +286,18 @@ def _compare(path: Path, found: dict[str, Shape], expected: dict[str, Shape]) ->
         if names
     ]
     if complaints:
-        raise CheckpointError(f"`{path}` does not hold a DiS model: {'; '.join(complaints)}", _FOREIGN_HINT)
+        raise MismatchError(f"`{path}` does not hold a DiS model: {'; '.join(complaints)}", _FOREIGN_HINT)
 
 
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(f"`{name}`" for name in names[:_SHOWN]) + more
+    return ", ".join(f"`{_one_line(name)}`" for name in names[:_SHOWN]) + more
+
+
+def _one_line(name: str) -> str:
+    """A name as a foreign file has it, which can be of any length and hold anything."""
+    shown = name if name.isprintable() else ascii(name)[1:-1]
+    return shown if len(shown) <= _LONGEST_NAME else f"{shown[:_LONGEST_NAME]}..."
 
 
 def _first_line(error: Exception) -> str:

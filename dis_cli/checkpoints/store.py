@@ -6,8 +6,9 @@ name only when all of it is on the disk and has been read back. The newest check
 "latest" file can be wrong. Reading checks every byte before anything is made of it.
 """
 
+import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,11 +30,24 @@ from dis_cli.checkpoints.manifest import (
     verify_folder,
 )
 from dis_cli.errors import CheckpointError, RefusedError, StorageError
-from dis_cli.runtime.files import atomic_folder, discard_folder, storage_error, write_durably
+from dis_cli.runtime.files import atomic_folder, discard_folder, storage_error, write_durably, write_hashed
+from dis_cli.runtime.safetensors_layout import Stored, layout
 from dis_cli.runtime.untrusted import check_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# What the format calls the types of tensors.
+_DTYPES = {
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.uint8": "U8",
+    "torch.bool": "BOOL",
+}
 
 _META = "meta.json"
 _SUFFIX = ".safetensors"
@@ -67,6 +81,8 @@ def write_checkpoint(
 ) -> Path:
     """Save a checkpoint and verify it; at every moment the previous ones, and one of this step if there was, stay.
 
+    Files are hashed while they are written, and read back before the folder gets its name.
+
     Args:
         root: The folder of all checkpoints of a run; made when missing.
         step: Optimizer steps taken, 0 or more; names the folder.
@@ -80,8 +96,6 @@ def write_checkpoint(
     Raises:
         StorageError: It could not be written, or what was read back differs. No folder has its name.
     """
-    from safetensors.torch import save
-
     if step < 0:
         raise ValueError(f"step must be at least 0, got {step}")
     if meta.get("step", step) != step:
@@ -93,14 +107,15 @@ def write_checkpoint(
     target = final.with_name(final.name + _REPLACEMENT) if final.exists() else final
     with atomic_folder(target) as folder:
         entries: Entries = {}
-
-        def add(name: str, data: bytes) -> None:
-            write_durably(folder / name, data, shown_as=final / name)
-            entries[name] = entry_of(data)
-
         for group, group_tensors in tensors.items():
-            add(group + _SUFFIX, save(_savable(group_tensors)))
-        add(_META, to_json({"step": step, **meta}))
+            name = group + _SUFFIX
+            header, _, size = layout(stored_tensors := _stored(group_tensors))
+            chunks = itertools.chain([header], (_bytes_of(group_tensors[key]) for key in stored_tensors))
+            sha256 = write_hashed(folder / name, chunks, size=size, shown_as=final / name)
+            entries[name] = {"size": size, "sha256": sha256}
+        settings = to_json({"step": step, **meta})
+        write_durably(folder / _META, settings, shown_as=final / _META)
+        entries[_META] = entry_of(settings)
         write_durably(folder / MANIFEST, manifest_bytes(entries), shown_as=final / MANIFEST)
         try:
             verify_folder(folder)
@@ -206,14 +221,17 @@ def resolve_checkpoint(path: Path, names: Iterable[str] | None = None) -> Checkp
     raise _no_manifest(path)
 
 
-def prune(root: Path, keep_last: int, verified: Path | None = None) -> list[Path]:
+def prune(
+    root: Path, keep_last: int, verified: Path | None = None, *, keep: Callable[[int], bool] = lambda _step: False
+) -> list[Path]:
     """Delete all but the newest checkpoints, and never the newest sound one.
 
     Args:
         root: The folder of all checkpoints of a run.
-        keep_last: How many to keep, at least 1.
+        keep_last: How many of the newest to keep, at least 1.
         verified: A checkpoint known to be sound, for example the one just written: saves reading checkpoints to find
             out. None reads from the newest on until one is sound; when none is, nothing is deleted.
+        keep: Whether the checkpoint of a step is kept however old it is.
 
     Returns:
         The folders that were deleted.
@@ -227,7 +245,7 @@ def prune(root: Path, keep_last: int, verified: Path | None = None) -> list[Path
     sound = verified or next((folder for folder in reversed(folders) if _is_sound(folder)), None)
     if sound is None:
         return []
-    doomed = [folder for folder in folders[:-keep_last] if folder != sound]
+    doomed = [folder for folder in folders[:-keep_last] if folder != sound and not keep(_step_of(folder))]
     for folder in doomed:
         discard_folder(folder)
     return doomed
@@ -280,18 +298,20 @@ def _read_tensors(folder: Path, name: str, entries: Entries) -> "dict[str, Tenso
         raise CheckpointError(f"`{path}` is not a safetensors file: {error}") from error
 
 
-def _savable(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-    """The same values on the CPU, each in its own contiguous memory, which is all safetensors takes."""
-    seen: set[int] = set()
-    savable: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        own = tensor.detach().cpu().contiguous()
-        address = own.untyped_storage().data_ptr()
-        if address in seen:
-            own = own.clone()
-        seen.add(address)
-        savable[name] = own
-    return savable
+def _stored(tensors: "Mapping[str, Tensor]") -> dict[str, Stored]:
+    """What a file says of its tensors, in the order in which they lie in it."""
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    return {
+        name: Stored(_DTYPES[str(tensor.dtype)], list(tensor.shape), tensor.numel() * tensor.element_size())
+        for name, tensor in ordered
+    }
+
+
+def _bytes_of(tensor: "Tensor") -> memoryview:
+    # By way of plain bytes: NumPy has no bfloat16.
+    import torch
+
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _no_manifest(path: Path) -> CheckpointError:

@@ -17,9 +17,11 @@ from dis_cli.cli.doctor import doctor
 from dis_cli.cli.encode_latents import encode_latents
 from dis_cli.cli.eval_fid import eval_fid
 from dis_cli.cli.flops import flops
+from dis_cli.cli.options import JsonLinesCommand
+from dis_cli.cli.runs import runs
 from dis_cli.cli.sample import sample
 from dis_cli.cli.train import train
-from dis_cli.errors import DisError, Interrupted, StorageError, UsageError
+from dis_cli.errors import DisError, Interrupted, StorageError, UsageError, is_out_of_memory
 
 BROKEN_PIPE_STATUS = 128 + 13  # what a shell reports for SIGPIPE
 
@@ -31,10 +33,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("train")(train)
+app.command("train", cls=JsonLinesCommand)(train)
 app.command("sample")(sample)
 app.command("encode-latents")(encode_latents)
 app.command("eval-fid")(eval_fid)
+app.command("runs")(runs)
 app.command("flops")(flops)
 app.command("doctor")(doctor)
 app.add_typer(presets.app, name="presets")
@@ -81,7 +84,8 @@ def run(arguments: Sequence[str]) -> int:
         if os.environ.get("DIS_DEBUG", "0") not in ("", "0"):
             traceback.print_exc()
         failure = explain(exception)
-        output.error(failure, "--json" in options)
+        form = next((option for option in reversed(options) if option in ("--json", "--json=lines")), None)
+        output.error(failure, form == "--json", json_lines=form == "--json=lines")
         return failure.code
 
 
@@ -125,7 +129,7 @@ def explain(exception: BaseException) -> DisError:
             )
         case OSError(filename=name) if name is not None:
             return StorageError(_os_error_text(exception))
-        case _ if _is_out_of_memory(exception):
+        case _ if is_out_of_memory(exception):
             return DisError(
                 f"Out of memory: {_first_line(exception)}",
                 "Compute a batch in parts (train.accumulation=4) or make it smaller (train.batch_size, "
@@ -176,12 +180,6 @@ def _key_hints(option: str) -> list[str]:
 def _os_error_text(error: OSError) -> str:
     where = f": `{os.fsdecode(error.filename)}`" if isinstance(error.filename, (str, bytes, os.PathLike)) else ""
     return f"{error.strerror or type(error).__name__}{where}"
-
-
-def _is_out_of_memory(exception: BaseException) -> bool:
-    # By name: torch is not imported for this. Its CPU allocator raises a plain RuntimeError.
-    names = {kind.__name__ for kind in type(exception).__mro__}
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator" in str(exception)
 
 
 def _first_line(exception: BaseException) -> str:

@@ -44,6 +44,14 @@ class Meter:
         while len(self._recent) > 2 and now - self._recent[1][0] > SECONDS_OF_RECENT_PAST:
             self._recent.popleft()
 
+    def go_on(self, seconds: float) -> None:
+        """Go on after other work, which took time and says nothing about the speed of this.
+
+        Args:
+            seconds: What the unit that comes next has taken.
+        """
+        self._recent = deque([(self._clock() - seconds, self._done)])
+
     @property
     def fraction(self) -> float:
         """The finished share of the work, 0 to 1."""
@@ -64,19 +72,24 @@ class Meter:
     def parts(self, *, verbose: bool = False) -> list[str]:
         """The texts to show, the most important first, so that a narrow terminal can drop the last ones."""
         count = f"{self._done}/{self._total}" if self._total > 0 else f"{self._done}"
-        parts = [f"{count} {self._unit}"] if self._step is None else [f"step {count}", f"loss {self._step.loss:.4g}"]
+        step = self._step
+        parts = [f"{count} {self._unit}"] if step is None else [f"step {count}", f"loss {step.loss:.4g}"]
         if (left := self.seconds_left) is not None:
             parts.append(f"ETA {duration(left)}")
-        speed = self.units_per_second if self._step is None else self._step.images_per_second
+        speed = self.units_per_second if step is None else step.images_per_second
         if speed is not None:
-            unit = self._unit if self._step is None else "images"
+            unit = self._unit if step is None else "images"
             parts.append(f"{speed:.0f} {unit}/s" if speed >= 100 else f"{speed:.3g} {unit}/s")
         if self._size_bytes is not None:
             parts.append(f"{size(self._size_bytes)} written")
-        if (memory := memory_bytes()) is not None:
+        memory = memory_bytes() if step is None or step.memory_bytes is None else step.memory_bytes
+        if memory is not None:
             parts.append(size(memory))
-        if verbose and self._step is not None:
-            parts += [f"lr {self._step.lr:.3g}", f"grad_norm {self._step.grad_norm:.3g}"]
+        if step is not None and step.mfu is not None:
+            percent = 100 * step.mfu
+            parts.append(f"mfu {percent:.0f} %" if percent >= 10 else f"mfu {percent:.2g} %")
+        if verbose and step is not None:
+            parts += [f"lr {step.lr:.3g}", f"grad_norm {step.grad_norm:.3g}"]
         return parts
 
 

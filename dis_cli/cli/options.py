@@ -4,9 +4,32 @@ A command writes ``preset: PresetOption = None``; the default stays in the comma
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
+
+from dis_cli.errors import UsageError
+
+JsonForm = Literal["object", "lines"]
+
+
+class JsonLinesCommand(TyperCommand):
+    """A command with `JsonOption`. Options with a value that may be left out are not known to the parser."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give ``--json`` alone an empty value; names after ``--`` stay as they are."""
+        end = args.index("--") if "--" in args else len(args)
+        return super().parse_args(ctx, ["--json=" if arg == "--json" else arg for arg in args[:end]] + args[end:])
+
+
+def _json_form(value: str) -> JsonForm:
+    if value not in ("", "lines"):
+        raise UsageError(
+            f"Unknown form of --json: got `{value}`, allowed: lines",
+            "`--json` alone prints one object at the end; `--json=lines` prints every event when it happens",
+        )
+    return "lines" if value else "object"
 
 
 def _complete_presets(incomplete: str) -> list[str]:
@@ -71,6 +94,17 @@ DryRunLongFlag = Annotated[
 ]
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result, or the error, as one JSON object.")]
+
+JsonOption = Annotated[
+    str | None,
+    typer.Option(
+        "--json",
+        parser=_json_form,
+        metavar="[=lines]",
+        help="Print the result, or the error, as one JSON object; with --json=lines every event as a line, while it "
+        "runs, and the result or the error as the last.",
+    ),
+]
 
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
 

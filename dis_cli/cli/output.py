@@ -1,7 +1,8 @@
 """The one place that writes to the terminal.
 
-Standard output carries results only: text lines, or with ``--json`` one JSON object. Everything else (progress,
-notes, warnings, errors, hints) goes to standard error. Nothing here imports torch; rich is imported only when there
+Standard output carries results only: text lines, with ``--json`` one JSON object, or with ``--json=lines`` one for each
+event and the result or the error as the last. Everything else (progress, notes, warnings, errors, hints) goes to
+standard error. Nothing here imports torch; rich is imported only when there
 is a terminal to draw on.
 """
 
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from dis_cli.cli.meter import Meter
 from dis_cli.cli.text import jsonable, printable, size
-from dis_cli.errors import DisError, StorageError, UsageError
+from dis_cli.errors import DisError, Interrupted, PeerError, StorageError, UsageError
 from dis_cli.events import Event, Finished, Metric, Note, Progress, Saved, Started, Step, Wrote
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Output:
         verbose: Show a line for every step.
         progress: Show progress at all; notes and warnings stay without it.
         as_json: Print results as JSON.
+        json_lines: Print every event as a line of JSON when it happens, and the result as the last one.
         clock: Seconds, from any origin; paces the plain lines.
     """
 
@@ -45,6 +47,7 @@ class Output:
         verbose: bool = False,
         progress: bool = True,
         as_json: bool = False,
+        json_lines: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if quiet and verbose:
@@ -53,9 +56,11 @@ class Output:
         self._verbose = verbose
         self._progress = progress and not quiet
         self._as_json = as_json
+        self._json_lines = json_lines
         self._clock = clock
         self._live: LiveLine | None = None
         self._meter: Meter | None = None
+        self._training: Meter | None = None
         self._log_every: int | None = None
         self._unwritten = 0
         self._written_at: float | None = None
@@ -69,14 +74,18 @@ class Output:
 
         Raises:
             RuntimeError: The workflow ended without Finished.
+            StorageError: Standard output is to have every event, and is closed or full.
         """
-        self._log_every = log_every
+        self._log_every, self._training = log_every, None
         finished: dict[str, Any] | None = None
         with _closed_at_the_end(events), self._live_line():
             for event in events:
                 if isinstance(event, Finished):
                     finished = event.result
-                elif not self._quiet:
+                    continue
+                if self._json_lines:
+                    _write_stdout(_json_line(event.to_json()))
+                if not self._quiet:
                     self._show(event)
         if finished is None:
             raise RuntimeError("the workflow ended without a result")
@@ -84,7 +93,10 @@ class Output:
 
     def result(self, lines: Iterable[str], data: Mapping[str, object]) -> None:
         """Print a command's result: ``lines`` as text, or ``data`` with ``--json``."""
-        result(lines, data, self._as_json)
+        if self._json_lines:
+            _print_last({"event": Finished.kind, "schema": 1, "result": data})
+        else:
+            result(lines, data, self._as_json)
 
     def note(self, message: str) -> None:
         """Say something the user may want to know."""
@@ -98,7 +110,9 @@ class Output:
     @contextlib.contextmanager
     def _live_line(self) -> Generator[None]:
         try:
-            if self._progress and _is_terminal(sys.stderr):
+            # Lines of JSON on the same terminal would tear the live line.
+            torn = self._json_lines and _is_terminal(sys.stdout)
+            if self._progress and _is_terminal(sys.stderr) and not torn:
                 from dis_cli.cli.live import LiveLine
 
                 with LiveLine() as self._live:
@@ -114,6 +128,8 @@ class Output:
             case Started():
                 self._end_of_work()
                 self._meter = Meter(event, self._clock)
+                if event.unit == "steps":
+                    self._training = self._meter
                 self.note(_started_line(event))
             case Step() | Progress():
                 self._tick(event)
@@ -123,7 +139,8 @@ class Output:
                 self.note(f"wrote {event.what}: {event.path}")
             case Metric():
                 context = ", ".join(f"{name} {value:.6g}" for name, value in event.context.items())
-                self.note(f"{event.name}: {event.value:.6g}" + (f" ({context})" if context else ""))
+                place = f" at step {event.step}" if event.step is not None else ""
+                self.note(f"{event.name}: {event.value:.6g}{place}" + (f" ({context})" if context else ""))
             case Note(level="warning"):
                 self.warning(event.message)
             case Note():
@@ -134,18 +151,29 @@ class Output:
     def _tick(self, event: Step | Progress) -> None:
         if not self._progress:
             return
-        if self._meter is None:
-            total, unit = (0, "steps") if isinstance(event, Step) else (event.total, event.unit)
-            self._meter = Meter(Started(what="work", total=total, unit=unit), self._clock)
-        self._meter.update(event)
+        self._meter = meter = self._meter_of(event)
+        meter.update(event)
         self._unwritten += 1
-        complete = self._meter.fraction >= 1
+        complete = meter.fraction >= 1
         if self._live is not None and complete:
             self._live.clear()
         elif self._live is not None:
-            self._live.show(self._meter)
+            self._live.show(meter)
         if complete or self._verbose or (self._live is None and self._is_due()):
             self._write_progress()
+
+    def _meter_of(self, event: Step | Progress) -> Meter:
+        # Between two steps of a training, images are generated to be looked at or scored.
+        if isinstance(event, Step) and self._training is not None:
+            if self._meter is not self._training:
+                self._end_of_work()
+                self._training.go_on(event.seconds)
+            return self._training
+        if self._meter is not None and (isinstance(event, Step) or self._meter is not self._training):
+            return self._meter
+        self._end_of_work()
+        total, unit = (0, "steps") if isinstance(event, Step) else (event.total, event.unit)
+        return Meter(Started(what="work", total=total, unit=unit), self._clock)
 
     def _is_due(self) -> bool:
         if self._written_at is None or self._clock() - self._written_at >= SECONDS_BETWEEN_LINES:
@@ -184,11 +212,24 @@ def result(lines: Iterable[str], data: Mapping[str, object], as_json: bool) -> N
         StorageError: Standard output is closed or full.
     """
     if as_json:
-        # ASCII only: parses whatever the terminal's encoding, also with names that are not UTF-8.
-        text = json.dumps({"schema": 1} | cast("dict[str, object]", jsonable(data)), allow_nan=False) + "\n"
+        _print_last({"schema": 1} | dict(data))
     else:
-        text = "".join(f"{printable(line, sys.stdout)}\n" for line in lines)
-    _results.append(as_json)
+        _results.append(False)
+        _write_stdout("".join(f"{printable(line, sys.stdout)}\n" for line in lines))
+
+
+def _print_last(record: Mapping[str, object]) -> None:
+    text = _json_line(record)
+    _results.append(True)
+    _write_stdout(text)
+
+
+def _json_line(record: Mapping[str, object]) -> str:
+    # ASCII only: parses whatever the terminal's encoding, also with names that are not UTF-8.
+    return json.dumps(jsonable(record), allow_nan=False) + "\n"
+
+
+def _write_stdout(text: str) -> None:
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -201,16 +242,20 @@ def result(lines: Iterable[str], data: Mapping[str, object], as_json: bool) -> N
         ) from error
 
 
-def error(failure: DisError, as_json: bool) -> None:
-    """Print an error and its hint, and with ``as_json`` also as the object on standard output.
+def error(failure: DisError, as_json: bool, *, json_lines: bool = False) -> None:
+    """Print an error and its hint; with ``as_json`` or ``json_lines`` also as the last object on standard output.
 
-    A command that has already printed its result keeps that as the one JSON object.
+    A command that has already printed its result keeps that as the last one. Of several processes all but the first
+    tell only what is their own, on standard error.
     """
+    rank = os.environ.get("RANK", "0")
+    if rank != "0" and isinstance(failure, PeerError | Interrupted):
+        return
     hint = f"\nhint: {failure.hint}\n" if failure.hint else ""
-    write_stderr(f"error: {failure.message}\n{hint}")
-    if as_json and not any(_results):
+    write_stderr(f"error: {'' if rank == '0' else f'rank {rank}: '}{failure.message}\n{hint}")
+    if rank == "0" and (as_json or json_lines) and not any(_results):
         with contextlib.suppress(OSError, StorageError):
-            result([], failure.to_json(), as_json)
+            _print_last(({"event": "error"} if json_lines else {}) | failure.to_json())
 
 
 def _started_line(event: Started) -> str:

@@ -1,13 +1,16 @@
 """`dis train`: train a preset, or continue a run."""
 
+import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from dis_cli.cli.options import (
     DataOption,
     DeviceOption,
     DryRunFlag,
-    JsonFlag,
+    JsonOption,
     NoProgressFlag,
     OutOption,
     Overrides,
@@ -18,6 +21,9 @@ from dis_cli.cli.options import (
 )
 from dis_cli.cli.output import Output
 from dis_cli.cli.text import size
+from dis_cli.runtime.distributed import part_from_environment
+from dis_cli.runtime.run_dir import RunDir
+from dis_cli.runtime.signals import stop_on_signals
 
 DEFAULT_PRESET = "dis-xs-digits"
 
@@ -29,30 +35,44 @@ def train(
     out: OutOption = None,
     seed: SeedOption = None,
     device: DeviceOption = "auto",
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over; what the run's folder holds is moved into its earlier-N.")
+    ] = False,
     dry_run: DryRunFlag = False,
-    as_json: JsonFlag = False,
+    json: JsonOption = None,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
     no_progress: NoProgressFlag = False,
 ) -> None:
     """Train a model; running the same command again continues where it stopped.
 
-    The run is written to runs/NAME, or to --out. Ctrl-C saves the current step first.
+    The run is written to runs/NAME, or to --out. Ctrl-C saves the current step first. With `torchrun` in front, all
+    processes train one model: torchrun --nproc-per-node 8 -m dis_cli train --preset NAME
 
     Example: dis train --preset dis-m-cifar --data cifar train.batch_size=64
     """
     from dis_cli.config.overrides import apply_overrides
     from dis_cli.config.presets import load_preset
 
-    output = Output(quiet=quiet, verbose=verbose, progress=not no_progress, as_json=as_json)
+    # Of several processes only the first one speaks.
+    is_leader = part_from_environment().index == 0
+    output = Output(
+        quiet=quiet or not is_leader,
+        verbose=verbose and is_leader,
+        progress=not no_progress,
+        as_json=json == "object",
+        json_lines=json == "lines" and is_leader,
+    )
     extra = [f"data.path={data}"] if data is not None else []
     extra += [f"seed={seed}"] if seed is not None else []
     config = apply_overrides(load_preset(preset or DEFAULT_PRESET), [*extra, *(overrides or [])])
     run = out or Path("runs") / config.name
 
     from dis_cli.workflows.resources import look_for_vae
+    from dis_cli.workflows.trackers import look_for_trackers
 
     # Before torch is imported, which takes seconds.
+    look_for_trackers(config.train.trackers)
     if config.data.source != "latents":
         look_for_vae(config, None)
     if dry_run:
@@ -64,10 +84,15 @@ def train(
         output.result([dump_toml(RunConfig.model_validate(plan["config"])), *_plan_lines(plan)], plan)
         return
 
-    from dis_cli.workflows.train import train as run_training
+    # Before torch is imported too: of two that want one folder, one has to know at once; and a signal must not leave
+    # the folder behind.
+    with stop_on_signals() as stop, RunDir(run).lock() if is_leader else contextlib.nullcontext():
+        from dis_cli.workflows.train import train as run_training
 
-    result = output.render(run_training(config, run, device=device), log_every=config.train.log_every)
-    output.result(_lines(result), result)
+        events = run_training(config, run, device=device, fresh=fresh, is_locked=True, stop=stop)
+        result = output.render(events, log_every=config.train.log_every)
+    if is_leader:
+        output.result(_lines(result), result)
 
 
 def _plan_lines(plan: dict[str, Any]) -> list[str]:
@@ -85,9 +110,19 @@ def _plan_lines(plan: dict[str, Any]) -> list[str]:
 
 
 def _lines(result: dict[str, Any]) -> list[str]:
+    run, step = result["run"], result["step"]
     loss = "" if result["loss"] is None else f", loss {result['loss']:.4f}"
+    lines = [f"trained {run}: step {step}{loss}"]
+    if not result.get("complete", True):
+        place = f"stopped after train.max_minutes at step {step} of {result['steps']}"
+        lines.append(f"{place}; run the same command again to continue")
+    if skipped := result.get("skipped"):
+        updates = "1 update was" if skipped == 1 else f"{skipped} updates were"
+        lines.append(f"skipped {updates} left out: the loss or a gradient was not finite")
+    if best := result.get("best"):
+        lines.append(f"best    {best['checkpoint']}: {best['metric']} {best['value']:.4g} at step {best['step']}")
     return [
-        f"trained {result['run']}: step {result['step']}{loss}",
-        f"sample  dis sample --ckpt {result['run']} -n 64",
-        f"score   dis eval-fid --ckpt {result['run']}",
+        *lines,
+        f"sample  dis sample --ckpt {run} -n 64",
+        f"score   dis eval-fid --ckpt {run}",
     ]

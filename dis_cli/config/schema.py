@@ -89,8 +89,18 @@ class DiffusionConfig(Section):
 
     @model_validator(mode="after")
     def _combination_is_defined(self) -> Self:
-        if self.prediction == "v" and self.variance == "learned_range":
-            raise ValueError("prediction 'v' needs a fixed variance: set diffusion.variance to 'fixed_small'")
+        if (self.schedule == "rectified_flow") != (self.prediction == "velocity"):
+            raise ValueError(
+                "schedule 'rectified_flow' and prediction 'velocity' need each other, got schedule "
+                f"'{self.schedule}' and prediction '{self.prediction}'; with both go a fixed diffusion.variance and "
+                "sample.sampler 'euler'"
+            )
+        if self.prediction != "epsilon" and self.variance == "learned_range":
+            raise ValueError(
+                f"prediction '{self.prediction}' needs a fixed variance: set diffusion.variance to 'fixed_small'"
+            )
+        if self.prediction == "velocity" and self.loss_weight == "min_snr":
+            raise ValueError("loss_weight 'min_snr' is not defined for prediction 'velocity': set it to 'uniform'")
         if self.schedule == "linear" and self.num_timesteps <= 20:
             raise ValueError(f"the linear schedule needs num_timesteps above 20, got {self.num_timesteps}")
         return self
@@ -225,7 +235,9 @@ class TrainConfig(Section):
 class SampleConfig(Section):
     """How images are generated, by `dis sample` and for `dis eval-fid`."""
 
-    sampler: Literal["ancestral", "ddim", "dpm++"] = Field(default="ancestral", description="the reverse process")
+    sampler: Literal["ancestral", "ddim", "dpm++", "euler"] = Field(
+        default="ancestral", description="the reverse process; 'euler' for rectified flow, which has no other"
+    )
     steps: PositiveInt = Field(default=250, description="model evaluations per image")
     cfg_scale: Annotated[float, Field(ge=0)] = Field(default=1.0, description="classifier-free guidance; 1 is none")
     cfg_channels: Literal["all", "first3"] = Field(
@@ -249,6 +261,9 @@ class EvaluateConfig(Section):
     )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
         default=1_000_000, description="seed of the first generated image"
+    )
+    inception: Annotated[Path | None, NoneWord] = Field(
+        default=None, description="weights of the Inception that FID is defined with; none for the bundled digits"
     )
 
 
@@ -288,6 +303,12 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
+        if (self.sample.sampler == "euler") != (self.diffusion.prediction == "velocity"):
+            fitting = "'euler'" if self.diffusion.prediction == "velocity" else "'ancestral', 'ddim' or 'dpm++'"
+            raise ValueError(
+                f"sample.sampler '{self.sample.sampler}' cannot sample diffusion.prediction "
+                f"'{self.diffusion.prediction}': set sample.sampler to {fitting}"
+            )
         if self.sample.steps > self.diffusion.num_timesteps:
             raise ValueError(
                 f"sample.steps {self.sample.steps} exceeds diffusion.num_timesteps {self.diffusion.num_timesteps}"

@@ -32,6 +32,8 @@ class TrainingSet(Dataset[TrainingBatch | DisError]):
 
     def __init__(self, source: ImageSource, *, seed: int, num_timesteps: int, num_drop_path: int) -> None:
         self.source = source
+        # Asked once: to look whether a property is there computes it, and a fingerprint can take seconds.
+        self._batch_source = source if isinstance(source, BatchSource) else None
         self.seed = seed
         self.num_timesteps = num_timesteps
         self.num_drop_path = num_drop_path
@@ -64,8 +66,8 @@ class TrainingSet(Dataset[TrainingBatch | DisError]):
                 # The image comes last: how many draws it takes depends on the source, and must not move the others.
                 yield rng
 
-        if isinstance(source, BatchSource):
-            x_0 = source.load_batch(indices, rngs())
+        if self._batch_source is not None:
+            x_0 = self._batch_source.load_batch(indices, rngs())
         else:
             x_0 = torch.stack([source.load(index, rng) for index, rng in zip(indices, rngs(), strict=True)])
         return TrainingBatch(
@@ -87,23 +89,32 @@ def training_batches(
     accumulation: int,
     num_workers: int,
     pin_memory: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[TrainingBatch]:
-    """The batches of steps ``first_step`` to ``last_step - 1``, each in ``accumulation`` equal parts, in order.
+    """One rank's share of steps ``first_step`` to ``last_step - 1``, each in ``accumulation`` equal parts, in order.
+
+    A step's samples are the same whatever the number of parts and ranks; only who computes them differs.
 
     Args:
         dataset: The samples by global position.
         first_step: First optimizer step, from 0.
         last_step: The step before which to stop.
-        batch_size: Samples per optimizer step.
-        accumulation: Parts per step; divides ``batch_size``.
+        batch_size: Samples per optimizer step, over all ranks.
+        accumulation: Parts per step.
         num_workers: Loader processes; 0 loads in line.
         pin_memory: Put batches where a GPU can fetch them by itself, from a thread of its own.
+        rank: This rank, from 0.
+        world_size: Ranks in all.
 
     Raises:
+        ValueError: ``batch_size`` cannot be dealt out in equal parts.
         DisError: A sample could not be read.
     """
-    part = batch_size // accumulation
-    parts = range(first_step * accumulation, last_step * accumulation)
+    part, rest = divmod(batch_size, accumulation * world_size)
+    if rest:
+        raise ValueError(f"{batch_size} samples cannot be dealt out to {accumulation} parts of {world_size} ranks")
+    parts = range(first_step * accumulation * world_size + rank, last_step * accumulation * world_size, world_size)
     positions = (range(index * part, (index + 1) * part) for index in parts)
     # The samples bring their own randomness; the loader's base seed must not come from the global generator.
     loader = DataLoader(

@@ -1,7 +1,6 @@
 """Writing a shard of latents: batch by batch, under another name until it is whole."""
 
 import contextlib
-import json
 import os
 from collections.abc import Generator
 from pathlib import Path
@@ -12,14 +11,13 @@ from numpy.typing import NDArray
 
 from dis_cli.data.shards import PROGRESS, STORED, LatentSettings, Shard, shard_name
 from dis_cli.runtime.files import publish, sha256_file, storage_error
+from dis_cli.runtime.safetensors_layout import Stored, layout
 
 
 class ShardWriter:
     """Writes one shard batch by batch, so that memory does not grow with the shard.
 
-    The file has a temporary name in ``.progress`` until ``finish`` gives it its own. safetensors itself writes from
-    memory only. Its layout is simple: the size of the header in 8 bytes, the header in JSON with every tensor's type,
-    shape and place, then the tensors one after the other.
+    The file has a temporary name in ``.progress`` until ``finish`` gives it its own.
 
     Args:
         folder: The folder of latents, with its ``.progress``.
@@ -116,19 +114,8 @@ class ShardWriter:
 def _layout(settings: LatentSettings, count: int, names_bytes: int) -> tuple[bytes, dict[str, int], int]:
     """A shard's header, where its tensors begin, and its size, all in bytes from the start of the file."""
     shape = [count, *settings.latent_shape]
-    moments = (STORED[settings.dtype], shape, int(np.prod(shape)) * np.dtype(settings.dtype).itemsize)
-    tensors: dict[str, tuple[str, list[int], int]] = {"labels": ("I64", [count], 8 * count)}
+    moments = Stored(STORED[settings.dtype], shape, int(np.prod(shape)) * np.dtype(settings.dtype).itemsize)
+    tensors = {"labels": Stored("I64", [count], 8 * count)}
     tensors |= dict.fromkeys(settings.moment_names, moments)
-    tensors["names"] = ("U8", [names_bytes], names_bytes)
-    begins: dict[str, int] = {}
-    entries: dict[str, object] = {}
-    end = 0
-    for name, (stored, own_shape, size) in tensors.items():
-        begins[name] = end
-        end += size
-        entries[name] = {"dtype": stored, "shape": own_shape, "data_offsets": [begins[name], end]}
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    # the tensors begin at a multiple of 8 bytes, so that they can be mapped
-    text += b" " * (-len(text) % 8)
-    header = len(text).to_bytes(8, "little") + text
-    return header, {name: len(header) + begin for name, begin in begins.items()}, len(header) + end
+    tensors["names"] = Stored("U8", [names_bytes], names_bytes)
+    return layout(tensors)

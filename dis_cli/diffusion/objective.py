@@ -1,6 +1,7 @@
 """What the model is trained to output, and the loss on it.
 
-Sources: Ho et al. 2020 (DDPM); Nichol and Dhariwal 2021 (learned variance); Salimans and Ho 2022 (v prediction).
+Sources: Ho et al. 2020 (DDPM); Nichol and Dhariwal 2021 (learned variance); Salimans and Ho 2022 (v prediction); Liu et
+al. 2022 (velocity of a rectified flow); Hang et al. 2023 (min-SNR weights).
 Coefficients are computed in float64 and cast to the images' type.
 """
 
@@ -10,13 +11,15 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from dis_cli.diffusion.flow import ForwardProcess, RectifiedFlow
 from dis_cli.diffusion.schedule import Schedule, check_choice
 
-Prediction: TypeAlias = Literal["epsilon", "v"]
+Prediction: TypeAlias = Literal["epsilon", "v", "x_0", "velocity"]
 Variance: TypeAlias = Literal["learned_range", "fixed_small", "fixed_large"]
+LossWeight: TypeAlias = Literal["uniform", "min_snr"]
 
 
 @dataclass(frozen=True)
@@ -28,52 +31,78 @@ class ReverseStep:
     pred_x_0: Float[Tensor, "b c h w"]
 
 
+def check_objective(process: ForwardProcess, *, prediction: Prediction, variance: Variance) -> None:
+    """Refuse an objective that the forward process does not have.
+
+    Args:
+        process: The forward process.
+        prediction: "velocity" belongs to a rectified flow, the others to a schedule.
+        variance: "learned_range" needs a schedule: a flow has no reverse Gaussian.
+
+    Raises:
+        ValueError: Unknown choice, or one that does not belong to the process.
+    """
+    _check_prediction(process, prediction)
+    check_choice("variance", variance, Variance)
+    if isinstance(process, RectifiedFlow) and variance == "learned_range":
+        raise ValueError("a rectified flow has no variance to learn, got variance 'learned_range'")
+
+
 def q_sample(
-    schedule: Schedule,
+    process: ForwardProcess,
     x_0: Float[Tensor, "b c h w"],
     t: Int64[Tensor, " b"],
     noise: Float[Tensor, "b c h w"],
 ) -> Float[Tensor, "b c h w"]:
-    """Noisy images x_t = sqrt(alphas_cumprod) x_0 + sqrt(1 - alphas_cumprod) noise (DDPM, equation 4).
+    """Noisy images x_t = signal_factor x_0 + noise_factor noise.
+
+    The factors of a schedule are sqrt(alphas_cumprod) and sqrt(1 - alphas_cumprod) (DDPM, equation 4), those of a
+    rectified flow 1 - sigma and sigma.
 
     Args:
-        schedule: The forward process.
+        process: The forward process.
         x_0: Clean images, in [-1, 1], or latents of about unit variance.
         t: Index of each image's noise level, 0 to T - 1.
         noise: Standard normal.
     """
-    return _at(schedule.sqrt_alphas_cumprod, t, x_0) * x_0 + _at(schedule.sqrt_one_minus_alphas_cumprod, t, x_0) * noise
+    return _at(process.signal_factor, t, x_0) * x_0 + _at(process.noise_factor, t, x_0) * noise
 
 
 def prediction_target(
-    schedule: Schedule,
+    process: ForwardProcess,
     x_0: Float[Tensor, "b c h w"],
     t: Int64[Tensor, " b"],
     noise: Float[Tensor, "b c h w"],
     *,
     prediction: Prediction,
 ) -> Float[Tensor, "b c h w"]:
-    """What the model should output: the noise, or v = sqrt(alphas_cumprod) noise - sqrt(1 - alphas_cumprod) x_0.
+    """What the model should output.
 
     Args:
-        schedule: The forward process.
+        process: The forward process.
         x_0: Clean images.
         t: Index of each image's noise level, 0 to T - 1.
         noise: The noise in x_t.
-        prediction: "epsilon" or "v".
+        prediction: "epsilon", the noise; "v" = sqrt(alphas_cumprod) noise - sqrt(1 - alphas_cumprod) x_0; "x_0"; or
+            "velocity" = noise - x_0, the derivative of x_t by sigma.
 
     Raises:
-        ValueError: Unknown prediction.
+        ValueError: Unknown prediction, or one that does not belong to the process.
     """
-    check_choice("prediction", prediction, Prediction)
-    if prediction == "epsilon":
-        return noise
-    signal = _at(schedule.sqrt_alphas_cumprod, t, x_0)
-    return signal * noise - _at(schedule.sqrt_one_minus_alphas_cumprod, t, x_0) * x_0
+    _check_prediction(process, prediction)
+    match prediction:
+        case "epsilon":
+            return noise
+        case "v":
+            return _at(process.signal_factor, t, x_0) * noise - _at(process.noise_factor, t, x_0) * x_0
+        case "x_0":
+            return x_0
+        case "velocity":
+            return noise - x_0
 
 
 def predict_x_0(
-    schedule: Schedule,
+    process: ForwardProcess,
     output: Float[Tensor, "b c h w"],
     x_t: Float[Tensor, "b c h w"],
     t: Int64[Tensor, " b"],
@@ -83,21 +112,24 @@ def predict_x_0(
     """The clean images that an output stands for: ``prediction_target`` solved for x_0.
 
     Args:
-        schedule: The forward process.
+        process: The forward process.
         output: The model's output without variance channels.
         x_t: Noisy images.
         t: Index of each image's noise level, 0 to T - 1.
-        prediction: "epsilon" or "v".
+        prediction: "epsilon", "v", "x_0" or "velocity".
 
     Raises:
-        ValueError: Unknown prediction.
+        ValueError: Unknown prediction, or one that does not belong to the process.
     """
-    check_choice("prediction", prediction, Prediction)
+    _check_prediction(process, prediction)
+    if isinstance(process, RectifiedFlow):
+        return x_t - _at(process.sigmas, t, x_t) * output
+    if prediction == "x_0":
+        return output
     if prediction == "epsilon":
-        factor = _at(schedule.sqrt_recip_alphas_cumprod, t, x_t)
-        return factor * x_t - _at(schedule.sqrt_recipm1_alphas_cumprod, t, x_t) * output
-    signal = _at(schedule.sqrt_alphas_cumprod, t, x_t)
-    return signal * x_t - _at(schedule.sqrt_one_minus_alphas_cumprod, t, x_t) * output
+        factor = _at(process.sqrt_recip_alphas_cumprod, t, x_t)
+        return factor * x_t - _at(process.sqrt_recipm1_alphas_cumprod, t, x_t) * output
+    return _at(process.signal_factor, t, x_t) * x_t - _at(process.noise_factor, t, x_t) * output
 
 
 def split_output(
@@ -156,7 +188,7 @@ def reverse_step(
         model_output: The model's output at (x_t, t).
         x_t: Noisy images.
         t: Index of each image's noise level, 0 to T - 1.
-        prediction: "epsilon" or "v".
+        prediction: "epsilon", "v" or "x_0".
         variance: "learned_range" takes the log variance between the posterior's (channels at -1) and log(beta)
             (channels at 1; Nichol and Dhariwal 2021, equation 15); "fixed_small" and "fixed_large" are the two ends.
 
@@ -179,8 +211,32 @@ def reverse_step(
     return ReverseStep(mean, log_variance, pred_x_0)
 
 
+def min_snr_weights(process: ForwardProcess, *, prediction: Prediction, gamma: float) -> Float64[np.ndarray, " T"]:
+    """Weight of the mean squared error at each index, the signal-to-noise ratio being capped (Hang et al. 2023).
+
+    With snr = alphas_cumprod / (1 - alphas_cumprod), every prediction's error of x_0 gets the weight min(snr, gamma).
+    A squared error of epsilon is one of x_0 times snr, and one of v is one of x_0 times snr + 1.
+
+    Args:
+        process: The forward process.
+        prediction: "epsilon", "v" or "x_0".
+        gamma: The cap, above 0; 5 in the paper.
+
+    Raises:
+        ValueError: Unknown prediction, or a rectified flow, for which the weights are not defined.
+    """
+    _check_prediction(process, prediction)
+    if isinstance(process, RectifiedFlow):
+        raise ValueError("loss weight 'min_snr' is not defined for a rectified flow")
+    snr = process.alphas_cumprod / (1.0 - process.alphas_cumprod)
+    capped = np.minimum(snr, gamma)
+    if prediction == "x_0":
+        return capped
+    return capped / (snr if prediction == "epsilon" else snr + 1.0)
+
+
 def training_losses(
-    schedule: Schedule,
+    process: ForwardProcess,
     model_output: Float[Tensor, "b o h w"],
     x_0: Float[Tensor, "b c h w"],
     x_t: Float[Tensor, "b c h w"],
@@ -189,6 +245,8 @@ def training_losses(
     *,
     prediction: Prediction,
     variance: Variance,
+    loss_weight: LossWeight = "uniform",
+    min_snr_gamma: float = 5.0,
 ) -> dict[str, Float[Tensor, " b"]]:
     """The loss of each image: the mean squared error, plus the variational bound where the variance is learned.
 
@@ -196,30 +254,47 @@ def training_losses(
     (Nichol and Dhariwal 2021, section 3.1).
 
     Args:
-        schedule: The forward process.
+        process: The forward process.
         model_output: The model's output at (x_t, t).
         x_0: Clean images; the bound's last term takes [-1, 1] as 256 levels.
-        x_t: ``q_sample(schedule, x_0, t, noise)``.
+        x_t: ``q_sample(process, x_0, t, noise)``.
         noise: The noise in x_t.
         t: Index of each image's noise level, 0 to T - 1.
-        prediction: "epsilon" or "v".
+        prediction: "epsilon", "v" or "x_0"; "velocity" for a rectified flow.
         variance: "learned_range", "fixed_small" or "fixed_large"; the fixed ones do not enter the loss.
+        loss_weight: "min_snr" multiplies the squared error, and not the bound, by ``min_snr_weights``.
+        min_snr_gamma: The cap of these.
 
     Returns:
-        "loss", the sum to minimise; "mse"; and with a learned variance "vb".
+        "loss", the sum to minimise; "mse", without a weight; and with a learned variance "vb".
 
     Raises:
-        ValueError: Unknown choice, or a wrong number of channels.
+        ValueError: Unknown choice, one that does not belong to the process, or a wrong number of channels.
     """
+    check_objective(process, prediction=prediction, variance=variance)
+    check_choice("loss_weight", loss_weight, LossWeight)
     output, share = split_output(model_output, x_0.shape[1], variance=variance)
-    target = prediction_target(schedule, x_0, t, noise, prediction=prediction)
+    target = prediction_target(process, x_0, t, noise, prediction=prediction)
     mse = (target - output).square().mean(dim=(1, 2, 3))
+    weighted = mse
+    if loss_weight == "min_snr":
+        weights = min_snr_weights(process, prediction=prediction, gamma=min_snr_gamma)
+        weighted = _at(weights, t, mse).flatten() * mse
     if share is None:
-        return {"loss": mse, "mse": mse}
+        return {"loss": weighted, "mse": mse}
+    assert isinstance(process, Schedule)
     frozen = torch.cat([output.detach(), share], dim=1)
-    step = reverse_step(schedule, frozen, x_t, t, prediction=prediction, variance=variance)
-    vb = _variational_bound(schedule, step, x_0, x_t, t)
-    return {"loss": mse + vb, "mse": mse, "vb": vb}
+    step = reverse_step(process, frozen, x_t, t, prediction=prediction, variance=variance)
+    vb = _variational_bound(process, step, x_0, x_t, t)
+    return {"loss": weighted + vb, "mse": mse, "vb": vb}
+
+
+def _check_prediction(process: ForwardProcess, prediction: Prediction) -> None:
+    check_choice("prediction", prediction, Prediction)
+    is_flow = isinstance(process, RectifiedFlow)
+    if is_flow != (prediction == "velocity"):
+        got = "a rectified flow" if is_flow else "a schedule of betas"
+        raise ValueError(f"prediction 'velocity' and a rectified flow need each other, got {prediction!r} with {got}")
 
 
 def _variational_bound(schedule: Schedule, step: ReverseStep, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:

@@ -59,6 +59,16 @@ class Schedule:
         """Factor of the noise in x_t."""
         return np.sqrt(1.0 - self.alphas_cumprod)
 
+    @property
+    def signal_factor(self) -> Float64[np.ndarray, " T"]:
+        """Factor of x_0 in x_t, under the name that every forward process has for it."""
+        return self.sqrt_alphas_cumprod
+
+    @property
+    def noise_factor(self) -> Float64[np.ndarray, " T"]:
+        """Factor of the noise in x_t, likewise."""
+        return self.sqrt_one_minus_alphas_cumprod
+
     @cached_property
     def sqrt_recip_alphas_cumprod(self) -> Float64[np.ndarray, " T"]:
         """Factor of x_t when x_0 is recovered from x_t and the noise."""
@@ -94,6 +104,20 @@ class Schedule:
     def posterior_mean_coef2(self) -> Float64[np.ndarray, " T"]:
         """Factor of x_t in the mean of q(x_{t-1} | x_t, x_0)."""
         return (1.0 - self.alphas_cumprod_prev) * np.sqrt(1.0 - self.betas) / (1.0 - self.alphas_cumprod)
+
+    def restrict(self, indices: list[int]) -> "Schedule":
+        """The process that visits only some of the timesteps, with the marginals q(x_t | x_0) unchanged at those.
+
+        Args:
+            indices: At least one index, strictly ascending.
+
+        Raises:
+            ValueError: Indices that are missing, out of order or out of range.
+        """
+        check_indices(indices, self.num_timesteps)
+        kept = self.alphas_cumprod[indices]
+        betas = 1.0 - kept / np.append(1.0, kept[:-1])
+        return Schedule(betas, self.timestep_map[indices], self.num_original_timesteps)
 
 
 def linear_betas(num_timesteps: int) -> Float64[np.ndarray, " T"]:
@@ -175,7 +199,7 @@ def space_timesteps(num_timesteps: int, spec: str) -> list[int]:
 
 
 def respace(schedule: Schedule, spec: str) -> Schedule:
-    """The process that visits only some of the timesteps, with the marginals q(x_t | x_0) unchanged at those.
+    """The schedule restricted to the timesteps that a respacing keeps.
 
     Args:
         schedule: The schedule to restrict; it may have been respaced before.
@@ -184,24 +208,21 @@ def respace(schedule: Schedule, spec: str) -> Schedule:
     Raises:
         ValueError: As ``space_timesteps``.
     """
-    return restrict(schedule, space_timesteps(schedule.num_timesteps, spec))
+    return schedule.restrict(space_timesteps(schedule.num_timesteps, spec))
 
 
-def restrict(schedule: Schedule, indices: list[int]) -> Schedule:
-    """The same for given indices.
+def check_indices(indices: list[int], num_timesteps: int) -> None:
+    """Refuse indices that are no restriction of a process.
 
     Args:
-        schedule: The schedule to restrict.
-        indices: At least one index of it, strictly ascending.
+        indices: The indices to keep.
+        num_timesteps: Number of steps T of the process.
 
     Raises:
-        ValueError: Indices that are missing, out of order or out of range.
+        ValueError: They are missing, out of order or out of range.
     """
-    if not indices or indices[0] < 0 or indices[-1] >= schedule.num_timesteps or np.any(np.diff(indices) <= 0):
-        raise ValueError(f"indices must ascend strictly within 0 to {schedule.num_timesteps - 1}, got {indices}")
-    kept = schedule.alphas_cumprod[indices]
-    betas = 1.0 - kept / np.append(1.0, kept[:-1])
-    return Schedule(betas, schedule.timestep_map[indices], schedule.num_original_timesteps)
+    if not indices or indices[0] < 0 or indices[-1] >= num_timesteps or np.any(np.diff(indices) <= 0):
+        raise ValueError(f"indices must ascend strictly within 0 to {num_timesteps - 1}, got {indices}")
 
 
 def check_choice(what: str, got: str, choices: Any) -> None:

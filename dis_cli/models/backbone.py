@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dis_cli.models.embed import FinalLayer, LabelEmbed, PatchEmbed, timestep_embedding, unpatchify
 from dis_cli.models.mixer import Mixer
@@ -90,6 +91,10 @@ class Block(nn.Module):
 class DiS(nn.Module):
     """The DiS noise predictor.
 
+    Attributes:
+        gradient_checkpointing: Whether a training forward keeps only what enters each block, and the backward computes
+            the block again (arXiv 1604.06174). The gradients are the same in every bit. At first it is off.
+
     Args:
         image_size: Side of the square grid, in its own pixels (image pixels or latent pixels).
         patch_size: Side of a patch; divides ``image_size``.
@@ -149,6 +154,7 @@ class DiS(nn.Module):
         self.label_drop = label_drop
         self.extras = 2 if num_classes else 1
         self.drop_path_rates = drop_path_rates(drop_path, depth)
+        self.gradient_checkpointing = False
 
         self.patch_embed = PatchEmbed(patch_size, in_channels, embed_dim)
         self.time_embed = nn.Sequential(
@@ -218,13 +224,21 @@ class DiS(nn.Module):
         skips: list[Tensor] = []
         for index, block in enumerate(self.blocks()):
             skip = skips.pop() if block.skip_linear is not None else None
-            hidden, residual = block(hidden, residual, skip, keeps[index])
+            hidden, residual = self._run(block, hidden, residual, skip, keeps[index])
             if index < len(self.in_blocks):
                 skips.append(hidden)
         hidden, _ = self.norm_f(hidden, residual, keeps[-1])
         # The extra tokens pass the final layer as published and are dropped after it: the same as dropping them before.
         patches = self.final_layer(hidden[:, self.extras :], condition)
         return unpatchify(patches, self.patch_size, self.out_channels)
+
+    def _run(
+        self, block: Block, hidden: Tensor, residual: Tensor | None, skip: Tensor | None, keep: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            # A block draws no random numbers, so that torch's generators need not be put back for it.
+            return checkpoint(block, hidden, residual, skip, keep, use_reentrant=False, preserve_rng_state=False)
+        return block(hidden, residual, skip, keep)
 
     def _check(self, x: Tensor, labels: Tensor | None) -> None:
         wanted = (self.in_channels, self.image_size, self.image_size)

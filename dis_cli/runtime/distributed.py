@@ -49,6 +49,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def local_world_size() -> int:
+    """How many processes `torchrun` started on this machine; 1 when this one was started alone."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def parse_part(text: str) -> Part:
     """A part from ``i/n``, counted from 1.
 

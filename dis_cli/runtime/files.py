@@ -10,7 +10,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 from dis_cli.errors import StorageError
@@ -114,6 +114,34 @@ def write_durably(path: Path, data: bytes, *, shown_as: Path | None = None) -> N
             os.fsync(file.fileno())
     except OSError as error:
         raise storage_error(shown_as or path, error, len(data)) from error
+
+
+def write_hashed(path: Path, chunks: Iterable[bytes | memoryview], *, size: int, shown_as: Path) -> str:
+    """Write a new file piece by piece and force it to the disk like `write_durably`.
+
+    Args:
+        path: The file, which must not exist.
+        chunks: Its content.
+        size: Of all of them, in bytes.
+        shown_as: The path to name in an error.
+
+    Returns:
+        The SHA-256 of what was to be written, as 64 hexadecimal digits.
+
+    Raises:
+        StorageError: The file may be there in part.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("xb") as file:
+            for chunk in chunks:
+                digest.update(chunk)
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise storage_error(shown_as, error, size) from error
+    return digest.hexdigest()
 
 
 def discard_folder(folder: Path) -> None:

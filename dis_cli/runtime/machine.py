@@ -1,10 +1,14 @@
 """Facts about this machine and what is installed on it. Nothing here imports torch."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Memory(NamedTuple):
@@ -44,6 +48,21 @@ def memory() -> Memory:
         return Memory(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), None)
     except (ValueError, OSError):
         return Memory(None, None)
+
+
+def memory_in_use(device: "torch.device") -> int | None:
+    """What the work holds, in bytes: the most that a GPU has held for it, or what this process holds; None if unknown.
+
+    Args:
+        device: What computes.
+    """
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_reserved(device)
+    with contextlib.suppress(OSError, AttributeError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return None
 
 
 def package_version(name: str) -> str | None:

@@ -2,11 +2,13 @@
 
     config.toml run.json events.jsonl log.txt checkpoints/step-*/ samples/ evaluations/
     latents/ when the run encoded its images itself
+    tensorboard/ wandb/ wandb-id.txt when it is shown there
 
 Two hidden files stand beside them while a process holds the run: the lock, and a note on who holds it.
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -27,6 +29,9 @@ from dis_cli.runtime.files import atomic_write_bytes, atomic_write_text, remove_
 # Loader processes of a killed run notice within 5 seconds that they are orphans, and hold its lock until then.
 _ORPHANS_SECONDS = 10.0
 _POLL_SECONDS = 0.02
+
+# A process notes itself after it has started; clocks that are set meanwhile move by less than this.
+_CLOCK_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,10 @@ class RunDir:
         """Folder of ``step-*`` folders."""
         return self.path / "checkpoints"
 
+    def checkpoint(self, step: int) -> Path:
+        """Folder of the checkpoint of a step."""
+        return self.checkpoints / f"step-{step:08d}"
+
     @property
     def samples(self) -> Path:
         """Folder of generated images."""
@@ -78,6 +87,24 @@ class RunDir:
     def latents(self) -> Path:
         """Folder of the images' latents, in a run that encodes them itself."""
         return self.path / "latents"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def wandb_id_path(self) -> Path:
+        """What Weights & Biases knows the run by, so that a later start continues its curves."""
+        return self.path / "wandb-id.txt"
+
+    def holder(self) -> "Holder | None":
+        """The process that is working on the run, as far as can be told without touching the lock; None when none is.
+
+        A process of another machine cannot be asked whether it lives, and counts as working until its note is gone.
+        """
+        holder = Holder.read(self._holder_path)
+        return holder if holder is not None and holder.is_alive() and not holder.has_ended() else None
 
     def create(self) -> None:
         """Make the folder and its sub-folders; those that exist are left alone.
@@ -96,21 +123,51 @@ class RunDir:
         folders = (self.path, self.checkpoints, self.samples, self.evaluations)
         return [leftover for folder in folders for leftover in remove_temporaries(folder)]
 
+    def set_aside(self) -> Path | None:
+        """Move what a run has written into ``earlier-N``, which is then a run folder of its own.
+
+        Latents stay: they are the images' and not the run's. Call it while holding the lock.
+
+        Returns:
+            The new folder; None when there was nothing to move.
+
+        Raises:
+            StorageError: Something could not be moved.
+        """
+        mine = (self.config_path, self.run_json, self.events_path, self.log_path)
+        mine += (self.checkpoints, self.samples, self.evaluations)
+        mine += (self.tensorboard, self.wandb_id_path, self.path / "wandb")
+        found = [path for path in mine if path.exists()]
+        if not found:
+            return None
+        number = next(number for number in itertools.count(1) if not (self.path / f"earlier-{number}").exists())
+        folder = self.path / f"earlier-{number}"
+        try:
+            folder.mkdir()
+            # Without its configuration a folder is no run: that goes last.
+            for path in reversed(found):
+                path.rename(folder / path.name)
+        except OSError as error:
+            raise storage_error(folder, error, action="move what was there to") from error
+        return folder
+
     @contextlib.contextmanager
     def lock(self) -> Generator[None, None, None]:
         """Hold the run: no other process on any machine that shares the disk can hold it at the same time.
 
         The operating system gives the lock back when its holder ends, however it ends. A living holder is reported
-        at once; when the holder is dead and the lock still taken, its orphaned children are given time to end.
+        at once; when the holder is dead and the lock still taken, its orphaned children are given time to end. The
+        folder is made when missing, and removed if nothing was written to it.
 
         Raises:
             StorageError: Another process holds the run (names its pid, machine and start), or the folder does not
                 allow locks.
         """
+        made = self._make_folder()
         lock = filelock.FileLock(self.path / ".lock")
         deadline = time.monotonic() + _ORPHANS_SECONDS
         while not _try_acquire(lock):
-            holder = _Holder.read(self._holder_path)
+            holder = Holder.read(self._holder_path)
             if (holder is not None and holder.is_alive()) or time.monotonic() > deadline:
                 raise StorageError(
                     f"`{self.path}` is in use by {holder or 'another process'}",
@@ -118,12 +175,31 @@ class RunDir:
                 )
             time.sleep(_POLL_SECONDS)
         try:
-            _Holder.this_process().write(self._holder_path)
+            Holder.this_process().write(self._holder_path)
             yield
         finally:
             with contextlib.suppress(OSError):
                 self._holder_path.unlink(missing_ok=True)
+            if made:
+                self._remove_empty(made)
             lock.release()
+
+    def _make_folder(self) -> list[Path]:
+        """Make the folder and its parents; returns those that were not there, the innermost first."""
+        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(self.path, error, action="create") from error
+        return made
+
+    def _remove_empty(self, made: list[Path]) -> None:
+        """Leave no trace of a run that did not begin."""
+        if {path.name for path in self.path.iterdir()} <= {".lock"}:
+            with contextlib.suppress(OSError):
+                (self.path / ".lock").unlink(missing_ok=True)
+                for folder in made:
+                    folder.rmdir()
 
     def append_event(self, event: Event) -> None:
         """Add one line to ``events.jsonl``; numbers that are not finite become null, which JSON has no other way for.
@@ -178,19 +254,25 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class _Holder:
-    """The process that holds a run."""
+class Holder:
+    """The process that holds a run, as it has noted itself.
+
+    Args:
+        pid: Its number on its machine.
+        host: The machine.
+        started: When it took the run, as ISO 8601 with the offset from UTC.
+    """
 
     pid: int
     host: str
     started: str
 
     @classmethod
-    def this_process(cls) -> "_Holder":
+    def this_process(cls) -> "Holder":
         return cls(os.getpid(), socket.gethostname(), datetime.now().astimezone().isoformat(timespec="seconds"))
 
     @classmethod
-    def read(cls, path: Path) -> "_Holder | None":
+    def read(cls, path: Path) -> "Holder | None":
         try:
             note = json.loads(path.read_bytes())
             return cls(int(note["pid"]), str(note["host"]), str(note["started"]))
@@ -206,11 +288,27 @@ class _Holder:
             return True
         try:
             os.kill(self.pid, 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, OverflowError):
             return False
         except OSError:
             return True
         return True
+
+    def has_ended(self) -> bool:
+        """True when a number that lives is known to mean no holder: what is left of one, or a later process.
+
+        Numbers are given out again, after a boot at once. Only Linux is asked.
+        """
+        if self.host != socket.gethostname():
+            return False
+        try:
+            # The name, in brackets, may hold anything. After it: the state, and 19 fields on the start, in ticks.
+            fields = Path(f"/proc/{self.pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+            age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+            noted = datetime.fromisoformat(self.started).timestamp()
+        except (OSError, ValueError, IndexError, AttributeError):
+            return False
+        return fields[0] in ("Z", "X") or time.time() - age > noted + _CLOCK_SECONDS
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, started {self.started}"

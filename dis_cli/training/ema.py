@@ -1,6 +1,4 @@
-"""The exponential moving average of the weights: the weights that images are sampled from."""
-
-from collections.abc import Mapping
+"""Exponential moving averages of the weights: the weights that images are sampled from."""
 
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -18,7 +16,9 @@ class Ema:
     def __init__(self, model: nn.Module, *, decay: float, warmup: bool) -> None:
         self.decay = decay
         self.warmup = warmup
-        self.average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        self.average: dict[str, Tensor] = {
+            name: parameter.detach().clone() for name, parameter in model.named_parameters()
+        }
 
     def update(self, parameters: tuple[nn.Parameter, ...], num_updates: int) -> None:
         """Take the current weights in.
@@ -29,8 +29,3 @@ class Ema:
         """
         decay = min(self.decay, (1 + num_updates) / (10 + num_updates)) if self.warmup else self.decay
         get_ema_multi_avg_fn(decay)(list(self.average.values()), parameters, num_updates)
-
-    def load(self, average: Mapping[str, Tensor]) -> None:
-        """Continue from a saved average."""
-        for name, tensor in self.average.items():
-            tensor.copy_(average[name])

@@ -15,20 +15,26 @@ from dis_cli.data.latents import LatentSource
 from dis_cli.data.shards import VaeRecord
 from dis_cli.data.source import ImageSource
 from dis_cli.diffusion.batch import TrainingBatch
+from dis_cli.diffusion.flow import ForwardProcess, make_flow
 from dis_cli.diffusion.objective import q_sample, training_losses
 from dis_cli.diffusion.samplers import Sampler, make_sampler
-from dis_cli.diffusion.schedule import Schedule, make_schedule
+from dis_cli.diffusion.schedule import make_schedule
 from dis_cli.errors import ConfigError, MismatchError, MissingResourceError, UsageError
 from dis_cli.events import Note
 from dis_cli.models.backbone import DiS
+from dis_cli.runtime.compiler import require_compiler
+from dis_cli.runtime.distributed import local_world_size
 from dis_cli.runtime.machine import num_cores
 from dis_cli.runtime.precision import Precision, choose_precision, linear_precision
+from dis_cli.runtime.process_group import ProcessGroup
 from dis_cli.runtime.seed import Stream, generator
 from dis_cli.scan.engines import ENGINES, Engine, choose_engine, unavailable
 from dis_cli.training.ema import Ema
 from dis_cli.training.loop import LossFunction
 from dis_cli.training.lr import learning_rate
-from dis_cli.training.state import TrainingState, make_optimizer
+from dis_cli.training.optimizer import make_optimizer
+from dis_cli.training.parallel import replicate, shard
+from dis_cli.training.state import TrainingState
 from dis_cli.workflows.resources import named_vae
 
 Codec = PixelCodec | VaeCodec
@@ -208,9 +214,12 @@ def build_model(config: RunConfig) -> DiS:
         )
 
 
-def build_schedule(config: RunConfig) -> Schedule:
+def build_schedule(config: RunConfig) -> ForwardProcess:
     """The forward process."""
-    return make_schedule(config.diffusion.schedule, config.diffusion.num_timesteps)
+    diffusion = config.diffusion
+    if diffusion.schedule == "rectified_flow":
+        return make_flow(diffusion.num_timesteps)
+    return make_schedule(diffusion.schedule, diffusion.num_timesteps)
 
 
 def build_sampler(config: RunConfig) -> Sampler:
@@ -235,11 +244,12 @@ def num_loader_workers(config: RunConfig, device: torch.device) -> int:
     """Loader processes of a run, "auto" decided by the machine.
 
     On a CPU the model already uses every core, and a loader beside it only makes its threads wait for each other (see
-    ``loader`` in tests/bench): none. Beside a GPU the cores are free: one each for all but this process, up to 8.
+    ``loader`` in tests/bench): none. Beside a GPU the cores are free: one each for all but this process, up to 8, of
+    those that fall to this rank.
     """
     if config.data.num_workers != "auto":
         return config.data.num_workers
-    return 0 if device.type == "cpu" else max(1, min(8, num_cores() - 1))
+    return 0 if device.type == "cpu" else max(1, min(8, num_cores() // local_world_size() - 1))
 
 
 def build_codec(config: RunConfig, device: torch.device, trained_with: VaeRecord | None = None) -> Codec:
@@ -284,14 +294,33 @@ def require_fitting_vae(config: RunConfig) -> None:
         )
 
 
-def build_training_state(config: RunConfig, device: torch.device) -> TrainingState:
-    """The state before the first step."""
+def build_training_state(config: RunConfig, device: torch.device, group: ProcessGroup) -> TrainingState:
+    """The state before the first step, on every rank of a group.
+
+    Raises:
+        ConfigError: The model is to be compiled, and torch cannot compile on this machine.
+    """
+    train = config.train
     model = build_model(config).to(device)
-    optimizer = make_optimizer(
-        model, lr=config.train.lr, betas=config.train.betas, weight_decay=config.train.weight_decay
-    )
-    ema = Ema(model, decay=config.train.ema_decay, warmup=config.train.ema_warmup)
-    return TrainingState(model=model, ema=ema, optimizer=optimizer)
+    model.gradient_checkpointing = train.gradient_checkpointing
+    if train.compile:
+        require_compiler(device)
+        # In place, so that parameters keep their names.
+        model.compile()
+    module: torch.nn.Module = model
+    if group.world_size > 1 and train.sharding == "fsdp":
+        shard(model)
+    elif group.world_size > 1:
+        module = replicate(model)
+    optimizer = make_optimizer(model, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
+    ema, *more = (Ema(model, decay=decay, warmup=train.ema_warmup) for decay in (train.ema_decay, *train.ema_more))
+    return TrainingState(model, ema, optimizer, tuple(more), module)
+
+
+def max_skipped(config: RunConfig) -> int:
+    """How many updates may be left out because the loss or a gradient is not finite."""
+    policy, _, count = config.train.on_nonfinite.partition(":")
+    return int(count) if policy == "skip" else 0
 
 
 def build_loss_function(config: RunConfig) -> LossFunction:
@@ -300,12 +329,12 @@ def build_loss_function(config: RunConfig) -> LossFunction:
     Args:
         config: Its ``train.precision`` is "fp32" or "bf16": "auto" was resolved before.
     """
-    schedule = build_schedule(config)
+    process = build_schedule(config)
     precision = config.train.precision
-    prediction, variance = config.diffusion.prediction, config.diffusion.variance
+    diffusion = config.diffusion
 
     def loss_function(model: torch.nn.Module, batch: TrainingBatch) -> Tensor:
-        x_t = q_sample(schedule, batch.x_0, batch.t, batch.noise)
+        x_t = q_sample(process, batch.x_0, batch.t, batch.noise)
         with linear_precision(precision, x_t.device.type):
             output = model(
                 x_t,
@@ -315,7 +344,16 @@ def build_loss_function(config: RunConfig) -> LossFunction:
                 drop_path_uniform=batch.drop_path_uniform,
             )
         losses = training_losses(
-            schedule, output.float(), batch.x_0, x_t, batch.noise, batch.t, prediction=prediction, variance=variance
+            process,
+            output.float(),
+            batch.x_0,
+            x_t,
+            batch.noise,
+            batch.t,
+            prediction=diffusion.prediction,
+            variance=diffusion.variance,
+            loss_weight=diffusion.loss_weight,
+            min_snr_gamma=diffusion.min_snr_gamma,
         )
         return losses["loss"].mean()
 
@@ -333,4 +371,5 @@ def build_learning_rate(config: RunConfig, step: int) -> float:
         schedule=train.lr_schedule,
         min_ratio=train.min_lr_ratio,
         decay_fraction=train.decay_fraction,
+        warmup_start=train.warmup_start,
     )

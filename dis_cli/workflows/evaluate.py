@@ -27,7 +27,9 @@ from dis_cli.runtime.precision import Precision
 from dis_cli.workflows.build import build_codec, build_image_source, choices, pick_precision
 from dis_cli.workflows.digit_features import as_digits, digit_images
 from dis_cli.workflows.generate import generate
-from dis_cli.workflows.load import LoadedModel, check_preset, load_model
+from dis_cli.workflows.load import LoadedModel, load_model
+
+Extractor = DigitFeatures | InceptionFeatures
 
 FEATURE_BATCH = 256
 # What is told as soon as it is known, each with the numbers that give it meaning.
@@ -68,17 +70,16 @@ def evaluate(
         DisError: The checkpoint, the data, the device or the disk do not allow it.
     """
     place = pick_device(device)
-    loaded = load_model(checkpoint, place, overrides)
-    if preset is not None:
-        check_preset(loaded, preset)
+    loaded = load_model(checkpoint, place, overrides, preset)
     yield from (Note(message=note, level="warning") for note in loaded.notes)
     config = loaded.config
     precision = pick_precision(config.sample.precision, config, place)
-    extractor = _extractor(config, inception, place)
+    inception = inception or config.evaluate.inception
+    extractor = make_extractor(config, inception, place)
     if isinstance(extractor, InceptionFeatures) and not extractor.published:
         message = f"`{inception}` is not the published Inception: the score cannot be compared with those of papers"
         yield Note(message=message, level="warning")
-    whole = build_image_source(config, split="all" if config.data.source == "digits" else "train")
+    whole = reference_images(config)
     num_samples = config.evaluate.num_samples or len(whole)
     labels = class_labels(whole, num_samples) if config.model.num_classes else None
     path = out or _default_path(loaded, config, extractor.name)
@@ -87,6 +88,7 @@ def evaluate(
         "dis": __version__,
         "checkpoint": str(loaded.path),
         "step": loaded.step,
+        "ema_decay": loaded.average.decay,
         "features": extractor.name,
         "features_sha256": extractor.sha256,
         "data": whole.name,
@@ -107,20 +109,57 @@ def evaluate(
             images.append(item)
         else:
             yield item
-    generated = torch.cat(images)
+    metrics = score(torch.cat(images), labels, whole, extractor)
+    yield from headlines(metrics)
+    result = settings | metrics
+    yield write_result(path, result)
+    yield Finished(result=result)
+
+
+def score(
+    generated: Tensor, labels: npt.NDArray[np.int64] | None, source: ImageSource, extractor: Extractor
+) -> dict[str, float]:
+    """All that is measured of generated images.
+
+    Args:
+        generated: (n, h, w, c) 8-bit images.
+        labels: The class asked for of each; None when there are none.
+        source: What they are compared with.
+        extractor: What looks at them.
+    """
     if isinstance(extractor, DigitFeatures):
-        metrics = score_digits(generated, labels, extractor)
-    else:
-        metrics = {"fid": frechet_distance(_real_statistics(whole, extractor), _statistics(generated, extractor))}
+        return score_digits(generated, labels, extractor)
+    return {"fid": frechet_distance(_real_statistics(source, extractor), _statistics(generated, extractor))}
+
+
+def headlines(metrics: dict[str, float], step: int | None = None) -> Iterator[Metric]:
+    """What is told of the metrics at once, each with the numbers that give it meaning; ``step`` when training."""
     for name, beside in HEADLINES.items():
         if name in metrics:
-            yield Metric(name=name, value=metrics[name], context={other: metrics[other] for other in beside})
-    result = settings | metrics
+            context = {other: metrics[other] for other in beside}
+            yield Metric(name=name, value=metrics[name], context=context, step=step)
+
+
+def write_result(path: Path, result: dict[str, object]) -> Wrote:
+    """Write a result file.
+
+    Raises:
+        StorageError: It could not be written.
+    """
     if path.is_dir():
         raise StorageError(f"`{path}` is a folder; the result is a file", "Give a file with `--out FILE`")
     atomic_write_text(path, json.dumps(result, indent=1) + "\n")
-    yield Wrote(what="result", path=path)
-    yield Finished(result=result)
+    return Wrote(what="result", path=path)
+
+
+def reference_images(config: RunConfig) -> ImageSource:
+    """What generated images are compared with: all digits, or the training images of other data.
+
+    Raises:
+        UsageError: The run was trained on latents, and no images were given.
+        DataError: They are missing or unreadable.
+    """
+    return build_image_source(config, split="all" if config.data.source == "digits" else "train")
 
 
 def class_labels(source: ImageSource, num_samples: int) -> npt.NDArray[np.int64]:
@@ -199,7 +238,12 @@ def _generated(
             yield batch.images
 
 
-def _extractor(config: RunConfig, inception: Path | None, device: torch.device) -> DigitFeatures | InceptionFeatures:
+def make_extractor(config: RunConfig, inception: Path | None, device: torch.device) -> Extractor:
+    """What looks at the images: the classifier of digits, or Inception.
+
+    Raises:
+        MissingResourceError: Its weights are needed and not there.
+    """
     weights = locate_inception(inception, config.data.source)
     return DigitFeatures() if weights is None else InceptionFeatures(weights, device=device)
 
@@ -228,9 +272,21 @@ def _default_path(loaded: LoadedModel, config: RunConfig, features: str) -> Path
     else:
         root = loaded.run_folder / "evaluations" if loaded.run_folder else Path("evaluations")
         origin = f"step-{loaded.step:08d}"
+    return root / result_name(origin, config, features, loaded.average.name_parts)
+
+
+def result_name(origin: str, config: RunConfig, features: str, average: Sequence[str] = ()) -> str:
+    """The name of a result file, so that results of other settings do not overwrite each other.
+
+    Args:
+        origin: Which weights.
+        config: Its ``sample`` section says how the images were made.
+        features: The extractor.
+        average: Which average of the weights, when it is not the usual one.
+    """
     sample = config.sample
-    name = f"{origin}_{features}_{sample.sampler.replace('+', 'p')}-{sample.steps}_cfg-{sample.cfg_scale:g}.json"
-    return root / name
+    how = f"{sample.sampler.replace('+', 'p')}-{sample.steps}"
+    return "_".join([origin, features, how, f"cfg-{sample.cfg_scale:g}", *average]) + ".json"
 
 
 def check_bound(result: dict[str, object], fail_above: float | None) -> str | None:

@@ -1,5 +1,6 @@
 """One labelled picture of many images."""
 
+import io
 import math
 from collections.abc import Sequence
 
@@ -47,3 +48,10 @@ def labelled_grid(images: Sequence[npt.NDArray[np.uint8]], labels: Sequence[str]
                 (left + MARGIN + column * tile, top),
             )
     return canvas
+
+
+def grid_png(images: Sequence[npt.NDArray[np.uint8]], labels: Sequence[str] | None) -> bytes:
+    """``labelled_grid`` as a PNG file."""
+    buffer = io.BytesIO()
+    labelled_grid(images, labels).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -9,8 +9,10 @@ from dis_cli.checkpoints.store import Checkpoint, resolve_checkpoint
 from dis_cli.codecs.locate import locate_vae
 from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.schema import RunConfig
-from dis_cli.errors import CheckpointError, UsageError
+from dis_cli.config.settings import as_text, explain
+from dis_cli.errors import MismatchError, UsageError, listed
 from dis_cli.metrics.locate import locate_inception
+from dis_cli.workflows.averages import choose_average, choose_published
 
 
 def read_config(checkpoint: Path, overrides: Sequence[str]) -> RunConfig | None:
@@ -24,12 +26,16 @@ def read_config(checkpoint: Path, overrides: Sequence[str]) -> RunConfig | None:
         None for a published file: its settings are told from its weights, which only torch reads.
 
     Raises:
-        UsageError: There is no such path, or an override is wrong.
+        UsageError: There is no such path, an override is wrong, or the run kept no such average of its weights.
         CheckpointError: It is damaged, or not a checkpoint.
     """
     if is_published(checkpoint):
+        choose_published(overrides)
         return None
-    return apply_overrides(saved_config(resolve_checkpoint(checkpoint, names=())), overrides)
+    saved = saved_config(resolve_checkpoint(checkpoint, names=()))
+    config = apply_overrides(saved, overrides)
+    choose_average(saved, config.sample.ema)
+    return config
 
 
 def is_published(checkpoint: Path) -> bool:
@@ -50,14 +56,18 @@ def saved_config(checkpoint: Checkpoint) -> RunConfig:
     """The settings saved with a checkpoint.
 
     Raises:
-        CheckpointError: They are not of this version.
+        MismatchError: They are of another version, or it is a checkpoint of something else: lists what is wrong.
     """
+    settings = checkpoint.meta.get("config")
+    if not isinstance(settings, dict):
+        raise MismatchError(f"`{checkpoint.path}` holds no settings of a run", "Give a run folder of `dis train`")
     try:
-        return RunConfig.model_validate(checkpoint.meta.get("config"))
+        return RunConfig.model_validate(settings)
     except ValidationError as error:
-        raise CheckpointError(
-            f"The settings in `{checkpoint.path}` are not a configuration this version reads: "
-            f"{error.error_count()} problems, the first at {'.'.join(map(str, error.errors()[0]['loc'])) or 'the top'}"
+        problems = [problem.message for problem in explain(error, settings, as_text)]
+        raise MismatchError(
+            f"The settings in `{checkpoint.path}` are not ones that this version reads:{listed(problems)}",
+            "They may be of a later version: install a newer `dis`",
         ) from error
 
 

@@ -17,8 +17,8 @@ from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.files import atomic_folder, discard_folder, write_durably
 from dis_cli.workflows.build import build_codec, build_sampler, choices, pick_precision
 from dis_cli.workflows.generate import generate
-from dis_cli.workflows.grid import labelled_grid
-from dis_cli.workflows.load import LoadedModel, check_preset, load_model, parse_classes
+from dis_cli.workflows.grid import grid_png
+from dis_cli.workflows.load import LoadedModel, load_model, parse_classes
 from dis_cli.workflows.resources import look_for_vae
 
 SETTINGS_FILE = "samples.json"
@@ -56,9 +56,7 @@ def sample(
         DisError: The checkpoint, the VAE, the device or the disk do not allow it.
     """
     place = pick_device(device)
-    loaded = load_model(checkpoint, place, overrides)
-    if preset is not None:
-        check_preset(loaded, preset)
+    loaded = load_model(checkpoint, place, overrides, preset)
     yield from (Note(message=note, level="warning") for note in loaded.notes)
     config = loaded.config
     if not dry_run:
@@ -74,6 +72,7 @@ def sample(
         "schema": 1,
         "checkpoint": str(loaded.path),
         "step": loaded.step,
+        "ema_decay": loaded.average.decay,
         "seed": seed,
         "num_images": num_images,
         "classes": chosen or None,
@@ -123,7 +122,7 @@ def sample(
                     shown.append(image)
             yield Progress(done=batch.start + len(batch.images), total=num_images, unit="images")
         names = _names(records[: len(shown)], loaded.class_names)
-        write_durably(temporary / GRID_FILE, _grid_bytes(shown, names), shown_as=folder / GRID_FILE)
+        write_durably(temporary / GRID_FILE, grid_png(shown, names), shown_as=folder / GRID_FILE)
         text = json.dumps(settings | {"images": records}, indent=1) + "\n"
         write_durably(temporary / SETTINGS_FILE, text.encode(), shown_as=folder / SETTINGS_FILE)
     if replaces:
@@ -146,6 +145,7 @@ def default_folder(loaded: LoadedModel, config: RunConfig, seed: int, num_images
     ]
     if config.sample.cfg_scale != 1:
         parts.append(f"cfg-{config.sample.cfg_scale:g}")
+    parts += loaded.average.name_parts
     if classes:
         all_of_them = classes == list(range(config.model.num_classes))
         parts.append("class-all" if all_of_them else "class-" + "-".join(map(str, classes[:8])))
@@ -156,12 +156,6 @@ def png_bytes(image: npt.NDArray[np.uint8]) -> bytes:
     """An (h, w, c) image as a PNG file, grey when c is 1."""
     buffer = io.BytesIO()
     Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _grid_bytes(images: list[npt.NDArray[np.uint8]], names: list[str] | None) -> bytes:
-    buffer = io.BytesIO()
-    labelled_grid(images, names).save(buffer, format="PNG")
     return buffer.getvalue()
 
 

@@ -1,116 +1,150 @@
-"""Training: open the data, continue or begin the run, take steps, save, stop in order."""
+"""Training: open the data, continue or begin the run, take steps, save, look at the model, stop in order."""
 
-import json
-import platform
-import sys
+import contextlib
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 
 import torch
 
 from dis_cli import __version__
-from dis_cli.checkpoints.store import checkpoint_bytes, latest_checkpoint, prune, write_checkpoint
-from dis_cli.config.presets import dump_toml, read_config
+from dis_cli.checkpoints.background import CheckpointWriter
+from dis_cli.checkpoints.store import latest_checkpoint
+from dis_cli.config.presets import dump_toml
 from dis_cli.config.schema import RunConfig
-from dis_cli.data.batches import TrainingSet, training_batches
 from dis_cli.data.files import FileSource
 from dis_cli.data.latents import LatentSource
 from dis_cli.data.source import ImageSource
-from dis_cli.errors import CheckpointError, Interrupted, MismatchError
-from dis_cli.events import Event, Finished, Note, Saved, Started, Step
+from dis_cli.errors import CheckpointError, ConfigError, DisError, Interrupted
+from dis_cli.events import Event, Finished, Note, Started, Stopped
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.distributed import Part
 from dis_cli.runtime.files import atomic_write_text
 from dis_cli.runtime.machine import num_cores
+from dis_cli.runtime.peak import matrix_flops_per_second
 from dis_cli.runtime.precision import Precision
+from dis_cli.runtime.process_group import ProcessGroup, join_process_group
 from dis_cli.runtime.run_dir import RunDir
-from dis_cli.runtime.signals import stop_on_signals
-from dis_cli.scan.engines import Engine
-from dis_cli.training.loop import train_steps
+from dis_cli.runtime.signals import StopRequest, stop_on_signals
+from dis_cli.training.parallel import whole
 from dis_cli.training.state import TrainingState
 from dis_cli.workflows.build import (
     build_latents,
-    build_learning_rate,
-    build_loss_function,
     build_source,
     build_training_state,
     choices,
     encodes_first,
-    num_loader_workers,
     pick_engine,
-    pick_precision,
 )
 from dis_cli.workflows.check import check_images
 from dis_cli.workflows.cost import model_cost
 from dis_cli.workflows.encode import EncodeOptions, encode
+from dis_cli.workflows.record import Recorder, write_run_json
 from dis_cli.workflows.resources import named_vae
+from dis_cli.workflows.same_run import check_same_data, check_same_run, settle_precision
+from dis_cli.workflows.steps import Job, Steps
+from dis_cli.workflows.trackers import open_trackers
+from dis_cli.workflows.watch import Watcher
 
-# Settings that may change between two starts of a run, because they change nothing that was computed so far. Engines
-# differ in rounding only, and a run may move to a machine that lacks the one it began with.
-CHANGEABLE = frozenset(
-    {
-        "name",
-        "description",
-        "engine",
-        "train.steps",
-        "train.save_every",
-        "train.keep_last",
-        "train.log_every",
-        "data.path",
-        "data.check",
-        "data.on_bad",
-        "data.download",
-        "data.num_workers",
-        # The folder may move; that it holds the same VAE is checked by its content.
-        "codec.vae",
-    }
-)
-CHANGEABLE_SECTIONS = ("sample.", "evaluate.")
-
-# The share of the time in which the model waits for data that is worth a word, and the least time to judge it by.
-_STARVED = 0.2
-_SECONDS_OF_PROOF = 30.0
+_UNTRAINED = "nothing was trained"
 
 
-def train(config: RunConfig, out: Path, *, device: str = "auto") -> Iterator[Event]:
+def train(
+    config: RunConfig,
+    out: Path,
+    *,
+    device: str = "auto",
+    fresh: bool = False,
+    is_locked: bool = False,
+    stop: StopRequest | None = None,
+) -> Iterator[Event]:
     """Train until ``config.train.steps`` steps are taken, continuing a run that is already in ``out``.
+
+    Under `torchrun` every process calls this, and all of them train one model; only the leader writes.
 
     Args:
         config: The run's settings.
         out: The run's folder.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        fresh: Start over; what ``out`` holds is moved into its ``earlier-N``.
+        is_locked: Whether the caller holds the lock of ``out`` already, on the leader.
+        stop: Where the caller notes signals already; None notes them here.
 
     Raises:
-        MismatchError: ``out`` holds a run with other settings or data.
+        MismatchError: ``out`` holds a run with other settings or data, or the processes do not agree.
         Interrupted: A signal asked to stop; the current step was saved.
         DisError: The data, the device or the disk do not allow it.
     """
+    began = time.monotonic()
     place = pick_device(device)
     engine = pick_engine(config, place)
     run = RunDir(out)
-    config, precision = _settle_precision(run, config, place)
-    _check_same_run(run, config)
-    source = build_source(config)
-    if isinstance(source, FileSource) and config.data.check and not encodes_first(config):
-        with stop_on_signals() as stop:
-            source = yield from check_images(source, on_bad=config.data.on_bad, num_workers=num_cores(), stop=stop)
-    run.create()
-    with run.lock():
-        run.remove_temporaries()
-        atomic_write_text(run.config_path, dump_toml(config))
+    with contextlib.ExitStack() as held:
+        stop = stop or held.enter_context(stop_on_signals())
+        stop.obey(_UNTRAINED)
+        group = held.enter_context(join_process_group(place))
+        stop.obey(_UNTRAINED)
+        _require_equal_shares(config, group)
+        if group.is_leader:
+            if not is_locked:
+                held.enter_context(run.lock())
+            if fresh:
+                yield from _set_aside(run)
+        config, precision = group.from_leader(lambda: _settled(run, config, place))
+        source = build_source(config)
+        files = source if isinstance(source, FileSource) and config.data.check and not encodes_first(config) else None
+        if files is not None and group.is_leader:
+            source = yield from check_images(files, on_bad=config.data.on_bad, num_workers=num_cores(), stop=stop)
+        stop.obey(_UNTRAINED)
+        if group.is_leader:
+            run.create()
+            run.remove_temporaries()
+            atomic_write_text(run.config_path, dump_toml(config))
+        group.wait_for_leader(stop, _UNTRAINED)
+        if files is not None and not group.is_leader and config.data.on_bad == "skip":
+            # What the leader found is in the cache of checked images.
+            source = yield from check_images(files, on_bad="skip", num_workers=num_cores(), stop=stop)
         if encodes_first(config):
-            source = yield from _encoded(config, run, device)
-        for event in _train_locked(config, run, source, place, engine, precision):
-            run.append_event(event)
-            _log(run, event, config.train.log_every)
-            yield event
+            source = yield from _encoded(config, run, group, device)
+        group.require_agreement(
+            {
+                "settings": config.model_dump(mode="json"),
+                "data": source.fingerprint,
+                "dis": __version__,
+                "torch": str(torch.__version__),
+            }
+        )
+        yield from _train(Job(config, run, group, place, engine, precision, source, stop, began))
 
 
-def _encoded(config: RunConfig, run: RunDir, device: str) -> Generator[Event, None, ImageSource]:
-    """The latents of the run's images, which are encoded into the run's folder at its first start."""
+def _require_equal_shares(config: RunConfig, group: ProcessGroup) -> None:
+    """Refuse a batch that cannot be dealt out: the batch stays what it is, whatever the number of processes."""
+    parts = config.train.accumulation * group.world_size
+    batch = config.train.batch_size
+    if batch % parts:
+        raise ConfigError(
+            f"`train.batch_size`: got {batch}, which cannot be dealt out equally to {group.world_size} processes in "
+            f"{config.train.accumulation} parts each (train.accumulation)",
+            f"Set train.batch_size={max(batch // parts, 1) * parts}, or start another number of processes",
+        )
+
+
+def _settled(run: RunDir, config: RunConfig, device: torch.device) -> tuple[RunConfig, Precision]:
+    config, precision = settle_precision(run, config, device)
+    check_same_run(run, config)
+    return config, precision
+
+
+def _set_aside(run: RunDir) -> Iterator[Event]:
+    """Make room for a run that starts over; what was there stays a run folder of its own."""
+    folder = run.set_aside()
+    if folder is not None:
+        yield Note(message=f"Starting over; what was there before is in {folder}")
+
+
+def _encoded(config: RunConfig, run: RunDir, group: ProcessGroup, device: str) -> Generator[Event, None, ImageSource]:
+    """The latents of the run's images, which all ranks encode into the run's folder at its first start."""
     options = EncodeOptions(
         image_size=config.pixel_size,
         mirrored=config.data.hflip,
@@ -120,112 +154,124 @@ def _encoded(config: RunConfig, run: RunDir, device: str) -> Generator[Event, No
         on_bad=config.data.on_bad,
         device=device,
     )
-    events = encode(config.data.path, named_vae(config), run.latents, options, kind=config.data.source, part=Part())
+    part = Part(group.rank, group.world_size)
+    events = encode(config.data.path, named_vae(config), run.latents, options, kind=config.data.source, part=part)
     for event in events:
         if not isinstance(event, Finished):
             yield event
     return build_latents(config, run.latents)
 
 
-def _train_locked(
-    config: RunConfig, run: RunDir, source: ImageSource, device: torch.device, engine: Engine, precision: Precision
-) -> Iterator[Event]:
-    state = build_training_state(config, device)
-    checkpoint, notes = latest_checkpoint(run.checkpoints)
+def _train(job: Job) -> Iterator[Event]:
+    """Train, and on the leader write down what happens."""
+    state = build_training_state(job.config, job.device, job.group)
+    notes, meta = _restore(job, state)
+    if not job.group.is_leader:
+        yield from _events(job, state, meta)
+        return
+    # Before anything is appended: a kill may have left half a line, and steps that are about to be done again.
+    job.run.truncate_events(state.step)
+    settings = job.config.model_dump(mode="json")
+    trackers = open_trackers(job.config.train.trackers, job.run, config=settings, first_step=state.step)
+    recorder = Recorder(job.run, log_every=job.config.train.log_every, trackers=trackers)
+    try:
+        for note in notes:
+            yield from recorder.record(Note(message=note, level="warning"))
+        for event in _events(job, state, meta):
+            yield from recorder.record(event)
+    except DisError as error:
+        reason = "signal" if isinstance(error, Interrupted) else "error"
+        with contextlib.suppress(DisError):
+            yield from recorder.record(Stopped(step=state.step, reason=reason, message=error.message))
+        raise
+    finally:
+        recorder.close()
+
+
+def _restore(job: Job, state: TrainingState) -> tuple[list[str], dict[str, object]]:
+    """Continue from the newest sound checkpoint, which the leader reads; returns what is to be said and saved."""
+    checkpoint, notes = latest_checkpoint(job.run.checkpoints) if job.group.is_leader else (None, [])
     if checkpoint is None and notes:
         raise CheckpointError(
-            f"All checkpoints of `{run.path}` are damaged. {'. '.join(notes)}",
-            "Begin a new run with `--out DIR`, or remove the damaged folders to begin this one again",
+            f"All checkpoints of `{job.run.path}` are damaged. {'. '.join(notes)}",
+            "Begin a new run with `--out DIR`, start this one over with `--fresh`, or remove the damaged folders",
         )
-    # Before anything is appended: a kill may have left half a line, and steps that are about to be done again.
-    run.truncate_events(checkpoint.step if checkpoint else 0)
-    yield from (Note(message=note, level="warning") for note in notes)
-    fingerprint = source.fingerprint
     if checkpoint is not None:
-        _check_same_data(run, checkpoint.meta, source, fingerprint)
-        state.load(checkpoint.tensors, checkpoint.step)
-    last_step = config.train.steps
-    parameters = sum(parameter.numel() for parameter in state.model.parameters())
-    _write_run_json(run, device, parameters, engine, precision)
+        check_same_data(job.run, checkpoint.meta, job.source)
+    step, num_skipped = job.group.from_leader(
+        lambda: (checkpoint.step, int(checkpoint.meta.get("num_skipped", 0))) if checkpoint else (None, 0)
+    )
+    if step is not None:
+        state.load(checkpoint.tensors if checkpoint else None, job.group)
+        state.step, state.num_skipped = step, num_skipped
+    meta: dict[str, object] = {
+        "config": job.config.model_dump(mode="json"),
+        "data_fingerprint": job.source.fingerprint,
+        "class_names": list(job.source.class_names),
+    }
+    if isinstance(job.source, LatentSource):
+        meta["vae"] = asdict(job.source.settings.vae)
+    return notes, meta
+
+
+def _events(job: Job, state: TrainingState, meta: dict[str, object]) -> Iterator[Event]:
+    config, group, last_step = job.config, job.group, job.config.train.steps
+    cost = model_cost(config)
+    if group.is_leader:
+        write_run_json(job.run, job.device, group, cost.parameters, job.engine, job.precision)
+    details: dict[str, object] = {"parameters": cost.parameters, "device": str(job.device), "images": len(job.source)}
+    details |= {"processes": group.world_size} if group.world_size > 1 else {}
     yield Started(
         what=f"training {config.name}",
         total=last_step,
         unit="steps",
         first=state.step,
-        details={"parameters": parameters, "device": str(device), "images": len(source), "run": str(run.path)},
+        details=details | {"run": str(job.run.path)},
     )
-    yield from choices(engine, precision)
-    meta: dict[str, object] = {
-        "config": config.model_dump(mode="json"),
-        "data_fingerprint": fingerprint,
-        "class_names": list(source.class_names),
-    }
-    if isinstance(source, LatentSource):
-        meta["vae"] = asdict(source.settings.vae)
-    saved_step = state.step
-    loss: float | None = None
-    seconds = waited = 0.0
-    with stop_on_signals() as stop:
-        for step in _steps(config, state, source, device):
-            yield step
-            loss = step.loss
-            seconds, waited = seconds + step.seconds, waited + step.data_seconds
-            if state.step % config.train.save_every == 0 or state.step == last_step or stop.requested:
-                yield _save(run, state, meta, config.train.keep_last)
-                saved_step = state.step
-            if stop.requested and state.step < last_step:
-                raise Interrupted(
-                    f"Stopped at step {state.step} of {last_step}, which is saved",
-                    stop.requested,
-                    "Run the same command again to continue",
-                )
+    yield from choices(job.engine, job.precision)
+    vae = job.source.settings.vae if isinstance(job.source, LatentSource) else None
+    watcher = Watcher(config, job.run, group, job.device, job.engine, job.source.class_names, vae, job.stop)
+    watcher.prepare(state.step)
+    writer = CheckpointWriter(
+        job.run.checkpoints,
+        keep_last=config.train.keep_last,
+        keep=lambda step: _is_kept(config, watcher, step),
+        whole=whole,
+        writes=group.is_leader,
+    )
+    steps = Steps(job, state, meta, watcher, writer, peak_flops=_peak_flops(job), macs=cost.macs)
+    with contextlib.closing(writer):
+        yield from steps.events()
     if state.step > last_step:
         yield Note(message=f"The run is already at step {state.step}, beyond train.steps = {last_step}")
-    share = waited / seconds if seconds else 0.0
-    if share > _STARVED and seconds > _SECONDS_OF_PROOF:
-        message = f"{share:.0%} of the time went by waiting for data: see data.num_workers"
-        yield Note(message=message, level="warning")
+    yield from steps.remarks()
+    best = watcher.best
     yield Finished(
         result={
-            "run": str(run.path),
+            "run": str(job.run.path),
             "step": state.step,
-            "loss": loss,
-            "data_wait_share": round(share, 4),
-            "parameters": parameters,
-            "checkpoint": str(run.checkpoints / f"step-{saved_step:08d}"),
+            "steps": last_step,
+            "complete": state.step >= last_step,
+            "loss": steps.loss,
+            "skipped": state.num_skipped,
+            "best": best and asdict(best) | {"checkpoint": str(job.run.checkpoint(best.step))},
+            "data_wait_share": round(steps.data_wait_share, 4),
+            "parameters": cost.parameters,
+            "checkpoint": str(job.run.checkpoint(steps.saved_step)),
         }
     )
 
 
-def _steps(config: RunConfig, state: TrainingState, source: ImageSource, device: torch.device) -> Iterator[Step]:
-    num_drop_path = getattr(state.model, "num_drop_path", 0)
-    dataset = TrainingSet(
-        source, seed=config.seed, num_timesteps=config.diffusion.num_timesteps, num_drop_path=num_drop_path
-    )
-    batches = training_batches(
-        dataset,
-        first_step=state.step,
-        last_step=config.train.steps,
-        batch_size=config.train.batch_size,
-        accumulation=config.train.accumulation,
-        num_workers=num_loader_workers(config, device),
-        pin_memory=device.type == "cuda",
-    )
-    return train_steps(
-        state,
-        batches,
-        loss_function=build_loss_function(config),
-        learning_rate=lambda step: build_learning_rate(config, step),
-        accumulation=config.train.accumulation,
-        clip_norm=config.train.clip_norm,
-        device=device,
-    )
+def _is_kept(config: RunConfig, watcher: Watcher, step: int) -> bool:
+    """Whether a checkpoint outlives the newer ones."""
+    every = config.train.keep_every
+    return (every is not None and step % every == 0) or (watcher.best is not None and watcher.best.step == step)
 
 
-def _save(run: RunDir, state: TrainingState, meta: dict[str, object], keep_last: int) -> Saved:
-    path = write_checkpoint(run.checkpoints, state.step, state.tensors(), meta)
-    prune(run.checkpoints, keep_last, verified=path)
-    return Saved(step=state.step, path=path, size_bytes=checkpoint_bytes(path))
+def _peak_flops(job: Job) -> float:
+    """The matrix speed of all ranks together, in floating-point operations a second."""
+    peak = matrix_flops_per_second(job.device, job.precision.name, job.config.model.embed_dim)
+    return job.group.sum([peak])[0]
 
 
 def plan_training(config: RunConfig, out: Path, *, device: str = "auto") -> dict[str, object]:
@@ -233,120 +279,23 @@ def plan_training(config: RunConfig, out: Path, *, device: str = "auto") -> dict
     place = pick_device(device)
     engine = pick_engine(config, place)
     run = RunDir(out)
-    config, precision = _settle_precision(run, config, place)
-    _check_same_run(run, config)
+    config, precision = _settled(run, config, place)
     source = build_source(config)
     cost = model_cost(config)
     weights = 4 * cost.parameters
+    averages = 1 + len(config.train.ema_more)
     return {
         "run": str(out),
         "images": len(source),
         "steps": config.train.steps,
         "parameters": cost.parameters,
         "macs_per_image": cost.macs,
-        # weights, gradients, two moments and the average
-        "state_memory_bytes": 5 * weights,
-        # weights, average and two moments
-        "checkpoint_bytes": 4 * weights,
-        "disk_bytes": 4 * weights * (config.train.keep_last + 1),
+        # weights, gradients, two moments and the averages
+        "state_memory_bytes": (4 + averages) * weights,
+        # weights, averages and two moments
+        "checkpoint_bytes": (3 + averages) * weights,
+        "disk_bytes": (3 + averages) * weights * (config.train.keep_last + 1),
         "engine": asdict(engine),
         "precision": asdict(precision),
         "config": config.model_dump(mode="json"),
     }
-
-
-def _recorded_config(run: RunDir) -> RunConfig | None:
-    """The settings that a run was begun with; None before its first start."""
-    if not run.config_path.exists():
-        return None
-    config = read_config(run.config_path)
-    # Only a run from before there was a choice records none; it computed in float32.
-    return _with_precision(config, "fp32") if config.train.precision == "auto" else config
-
-
-def _settle_precision(run: RunDir, config: RunConfig, device: torch.device) -> tuple[RunConfig, Precision]:
-    """``config`` with "auto" resolved, by what the run has recorded or else by this machine, and the reason."""
-    recorded = _recorded_config(run)
-    if config.train.precision == "auto" and recorded is not None:
-        precision = Precision(recorded.train.precision, "the run was begun with it")
-    else:
-        precision = pick_precision(config.train.precision, config, device)
-    return _with_precision(config, precision.name), precision
-
-
-def _with_precision(config: RunConfig, name: str) -> RunConfig:
-    return config.model_copy(update={"train": config.train.model_copy(update={"precision": name})})
-
-
-def _check_same_run(run: RunDir, config: RunConfig) -> None:
-    recorded = _recorded_config(run)
-    if recorded is None:
-        return
-    before, now = _flat(recorded), _flat(config)
-    changed = [
-        key
-        for key in now
-        if before.get(key) != now[key] and key not in CHANGEABLE and not key.startswith(CHANGEABLE_SECTIONS)
-    ]
-    if changed:
-        lines = "".join(f"\n  {key}: {before.get(key)} there, {now[key]} asked for" for key in changed[:12])
-        raise MismatchError(
-            f"`{run.path}` holds a run with other settings:{lines}",
-            "Choose another folder with `--out DIR`, or continue that run with "
-            f"`dis train --preset {run.config_path} --out {run.path}`",
-        )
-
-
-def _check_same_data(run: RunDir, meta: dict[str, object], source: ImageSource, fingerprint: str) -> None:
-    before = meta.get("data_fingerprint")
-    if before != fingerprint:
-        raise MismatchError(
-            f"The data {source.name} are not those that `{run.path}` was trained on: "
-            f"sha256 {str(before)[:12]} then, {fingerprint[:12]} now",
-            "Bring the data back as they were, or begin a new run with `--out DIR`",
-        )
-
-
-def _flat(config: RunConfig) -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in config.model_dump(mode="json").items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{name}": entry for name, entry in value.items()}
-        else:
-            flat[key] = value
-    return flat
-
-
-def _write_run_json(run: RunDir, device: torch.device, parameters: int, engine: Engine, precision: Precision) -> None:
-    facts = {
-        "schema": 1,
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "dis": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "threads": torch.get_num_threads(),
-        "engine": asdict(engine),
-        "precision": asdict(precision),
-        "parameters": parameters,
-    }
-    atomic_write_text(run.run_json, json.dumps(facts, indent=2) + "\n")
-
-
-def _log(run: RunDir, event: Event, log_every: int) -> None:
-    match event:
-        case Step() if event.step % log_every == 0 or event.step == 1:
-            text = f"step {event.step} loss {event.loss:.5f} lr {event.lr:.3e} {event.images_per_second:.1f} images/s"
-        case Started():
-            text = f"{event.what}: from step {event.first} to {event.total}, {event.details}"
-        case Saved():
-            text = f"saved step {event.step} in {event.path}"
-        case Note():
-            text = f"{event.level}: {event.message}"
-        case Finished():
-            text = f"finished at step {event.result['step']}"
-        case _:
-            return
-    run.append_log(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")

@@ -19,7 +19,7 @@ from peers import on_published_loop
 from torch import Tensor, nn
 
 from dis_cli.models.backbone import DiS
-from dis_cli.training.state import make_optimizer
+from dis_cli.training.optimizer import make_optimizer
 
 WIDTH, BLOCKS, BATCH = 368, 25, 4
 FORWARD_TARGET, TRAIN_TARGET = at_least(8), at_least(60)

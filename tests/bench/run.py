@@ -26,6 +26,7 @@ import memory
 import model
 import scan
 import train_step
+import training
 from common import Record, Settings, kernel_isa, machine_facts, other_isas, table_head
 
 from dis_cli.scan.engines import ENGINES
@@ -39,6 +40,7 @@ SUBJECTS: dict[str, Callable[[Settings], Iterator[Record]]] = {
     "backbones": backbones.measure,
     "train_step": train_step.measure,
     "data": data.measure,
+    "training": training.measure,
 }
 EVERY_ISA = ("scan", "conv")
 RESULTS = Path(__file__).parent / "results"

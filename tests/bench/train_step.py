@@ -50,7 +50,8 @@ from dis_cli.events import Step
 from dis_cli.models.backbone import DiS
 from dis_cli.training.ema import Ema
 from dis_cli.training.loop import train_steps
-from dis_cli.training.state import TrainingState, make_optimizer
+from dis_cli.training.optimizer import make_optimizer
+from dis_cli.training.state import TrainingState
 from dis_cli.workflows.build import build_learning_rate, build_loss_function, build_source
 
 MEMORY_BATCH = 128

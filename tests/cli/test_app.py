@@ -46,6 +46,11 @@ LIGHT_COMMANDS = [
     "eval-fid --help",
     "doctor --help",
     "doctor --devise cpu",
+    "runs --help",
+    "runs .",
+    "runs /nonexistent",
+    "train --json=xyz",
+    "train --json=lines train.stps=3",
     "flops --size xl --patch 2",
     "presets list",
     "presets validate",
@@ -91,7 +96,7 @@ def test_help_lists_every_command_on_stdout(capsys):
     captured = capsys.readouterr()
     assert captured.err == ""
     commands = [line.split()[0] for line in captured.out.partition("Commands:\n")[2].splitlines() if line[:3].strip()]
-    assert commands[:7] == ["train", "sample", "encode-latents", "eval-fid", "flops", "doctor", "presets"]
+    assert commands[:8] == ["train", "sample", "encode-latents", "eval-fid", "runs", "flops", "doctor", "presets"]
 
 
 def test_version(capsys):

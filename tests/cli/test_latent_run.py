@@ -14,8 +14,8 @@ from support.vae import DOWNSAMPLE, LATENT_CHANNELS, save_tiny_vae
 from dis_cli.checkpoints.store import latest_checkpoint, read_checkpoint
 from dis_cli.codecs.locate import locate_vae
 from dis_cli.data.latents import LatentSource
+from dis_cli.runtime import faults
 from dis_cli.runtime.run_dir import read_events
-from dis_cli.workflows import train as workflow
 
 
 @pytest.fixture(scope="module")
@@ -199,13 +199,10 @@ def test_a_run_on_images_that_is_killed_ends_as_one_that_was_not(images, vae, tm
     assert not (killed / "latents" / "manifest.json").exists()
 
     def train_slowly() -> int:
-        save = workflow._save
-
-        def save_and_wait(*arguments: object) -> object:
+        def wait(point: str, step: int, **what: object) -> None:
             time.sleep(0.2)
-            return save(*arguments)
 
-        workflow._save = save_and_wait
+        faults.inject(wait)
         return dis(*from_images(images, vae, killed))
 
     training = Fork(train_slowly, tmp_path / "said")

@@ -278,6 +278,51 @@ def test_meter_without_a_total():
     assert meter.fraction == 0
 
 
+def test_meter_shows_the_memory_and_the_utilisation_that_a_step_reports():
+    clock = Clock()
+    meter = Meter(Started(what="train", total=9, unit="steps"), clock)
+    clock.now += 6
+    meter.update(step(3, memory_bytes=2_340_000_000, mfu=0.428))
+    assert meter.parts() == ["step 3/9", "loss 0.5", "ETA 0:12", "320 images/s", "2.34 GB", "mfu 43 %"]
+    meter.update(step(4, memory_bytes=1_000_000, mfu=0.00363))
+    assert meter.parts()[-2:] == ["1 MB", "mfu 0.36 %"]
+    meter.update(step(5, memory_bytes=1_000_000, mfu=None))
+    assert meter.parts()[-1] == "1 MB"
+
+
+def test_a_loss_that_is_no_number_is_shown_as_it_is():
+    meter = Meter(Started(what="train", total=9, unit="steps"))
+    meter.update(step(3, loss=float("nan"), grad_norm=float("inf"), skipped=True))
+    assert meter.parts(verbose=True)[:2] == ["step 3/9", "loss nan"]
+    assert meter.parts(verbose=True)[-1] == "grad_norm inf"
+
+
+def test_images_made_between_two_steps_do_not_disturb_the_count_of_steps(capsys):
+    clock = Clock()
+
+    def workflow():
+        yield Started(what="train", total=1000, unit="steps")
+        for number in range(1, 7):
+            clock.now += 1
+            yield step(number, seconds=1.0)
+            if number == 3:
+                for done in range(1, 101):
+                    clock.now += 2
+                    yield Progress(done=done, total=100, unit="images")
+                yield Metric(name="frechet_digits", value=5.75, step=3)
+        yield Finished(result={})
+
+    Output(clock=clock).render(workflow())
+    lines = capsys.readouterr().err.splitlines()
+    shown = [line.split("  ")[0] for line in lines]
+    assert shown[:4] == ["train: 1000 steps", "step 1/1000", "step 3/1000", "1/100 images"]
+    assert shown[-4:] == ["100/100 images", "frechet_digits: 5.75 at step 3", "step 4/1000", "step 6/1000"]
+    assert re.search(r"0\.5 images/s", lines[5])
+    # A second a step, whatever the images have taken.
+    assert "ETA 16:36" in lines[-2]
+    assert "ETA 16:34" in lines[-1]
+
+
 def test_texts():
     assert [duration(s) for s in (0, 59.6, 3599, 3600, 90061)] == ["0:00", "1:00", "59:59", "1:00:00", "1 d 1 h"]
     assert [size(n) for n in (0, 999, 1000, 12_345_678, 999_600_000, 5e12)] == [

@@ -8,7 +8,13 @@ import torch
 from PIL import Image
 from support.tiny import dis, result, train
 
-from dis_cli.checkpoints.store import list_checkpoints
+from dis_cli.checkpoints.store import list_checkpoints, write_checkpoint
+from dis_cli.config.presets import dump_toml
+from dis_cli.config.schema import DataConfig, ModelConfig, RunConfig, SampleConfig, TrainConfig
+from dis_cli.errors import ConfigError
+from dis_cli.workflows.build import build_model
+from dis_cli.workflows.load import load_model
+from dis_cli.workflows.resources import read_config
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +173,165 @@ def test_a_truncated_checkpoint_is_passed_over_or_refused(tmp_path, capsys) -> N
     assert str(weights) in captured.err
     assert dis("sample", "--ckpt", newest, "--out", tmp_path / "other", "-n", "1") == 1
     assert str(weights) in capsys.readouterr().err
+
+
+# Weight averages.
+
+MORE = (0.9, 0.99)
+ENDINGS = {"none": "", "0.9": "_ema-0.9", "0": "_ema-0"}
+
+
+def averages_config(seed=0, **train_settings) -> RunConfig:
+    return RunConfig(
+        seed=seed,
+        model=ModelConfig(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=3, num_classes=10),
+        data=DataConfig(source="digits", hflip=False),
+        sample=SampleConfig(sampler="ddim", steps=2),
+        train=TrainConfig(**train_settings),
+    )
+
+
+def weights(seed) -> dict[str, torch.Tensor]:
+    return build_model(averages_config(seed)).state_dict()
+
+
+def save_averages(folder, step=1, **train_settings):
+    """A run whose weights and averages are those of models of other seeds."""
+    config = averages_config(**{"ema_more": MORE} | train_settings)
+    groups = {"model": weights(1), "ema": weights(2)}
+    groups |= {f"ema_more_{index}": weights(3 + index) for index in range(len(config.train.ema_more))}
+    path = write_checkpoint(folder / "checkpoints", step, groups, {"config": config.model_dump(mode="json")})
+    (folder / "config.toml").write_text(dump_toml(config))
+    return path
+
+
+def images_of(seed, folder) -> list[np.ndarray]:
+    """What a run samples whose only weights are those of the model of ``seed``."""
+    config = averages_config()
+    write_checkpoint(folder / "checkpoints", 1, {"ema": weights(seed)}, {"config": config.model_dump(mode="json")})
+    data = sample(folder, folder / "out", "-n", "3")
+    return [pixels(folder / "out", record) for record in data["images"]]
+
+
+@pytest.mark.parametrize(
+    ("asked", "seed", "decay", "name"),
+    [
+        ("none", 2, 0.9999, ""),
+        ("0.9999", 2, 0.9999, ""),
+        ("0.9", 3, 0.9, "_ema-0.9"),
+        ("0.99", 4, 0.99, "_ema-0.99"),
+        ("0", 1, 0, "_ema-0"),
+    ],
+)
+def test_images_are_of_the_average_asked_for(asked, seed, decay, name, tmp_path, capsys) -> None:
+    save_averages(tmp_path / "run")
+    assert dis("sample", "--ckpt", tmp_path / "run", "-n", "3", "--json", f"sample.ema={asked}") == 0
+    out = tmp_path / "run" / "samples" / f"step-00000001_ddim_2_seed-0_n-3{name}"
+    assert result(capsys)["ema_decay"] == decay
+    data = json.loads((out / "samples.json").read_text())
+    assert (data["ema_decay"], data["sample"]["ema"]) == (decay, None if asked == "none" else decay)
+    found = [pixels(out, record) for record in data["images"]]
+    for ours, theirs in zip(found, images_of(seed, tmp_path / "alone"), strict=True):
+        assert np.array_equal(ours, theirs)
+    assert not np.array_equal(found[0], images_of(5, tmp_path / "other")[0])
+
+
+def test_an_average_that_a_run_prefers_is_taken(tmp_path, capsys) -> None:
+    config = averages_config(ema_more=MORE)
+    config = config.model_copy(update={"sample": config.sample.model_copy(update={"ema": 0.99})})
+    groups = {"ema": weights(2), "ema_more_0": weights(3), "ema_more_1": weights(4)}
+    write_checkpoint(tmp_path / "checkpoints", 1, groups, {"config": config.model_dump(mode="json")})
+    assert dis("sample", "--ckpt", tmp_path, "--dry-run", "--json") == 0
+    assert result(capsys)["ema_decay"] == 0.99
+
+
+def test_an_average_that_was_not_kept_is_refused(tmp_path, capsys) -> None:
+    path = save_averages(tmp_path / "run")
+    for place in (tmp_path / "run", path):
+        assert dis("sample", "--ckpt", place, "--out", tmp_path / "out", "sample.ema=0.5") == 2
+        error = capsys.readouterr().err
+        assert "got `0.5`, allowed: 0.9999, 0.9, 0.99, 0 (the weights themselves)" in error
+        assert "train.ema_more" in error
+    # The run's averages are those it kept, whatever is said of its training now; told also without reading weights.
+    asked = ["sample.ema=0.5", "train.ema_more=0.5"]
+    for read in (read_config, lambda path, asked: load_model(path, torch.device("cpu"), asked)):
+        with pytest.raises(ConfigError, match=r"allowed: 0\.9999, 0\.9, 0\.99, 0"):
+            read(path, asked)
+    torch.save(weights(1), tmp_path / "x.pt")
+    with pytest.raises(ConfigError, match=r"allowed: 0\.9999, 0 "):
+        read_config(tmp_path / "x.pt", asked)
+    # Settings name one that the folder does not have.
+    config = averages_config(ema_more=MORE)
+    write_checkpoint(tmp_path / "less", 1, {"ema": weights(2)}, {"config": config.model_dump(mode="json")})
+    assert dis("sample", "--ckpt", tmp_path / "less", "--dry-run", "sample.ema=0.9") == 2
+    assert "an average of decay 0.9 (`ema_more_0`), but there are only ema\n" in capsys.readouterr().err
+
+
+def test_an_older_checkpoint_has_its_own_order_of_averages(tmp_path, capsys) -> None:
+    save_averages(tmp_path, step=1, ema_more=(0.5, 0.9))
+    newest = save_averages(tmp_path, step=2)
+    damaged = newest / "ema_more_0.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    # What is not asked for may be damaged.
+    assert dis("sample", "--ckpt", tmp_path, "--dry-run", "--json", "sample.ema=0.99") == 0
+    assert result(capsys)["step"] == 2
+    assert dis("sample", "--ckpt", tmp_path, "--out", tmp_path / "out", "-n", "3", "--json", "sample.ema=0.9") == 0
+    captured = capsys.readouterr()
+    data = json.loads(captured.out)
+    assert (data["step"], data["ema_decay"]) == (1, 0.9)
+    assert str(damaged) in captured.err
+    records = json.loads((tmp_path / "out" / "samples.json").read_text())["images"]
+    for record, theirs in zip(records, images_of(4, tmp_path / "alone"), strict=True):
+        assert np.array_equal(pixels(tmp_path / "out", record), theirs)
+
+
+def test_the_weights_of_a_published_file_are_chosen(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    both, bare = {"model": weights(1), "ema": weights(2)}, weights(1)
+    torch.save(both, tmp_path / "both.pt")
+    torch.save(bare, tmp_path / "bare.pt")
+
+    def sampled(file, *arguments) -> tuple[float, str, bytes]:
+        assert dis("sample", "--ckpt", tmp_path / file, "-n", "1", "--steps", "2", "--json", *arguments) == 0
+        data = result(capsys)
+        return data["ema_decay"], data["out"], next((tmp_path / data["out"]).glob("000000*.png")).read_bytes()
+
+    decay, out, average = sampled("both.pt")
+    assert (decay, out) == (0.9999, "samples/both_ancestral_2_seed-0_n-1")
+    assert sampled("both.pt", "sample.ema=0.9999") == (decay, out, average)
+    decay, out, raw = sampled("both.pt", "sample.ema=0")
+    assert (decay, out) == (0, "samples/both_ancestral_2_seed-0_n-1_ema-0")
+    assert raw != average
+    assert sampled("bare.pt") == sampled("bare.pt", "sample.ema=0") == (0, "samples/bare_ancestral_2_seed-0_n-1", raw)
+    for file, asked, message in (
+        ("both.pt", "0.5", "allowed: 0.9999, 0 (the weights themselves)"),
+        ("bare.pt", "0.9999", "holds no moving average"),
+    ):
+        assert dis("sample", "--ckpt", tmp_path / file, f"sample.ema={asked}") == 2
+        assert message in capsys.readouterr().err
+
+
+def test_scores_of_averages_stand_side_by_side(tmp_path, capsys) -> None:
+    save_averages(tmp_path)
+    scores = {}
+    for asked in ("none", "0.9", "0"):
+        assert dis("eval-fid", "--ckpt", tmp_path, "--num-samples", "20", "--json", f"sample.ema={asked}") == 0
+        scores[asked] = result(capsys)
+    names = {asked: f"step-00000001_digits-cnn-64_ddim-2_cfg-1{end}.json" for asked, end in ENDINGS.items()}
+    assert {path.name for path in (tmp_path / "evaluations").iterdir()} == set(names.values())
+    assert len({score["frechet_digits"] for score in scores.values()}) == 3
+    for asked, decay in {"none": 0.9999, "0.9": 0.9, "0": 0}.items():
+        stored = json.loads((tmp_path / "evaluations" / names[asked]).read_text())
+        assert (stored["ema_decay"], stored["frechet_digits"]) == (decay, scores[asked]["frechet_digits"])
+    assert dis("eval-fid", "--ckpt", tmp_path, "sample.ema=0.5") == 2
+    assert "allowed: 0.9999, 0.9, 0.99, 0 (the weights themselves)" in capsys.readouterr().err
+
+
+def test_a_checkpoint_named_from_beside_it_is_in_its_run(tmp_path, capsys, monkeypatch) -> None:
+    path = save_averages(tmp_path)
+    monkeypatch.chdir(path.parent)
+    assert dis("sample", "--ckpt", path.name, "--dry-run", "--json") == 0
+    assert result(capsys)["out"] == str(tmp_path / "samples" / "step-00000001_ddim_2_seed-0_n-16")
 
 
 def test_a_foreign_folder_is_not_overwritten(run, tmp_path, capsys) -> None:

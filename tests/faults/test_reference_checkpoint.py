@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dis_cli.checkpoints.reference import parameter_shapes, read_reference
-from dis_cli.errors import CheckpointError, DisError, RefusedError
+from dis_cli.errors import CheckpointError, DisError, MismatchError, RefusedError
 from dis_cli.models.backbone import DiS
 
 Shape = tuple[int, ...]
@@ -178,7 +178,7 @@ def test_a_published_checkpoint_is_understood(
     checkpoint = read_reference(publish(tmp_path / "a.pt", shapes, prefix))
     assert checkpoint.model_kwargs == kwargs
     assert list(checkpoint.model_kwargs) == list(kwargs)
-    assert checkpoint.source == "ema"
+    assert (checkpoint.source, checkpoint.held) == ("ema", ("ema", "model"))
     expected = weights(shapes, 2)
     assert checkpoint.state_dict.keys() == expected.keys()
     assert all(torch.equal(checkpoint.state_dict[name], tensor) for name, tensor in expected.items())
@@ -192,9 +192,32 @@ def test_a_published_checkpoint_is_understood(
 def test_weights_without_an_average_are_taken_as_they_are(tmp_path: Path, wrapped: bool) -> None:
     state = weights(unconditional_shapes(), 3)
     torch.save({"model": state, "epoch": 7} if wrapped else state, tmp_path / "a.pt")
-    checkpoint = read_reference(tmp_path / "a.pt")
-    assert checkpoint.source == "model"
-    assert torch.equal(checkpoint.state_dict["pos_embed"], state["pos_embed"])
+    for source in (None, "model"):
+        checkpoint = read_reference(tmp_path / "a.pt", source)
+        assert (checkpoint.source, checkpoint.held) == ("model", ("model",))
+        assert torch.equal(checkpoint.state_dict["pos_embed"], state["pos_embed"])
+    with pytest.raises(MismatchError, match=r"holds no moving average .* only weights as they were trained"):
+        read_reference(tmp_path / "a.pt", "ema")
+
+
+def test_either_of_two_weights_is_read(tmp_path: Path) -> None:
+    path = publish(tmp_path / "a.pt", unconditional_shapes())
+    for source, seed in (("model", 1), ("ema", 2)):
+        checkpoint = read_reference(path, source)
+        assert checkpoint.source == source
+        assert torch.equal(checkpoint.state_dict["pos_embed"], weights(unconditional_shapes(), seed)["pos_embed"])
+    torch.save({"ema": weights(unconditional_shapes(), 2)}, path)
+    with pytest.raises(MismatchError, match=r"holds no weights as they were trained .* only moving average"):
+        read_reference(path, "model")
+
+
+def test_weights_are_read_in_the_numbers_that_they_are_used_in(tmp_path: Path) -> None:
+    state = {name: tensor.double() for name, tensor in weights(unconditional_shapes(), 3).items()}
+    torch.save(state, tmp_path / "a.pt")
+    assert {tensor.dtype for tensor in read_reference(tmp_path / "a.pt").state_dict.values()} == {torch.float32}
+    state["norm_f.weight"][3] = 1e300
+    torch.save(state, tmp_path / "a.pt")
+    assert "NaN or infinite: `norm_f.weight`" in refused(tmp_path / "a.pt").message
 
 
 # Damage.
@@ -334,7 +357,6 @@ def without_block(state: dict[str, Any]) -> dict[str, Any]:
             r"has shape \(17, 1, 3, 2\), expected \(17, 1, 3, 3\)",
         ),
         (with_("in_blocks.99999999999.norm.weight", torch.zeros(17)), "does not hold a DiS model"),
-        (with_("norm_f.weight", torch.full((17,), math.nan)), "NaN or infinite: `norm_f.weight`"),
         (with_("norm_f.weight", torch.zeros(17, dtype=torch.int64)), "`norm_f.weight` is of type torch.int64 tensor"),
         (with_("module.norm_f.weight", torch.zeros(17)), "holds `norm_f.weight` twice"),
         (with_("norm_f.weight", 3), "`norm_f.weight` is of type int"),
@@ -342,12 +364,28 @@ def without_block(state: dict[str, Any]) -> dict[str, Any]:
         (lambda _state: {"ema": {}}, "holds no weights"),
         (lambda state: list(state.values()), "holds a list"),
         (lambda _state: {}, "holds no weights"),
+        (lambda _state: {"model": "DiS-S/2"}, "`model` is of type str; its keys are `model`"),
+        (with_("a\nb" * 1000, torch.zeros(3)), r"1 not expected: `a\\nba\\nb.*\.\.\.`"),
+        (with_("a\nb" * 1000, 3), r"`a\\nba\\nb.*\.\.\.` is of type int"),
     ],
 )
 def test_what_is_not_this_model_is_said_in_one_line(
     tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     torch.save(change(weights(unconditional_shapes(), 2)), tmp_path / "a.pt")
-    error = refused(tmp_path / "a.pt")
+    error = refused(tmp_path / "a.pt", MismatchError)
     assert re.search(message, error.message), error.message
-    assert error.hint or "twice" in error.message
+    assert error.hint
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_damage(number: float, tmp_path: Path) -> None:
+    torch.save(weights(unconditional_shapes(), 2) | {"norm_f.weight": torch.full((17,), number)}, tmp_path / "a.pt")
+    assert "NaN or infinite: `norm_f.weight`" in refused(tmp_path / "a.pt").message
+
+
+def test_the_old_format_is_told_from_damage(tmp_path: Path) -> None:
+    torch.save(weights(unconditional_shapes(), 2), tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    error = refused(tmp_path / "a.pt", MismatchError)
+    assert "before 1.6" in error.message
+    assert "torch.save" in str(error.hint)

@@ -482,14 +482,15 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_a_disk_that_keeps_other_bytes_than_it_was_given_is_caught(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(root, 1)
-    write_durably = store.write_durably
+    write_hashed = store.write_hashed
 
-    def bad_disk(path: Path, data: bytes, *, shown_as: Path) -> None:
-        write_durably(path, data, shown_as=shown_as)
+    def bad_disk(path: Path, *arguments: Any, **keywords: Any) -> str:
+        sha256 = write_hashed(path, *arguments, **keywords)
         if path.name == "ema.safetensors":
             flip(path, 600)
+        return sha256
 
-    monkeypatch.setattr(store, "write_durably", bad_disk)
+    monkeypatch.setattr(store, "write_hashed", bad_disk)
     with pytest.raises(StorageError, match=r"step-00000002` was not saved: .*ema\.safetensors` is damaged"):
         save(root, 2)
     assert names_in(root) == ["step-00000001"]

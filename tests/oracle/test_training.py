@@ -8,15 +8,19 @@ import torch
 from support.models import recorded_model
 from support.oracle import DATA, TOLERANCE, assert_matches, group, load, relative_error
 
+from dis_cli.config.schema import RunConfig, TrainConfig
 from dis_cli.diffusion.batch import TrainingBatch
 from dis_cli.diffusion.guidance import guided_output
 from dis_cli.diffusion.objective import q_sample, training_losses
 from dis_cli.diffusion.samplers import make_sampler, sample_loop
 from dis_cli.diffusion.schedule import make_schedule
+from dis_cli.runtime.process_group import ProcessGroup
 from dis_cli.training.ema import Ema
 from dis_cli.training.loop import train_steps
 from dis_cli.training.lr import lr_factor
-from dis_cli.training.state import TrainingState, make_optimizer
+from dis_cli.training.optimizer import make_optimizer
+from dis_cli.training.state import TrainingState
+from dis_cli.workflows.build import build_learning_rate
 
 
 def test_five_steps() -> None:
@@ -45,20 +49,34 @@ def test_five_steps() -> None:
         )
         for step in range(5)
     ]
-    optimizer = make_optimizer(model, lr=1e-3, betas=(0.9, 0.999), weight_decay=0.0)
-    state = TrainingState(model, Ema(model, decay=0.9999, warmup=False), optimizer)
-    # The first recorded learning rate is exactly 0, the fault that this project mends; it is given from outside here.
-    rates = recorded["lr"].tolist()
+    # The published recipe in this project's settings: three epochs of three steps, the first of them the warm-up.
+    config = RunConfig(
+        train=TrainConfig(
+            steps=9,
+            lr=1e-3,
+            min_lr_ratio=0.01,
+            warmup_steps=3,
+            warmup_start="zero",
+            lr_schedule="cosine",
+        )
+    )
+    train = config.train
+    rates = [build_learning_rate(config, step) for step in range(5)]
+    assert rates == pytest.approx(recorded["lr"].tolist(), rel=1e-12, abs=0)
+    # The fault that "above_zero", the default, mends.
     assert rates[0] == 0.0
+    optimizer = make_optimizer(model, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
+    state = TrainingState(model, Ema(model, decay=train.ema_decay, warmup=train.ema_warmup), optimizer)
     events = list(
         train_steps(
             state,
             iter(batches),
             loss_function=loss_function,
-            learning_rate=lambda step: rates[step],
-            accumulation=1,
-            clip_norm=1.0,
+            learning_rate=lambda step: build_learning_rate(config, step),
+            accumulation=train.accumulation,
+            clip_norm=train.clip_norm,
             device=torch.device("cpu"),
+            group=ProcessGroup(),
         )
     )
     assert [event.step for event in events] == [1, 2, 3, 4, 5]

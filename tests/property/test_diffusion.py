@@ -34,6 +34,11 @@ LINEAR = make_schedule("linear", 1000)
 COSINE = make_schedule("cosine", 1000)
 MEAN, STD = 0.3, 0.5
 SAMPLERS = pytest.mark.parametrize("name", ["ancestral", "ddim", "dpm++"])
+OBJECTIVES = pytest.mark.parametrize(
+    ("schedule", "prediction"),
+    [(LINEAR, "epsilon"), (COSINE, "v"), (LINEAR, "x_0")],
+    ids=["linear-epsilon", "cosine-v", "linear-x_0"],
+)
 VARIANCES = pytest.mark.parametrize("variance", ["learned_range", "fixed_small", "fixed_large"])
 
 
@@ -60,7 +65,7 @@ def gaussian_denoiser(
         signal, noise = (level.to(x.dtype) for level in levels(schedule, t))
         x_0 = MEAN + signal * STD**2 / (signal**2 * STD**2 + noise**2) * (x - signal * MEAN)
         epsilon = (x - signal * x_0) / noise
-        output = epsilon if prediction == "epsilon" else signal * epsilon - noise * x_0
+        output = {"epsilon": epsilon, "v": signal * epsilon - noise * x_0, "x_0": x_0}[prediction]
         return torch.cat([output, torch.sin(9 * x)], dim=1) if learned else output
 
     return denoise
@@ -176,7 +181,7 @@ def test_the_learned_variance_ranges_between_the_fixed_ones() -> None:
     torch.testing.assert_close(log_variance("fixed_large")[:1], small[:1])
 
 
-@pytest.mark.parametrize(("schedule", "prediction"), [(LINEAR, "epsilon"), (COSINE, "v")], ids=["linear", "cosine"])
+@OBJECTIVES
 @pytest.mark.parametrize(
     ("name", "few", "many", "order", "bound"), [("ddim", 50, 500, 1, 6e-3), ("dpm++", 10, 160, 2, 1e-3)]
 )
@@ -194,7 +199,7 @@ def test_deterministic_samplers_converge_to_the_exact_flow(
     assert error(few) / error(2 * few) > 0.9 * 2**order
 
 
-@pytest.mark.parametrize(("schedule", "prediction"), [(LINEAR, "epsilon"), (COSINE, "v")], ids=["linear", "cosine"])
+@OBJECTIVES
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_ancestral_samples_have_the_data_s_mean_and_spread(
     schedule: Schedule, prediction: Prediction, variance: Variance
@@ -208,21 +213,21 @@ def test_ancestral_samples_have_the_data_s_mean_and_spread(
 
 
 @VARIANCES
-@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "x_0"])
 def test_an_ancestral_step_draws_from_the_reverse_gaussian(variance: Variance, prediction: Prediction) -> None:
     sampler = make_sampler(LINEAR, name="ancestral", steps=10, prediction=prediction, variance=variance)
     x, model_output = normal(1, 2, 4, 4), normal(1, 4 if variance == "learned_range" else 2, 4, 4, seed=1)
 
     x_prev = sampler.step(model_output, 999, x, generators(5))
 
-    step = reverse_step(sampler.schedule, model_output, x, torch.tensor([9]), prediction=prediction, variance=variance)
+    step = reverse_step(sampler.process, model_output, x, torch.tensor([9]), prediction=prediction, variance=variance)
     expected = step.mean + (0.5 * step.log_variance).exp() * normal(1, 2, 4, 4, seed=5)
     torch.testing.assert_close(x_prev, expected, rtol=1e-9, atol=1e-9)
 
 
 @SAMPLERS
 @VARIANCES
-@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "x_0"])
 def test_an_image_does_not_depend_on_its_batch(name: SamplerName, variance: Variance, prediction: Prediction) -> None:
     sampler = make_sampler(
         COSINE, name=name, steps=8, prediction=prediction, variance=variance, eta=0.5 if name == "ddim" else 0.0
@@ -249,6 +254,17 @@ def test_noise_comes_from_the_generators(name: SamplerName) -> None:
     *_, x_0 = sample_loop(gaussian_denoiser(LINEAR, "epsilon"), x_T, sampler, generators(1, 2))
 
     assert not torch.allclose(x_0[0], x_0[1], atol=1e-2)
+
+
+@SAMPLERS
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_a_point_is_found_by_the_exact_estimate_of_x_0(name: SamplerName, steps: int) -> None:
+    x_T, point = normal(2, 1, 4, 4), normal(1, 1, 4, 4, seed=1)
+    sampler = make_sampler(COSINE, name=name, steps=steps, prediction="x_0", variance="fixed_small")
+
+    *_, x_0 = sample_loop(lambda x, _: point.expand_as(x), x_T, sampler, generators(0, 1))
+
+    torch.testing.assert_close(x_0, point.expand_as(x_0), rtol=0, atol=1e-9)
 
 
 @SAMPLERS

@@ -65,10 +65,10 @@ def test_the_draws_are_part_of_the_file_format(tmp_path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_sample_that_cannot_be_read_is_told_with_its_hint(workers, monkeypatch) -> None:
-    def fail(source, index, rng):
+    def fail(source, indices, rngs):
         raise DataError("Image cannot be opened", "Bring it back")
 
-    monkeypatch.setattr(DigitsSource, "load", fail)
+    monkeypatch.setattr(DigitsSource, "load_batch", fail)
     with pytest.raises(DataError, match="cannot be opened") as caught:
         read(0, 2, workers=workers)
     assert caught.value.hint == "Bring it back"

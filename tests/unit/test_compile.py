@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from support.processes import TESTS, python
+from support.tiny import TINY
 
 from dis_cli.scan import kernel
 
@@ -12,8 +13,9 @@ PROGRAM = str(TESTS / "support" / "compile_model.py")
 ENGINES = ["torch"] if kernel.why_not() else ["torch", "kernel"]
 
 
-def test_the_graph_of_forward_and_backward() -> None:
-    process = python(PROGRAM, "aot_eager", "3", *ENGINES)
+@pytest.mark.parametrize(("backend", "mode"), [("aot_eager", "eval"), ("eager", "train"), ("eager", "checkpointed")])
+def test_the_graph_of_forward_and_backward(backend: str, mode: str) -> None:
+    process = python(PROGRAM, backend, "3", mode, *ENGINES)
     assert process.returncode == 0, process.stderr
     assert process.stdout.split() == ENGINES
 
@@ -22,6 +24,17 @@ def test_the_graph_of_forward_and_backward() -> None:
 def test_inductor(tmp_path: Path) -> None:
     if not (shutil.which("g++") or shutil.which("clang++")):
         pytest.skip("inductor needs a C++ compiler")
-    process = python(PROGRAM, "inductor", "1", ENGINES[-1], TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
+    process = python(PROGRAM, "inductor", "1", "checkpointed", ENGINES[-1], TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
     assert process.returncode == 0, process.stderr
     assert process.stdout.split() == ENGINES[-1:]
+
+
+def test_a_missing_compiler_is_told_before_the_first_step(tmp_path: Path) -> None:
+    environment = {"CXX": str(tmp_path / "no-compiler"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    run = tmp_path / "run"
+    process = python("-m", "dis_cli", "train", "--out", str(run), *TINY, "train.compile=true", **environment)
+    assert process.returncode == 2, process.stderr
+    assert "error: `train.compile`: got true, but torch cannot compile on this machine" in process.stderr
+    assert "hint: Install a C++ compiler" in process.stderr
+    assert "Traceback" not in process.stderr
+    assert "step 1 " not in process.stderr

@@ -98,7 +98,13 @@ def test_what_json_cannot_say_becomes_null(run: RunDir) -> None:
         pytest.fail(f"{constant} is not JSON")
 
     record = json.loads(run.events_path.read_text(), parse_constant=refuse)
-    assert record == {"event": "metric", "name": "fid", "value": None, "context": {"low": None, "high": 2.0}}
+    assert record == {
+        "event": "metric",
+        "name": "fid",
+        "value": None,
+        "context": {"low": None, "high": 2.0},
+        "step": None,
+    }
 
 
 def test_a_killed_process_has_written_whole_events(run: RunDir) -> None:

@@ -8,17 +8,20 @@ import torch
 
 from dis_cli.diffusion.batch import TrainingBatch
 from dis_cli.errors import NonFiniteError
+from dis_cli.runtime.process_group import ProcessGroup
 from dis_cli.training.ema import Ema
 from dis_cli.training.loop import LossFunction, train_steps
 from dis_cli.training.lr import learning_rate
-from dis_cli.training.state import TrainingState, make_optimizer
+from dis_cli.training.optimizer import make_optimizer
+from dis_cli.training.state import TrainingState
 
 
 def linear_state(*, ema_decay: float = 0.9, warmup: bool = False) -> TrainingState:
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 1).double()
     optimizer = make_optimizer(model, lr=1e-2, betas=(0.9, 0.999), weight_decay=0.0)
-    return TrainingState(model, Ema(model, decay=ema_decay, warmup=warmup), optimizer)
+    more = tuple(Ema(model, decay=decay, warmup=warmup) for decay in (0.5, 0.7))
+    return TrainingState(model, Ema(model, decay=ema_decay, warmup=warmup), optimizer, more)
 
 
 def batch(seed: int, size: int = 8) -> TrainingBatch:
@@ -39,6 +42,7 @@ def run(
     accumulation: int = 1,
     clip: float | None = None,
     loss_function: LossFunction = squares,
+    max_skipped: int = 0,
 ):
     return list(
         train_steps(
@@ -49,6 +53,8 @@ def run(
             accumulation=accumulation,
             clip_norm=clip,
             device=torch.device("cpu"),
+            group=ProcessGroup(),
+            max_skipped=max_skipped,
         )
     )
 
@@ -107,6 +113,66 @@ def test_clipping_is_that_of_torch_to_the_last_bit(ratio, scale) -> None:
         assert torch.equal(moments, expected.tensors()["optimizer"][name]), name
 
 
+def test_every_average_has_its_own_decay_and_can_be_asked_for() -> None:
+    state = linear_state(ema_decay=0.9)
+    expected = {decay: state.model.weight.detach().clone() for decay in (0.9, 0.5, 0.7)}
+    for data in (batch(1), batch(2)):
+        run(state, [data])
+        for decay, average in expected.items():
+            expected[decay] = decay * average + (1 - decay) * state.model.weight.detach()
+    for decay, average in expected.items():
+        torch.testing.assert_close(state.whole_average(decay)["weight"], average, rtol=1e-12, atol=0)
+    assert state.whole_average()["weight"].equal(state.ema.average["weight"])
+    assert state.whole_average(0)["weight"].equal(state.model.weight)
+    assert sorted(state.tensors()) == ["ema", "ema_more_0", "ema_more_1", "model", "optimizer"]
+    with pytest.raises(ValueError, match=r"no average with decay 0\.3"):
+        state.whole_average(0.3)
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_refused_before_anything_is_loaded() -> None:
+    first, second = linear_state(), linear_state()
+    run(first, [batch(1)])
+    before = second.model.weight.detach().clone()
+    for group, name in (("model", "bias"), ("ema_more_1", "weight")):
+        tensors = {key: {n: t for n, t in values.items()} for key, values in first.tensors().items()}
+        del tensors[group][name]
+        with pytest.raises(ValueError, match=f"group '{group}'"):
+            second.load(tensors, ProcessGroup())
+        assert second.model.weight.equal(before)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_updates_that_are_not_finite_are_left_out_and_counted(where) -> None:
+    def poisoned_loss(model: torch.nn.Module, data: TrainingBatch) -> torch.Tensor:
+        loss = squares(model, data)
+        if data.x_0.isfinite().all():
+            return loss
+        # A finite loss whose gradient is not: the derivative of the square root at 0.
+        clean = model.weight.sum() * 0
+        return loss if where == "loss" else torch.sqrt(clean) + 1
+
+    def bad(seed: int) -> TrainingBatch:
+        poisoned = batch(seed)
+        poisoned.x_0[0] = float("nan")
+        return poisoned
+
+    state, expected = linear_state(), linear_state()
+    events = run(state, [batch(1), bad(2), bad(3), batch(4)], loss_function=poisoned_loss, max_skipped=2)
+    assert [event.skipped for event in events] == [False, True, True, False]
+    assert [math.isfinite(event.loss) for event in events] == [True, where == "gradient", where == "gradient", True]
+    assert (state.step, state.num_skipped) == (4, 2)
+    # As if those two had not been: time goes on, and the learning rate and the warm-up of the average with it.
+    run(expected, [batch(1)])
+    expected.step = 3
+    run(expected, [batch(4)])
+    for group, tensors in expected.tensors().items():
+        for name, tensor in tensors.items():
+            assert state.tensors()[group][name].equal(tensor), (group, name)
+    with pytest.raises(NonFiniteError, match="at step 5, after 2 updates"):
+        run(state, [bad(5)], loss_function=poisoned_loss, max_skipped=2)
+    assert (state.step, state.num_skipped) == (4, 2)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_before_the_step(bad) -> None:
     state = linear_state()
@@ -129,7 +195,8 @@ def test_a_loaded_state_continues_bit_equal() -> None:
     first, second = linear_state(), linear_state()
     run(first, [batch(index) for index in range(3)])
     saved = {group: {n: t.clone() for n, t in tensors.items()} for group, tensors in first.tensors().items()}
-    second.load(saved, first.step)
+    second.load(saved, ProcessGroup())
+    second.step = first.step
     run(second, [batch(index) for index in range(3, 6)])
     for group, tensors in straight.tensors().items():
         for name, tensor in tensors.items():

@@ -1,0 +1,313 @@
+"""The processes that work on one model together: those that `torchrun` started, or just this one.
+
+Every process is a rank, rank 0 is the leader. What the ranks tell each other goes through gloo on the CPU, small as it
+is; gradients travel by themselves (``training.parallel``). A rank that fails says why in the store that all share, and
+a thread on every other rank looks there, so that no rank waits forever for one that is gone.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
+
+from dis_cli.errors import DisError, Interrupted, MismatchError, PeerError
+from dis_cli.runtime.distributed import Part, part_from_environment
+from dis_cli.runtime.signals import StopRequest
+
+T = TypeVar("T")
+
+_FAILURE = "dis/failure"
+_INTERRUPTION = "dis/interruption"
+# How many ranks know that it is over.
+_AWARE = "dis/aware"
+_POLL_SECONDS = 0.1
+# How long a failing rank waits for the others to notice, and how long those try to leave in order: `torchrun` ends
+# all as soon as the first is gone, and a rank that waits for a GPU cannot be reached otherwise.
+_FAREWELL_SECONDS = 3.0
+# A rank says why it leaves before it breaks its connections, so that whoever feels them break can read it. This is for
+# the ways of the network.
+_LAST_WORD_SECONDS = 1.0
+# Beyond any pause between two words of the ranks: encoding and scoring happen in between.
+_TIMEOUT = timedelta(days=1)
+
+
+class ProcessGroup:
+    """All ranks of a job as one of them sees them. Every method has to be called by all ranks, in the same order.
+
+    Args:
+        part: Which rank this is, of how many.
+        store: Where they leave word; None when there is only one.
+    """
+
+    def __init__(self, part: Part = Part(), store: Store | None = None) -> None:  # noqa: B008  frozen
+        self.rank = part.index
+        self.world_size = part.count
+        self._store = store
+        self._num_meetings = 0
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this rank speaks and writes for all."""
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """The sums over all ranks, in float64; the same bits on every rank."""
+        if self.world_size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def maximum(self, values: Sequence[float]) -> list[float]:
+        """The largest over all ranks of each value, in float64."""
+        if self.world_size == 1:
+            return list(values)
+        largest = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return largest.tolist()
+
+    def mean(self, values: Sequence[float]) -> list[float]:
+        """The means over all ranks, in float64; the values themselves when there is one."""
+        return [total / self.world_size for total in self.sum(values)] if self.world_size > 1 else list(values)
+
+    def from_leader(self, make: Callable[[], T]) -> T:
+        """What ``make`` returns on the leader, on every rank; it must be picklable, and is called there only."""
+        if self.world_size == 1:
+            return make()
+        box: list[Any] = [make() if self.is_leader else None]
+        dist.broadcast_object_list(box, src=0)
+        return cast("T", box[0])
+
+    def gather(self, value: T) -> list[T] | None:
+        """Every rank's value by rank, on the leader; None on the others."""
+        if self.world_size == 1:
+            return [value]
+        box: list[Any] | None = [None] * self.world_size if self.is_leader else None
+        dist.gather_object(value, box)
+        return box
+
+    def barrier(self) -> None:
+        """Return once all ranks have called it."""
+        self.sum([0.0])
+
+    def wait_for_leader(self, stop: StopRequest, state: str) -> None:
+        """Return on every rank once the leader has called it too, however long that takes.
+
+        Args:
+            stop: Looked at meanwhile.
+            state: How far the work is, for the message of ``Interrupted``.
+
+        Raises:
+            Interrupted: This rank was asked to stop while it waited.
+        """
+        self._num_meetings += 1
+        if self._store is None:
+            return
+        key = f"dis/leader-{self._num_meetings}"
+        if self.is_leader:
+            self._store.set(key, "here")
+            return
+        while not self._store.check([key]):
+            stop.obey(state)
+            time.sleep(_POLL_SECONDS)
+
+    def require_agreement(self, facts: Mapping[str, object]) -> None:
+        """Refuse to go on unless all ranks have the same.
+
+        Args:
+            facts: By name, what JSON can hold.
+
+        Raises:
+            MismatchError: A rank has another value than the leader; names it and both values. Raised on all ranks.
+        """
+        mine = {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
+        theirs = self.gather(mine)
+        lines = self.from_leader(lambda: _disagreements(cast("list[dict[str, str]]", theirs)))
+        if lines:
+            raise MismatchError(
+                "The processes of the job do not agree:" + "".join(f"\n  {line}" for line in lines),
+                "Start all of them with the same command, on the same data and the same version of `dis`",
+            )
+
+
+def _disagreements(by_rank: list[dict[str, str]]) -> list[str]:
+    return [
+        f"{name}: {by_rank[0][name][:200]} on rank 0, {other[name][:200]} on rank {rank}"
+        for rank, other in enumerate(by_rank)
+        for name in other
+        if other[name] != by_rank[0][name]
+    ][:8]
+
+
+@contextlib.contextmanager
+def join_process_group(device: torch.device) -> Generator[ProcessGroup]:
+    """Meet the other ranks, if `torchrun` started any, and part from them at the end.
+
+    An exception that leaves the block on one rank ends the block on all others: with `PeerError` where they can still
+    be told, and by ending their process where they cannot. `Interrupted` is meant to be raised on all ranks together;
+    where it is not, the others end with it at their next word to each other.
+
+    Args:
+        device: Where this rank's tensors are: gradients travel by NCCL between GPUs, by gloo between CPUs.
+
+    Raises:
+        DisError: The ranks cannot reach each other.
+        PeerError: Another rank failed; carries its message, hint and exit code.
+    """
+    part = part_from_environment()
+    if part.count == 1:
+        yield ProcessGroup()
+        return
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        store, rank, world_size = next(rendezvous("env://"))
+        store.set_timeout(_TIMEOUT)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT)
+    except (ValueError, RuntimeError) as error:
+        raise DisError(
+            f"Rank {part.index} of {part.count} cannot reach the others: {error}",
+            "Start the processes with `torchrun`; on several machines all need the same --rdzv-endpoint",
+        ) from error
+    peers = _Peers(store, rank, world_size)
+    try:
+        yield ProcessGroup(part, store)
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        cause = peers.cause_of(error)
+        peers.tell(cause or error)
+        if cause is not None:
+            raise cause from error
+        raise
+    finally:
+        peers.leave()
+        with contextlib.suppress(RuntimeError, ValueError):
+            dist.destroy_process_group()
+        peers.linger()
+
+
+class _Peers:
+    """What a rank says to the others when it leaves, and hears of them."""
+
+    def __init__(self, store: Store, rank: int, world_size: int) -> None:
+        self._store = store
+        self._rank = rank
+        self._world_size = world_size
+        self._left = threading.Event()
+        self._counting = threading.Lock()
+        self._is_counted = False
+        self._is_interrupted = False
+        threading.Thread(target=self._watch, daemon=True, name="peers").start()
+
+    def cause_of(self, error: BaseException) -> PeerError | None:
+        """The failure of another rank that ``error`` is a consequence of; None when it is this rank's own."""
+        # The leader speaks for all, so what it found itself is worth more than what it heard.
+        if isinstance(error, Interrupted | KeyboardInterrupt) or (self._rank == 0 and isinstance(error, DisError)):
+            return None
+        is_broken = isinstance(error, dist.DistError) or (
+            isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "onnection"))
+        )
+        deadline = time.monotonic() + (_LAST_WORD_SECONDS if is_broken else 0.0)
+        while True:
+            try:
+                # A signal that one rank obeyed by itself breaks the connections too.
+                word = _read(self._store, _FAILURE) or (_read(self._store, _INTERRUPTION) if is_broken else None)
+            except RuntimeError:
+                # The store is gone with the rank that kept it.
+                break
+            if word is not None:
+                return None if word["rank"] == self._rank else PeerError(_sentence(word), word["hint"], word["code"])
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(_POLL_SECONDS / 4)
+        if not is_broken:
+            return None
+        return PeerError(
+            f"Another process of the job is gone without a word: {str(error).strip().splitlines()[0][:200]}",
+            "Look at its own output, and at the system's log if it was killed. Run the same command again to continue",
+            1,
+        )
+
+    def tell(self, error: BaseException) -> None:
+        """Say why this rank leaves, unless another said so before, and give the others time to hear it."""
+        own = error if isinstance(error, DisError) else None
+        word = {
+            # None: of a rank that cannot say so any more.
+            "rank": None if isinstance(error, PeerError) else self._rank,
+            "message": own.message if own else f"{type(error).__name__}: {error}",
+            "hint": own.hint if own else None,
+            "code": own.code if own else 1,
+        }
+        if isinstance(error, KeyboardInterrupt):
+            word |= {"message": "Interrupted", "code": 128 + signal.SIGINT}
+        self._is_interrupted = isinstance(error, Interrupted)
+        text = json.dumps(word)
+        with contextlib.suppress(RuntimeError):
+            if self._is_interrupted:
+                self._store.compare_set(_INTERRUPTION, "", text)
+            elif self._store.compare_set(_FAILURE, "", text).decode() == text:
+                self._count()
+                self._wait_for_others(self._world_size - (word["rank"] is None), _FAREWELL_SECONDS)
+
+    def leave(self) -> None:
+        """This rank parts from the others: what becomes of them does not concern it any more."""
+        self._left.set()
+        with contextlib.suppress(RuntimeError):
+            self._count()
+
+    def linger(self) -> None:
+        """After a signal, stay until the others have left too, a little while: the store may be this process's."""
+        if self._is_interrupted:
+            with contextlib.suppress(RuntimeError):
+                self._wait_for_others(self._world_size, _LAST_WORD_SECONDS)
+
+    def _count(self) -> None:
+        with self._counting:
+            if not self._is_counted:
+                self._is_counted = True
+                self._store.add(_AWARE, 1)
+
+    def _wait_for_others(self, count: int, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self._store.add(_AWARE, 0) < count:
+            time.sleep(_POLL_SECONDS / 4)
+
+    def _watch(self) -> None:
+        """End this process when another rank failed and this one does not leave by itself."""
+        while not self._left.wait(_POLL_SECONDS):
+            with contextlib.suppress(RuntimeError):
+                word = _read(self._store, _FAILURE)
+                if word is None:
+                    continue
+                if word["rank"] != self._rank:
+                    self._count()
+                    if not self._left.wait(_FAREWELL_SECONDS):
+                        os._exit(word["code"])
+                return
+
+
+def _read(store: Store, key: str) -> dict[str, Any] | None:
+    """What a rank has said.
+
+    Raises:
+        RuntimeError: The store is gone.
+    """
+    return json.loads(store.get(key)) if store.check([key]) else None
+
+
+def _sentence(word: dict[str, Any]) -> str:
+    if word["rank"] is None:
+        return word["message"]
+    return f"Rank {word['rank']} {'was interrupted' if word['code'] > 128 else 'failed'}: {word['message']}"

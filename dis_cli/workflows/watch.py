@@ -1,0 +1,237 @@
+"""Looking at a model while it is trained: pictures and scores of its averaged weights, made by all ranks together."""
+
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dis_cli import __version__
+from dis_cli.config.schema import RunConfig
+from dis_cli.data.shards import VaeRecord
+from dis_cli.data.source import ImageSource
+from dis_cli.events import Event, Progress, Wrote
+from dis_cli.models.backbone import DiS
+from dis_cli.runtime.files import atomic_write_bytes
+from dis_cli.runtime.process_group import ProcessGroup
+from dis_cli.runtime.run_dir import RunDir, read_events
+from dis_cli.runtime.signals import StopRequest
+from dis_cli.scan.engines import Engine
+from dis_cli.training.state import TrainingState
+from dis_cli.workflows.build import Codec, build_codec, build_model, pick_precision
+from dis_cli.workflows.evaluate import (
+    Extractor,
+    class_labels,
+    headlines,
+    make_extractor,
+    reference_images,
+    result_name,
+    score,
+    write_result,
+)
+from dis_cli.workflows.generate import generate
+from dis_cli.workflows.grid import grid_png
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best score of a run so far.
+
+    Attributes:
+        metric: Its name.
+        value: The score.
+        step: The optimizer step whose weights it is of.
+    """
+
+    metric: str
+    value: float
+    step: int
+
+    def is_beaten_by(self, value: float) -> bool:
+        """Whether another score of this metric is better: higher for an accuracy, lower for a distance."""
+        return value > self.value if self.metric == "class_accuracy" else value < self.value
+
+
+@dataclass
+class Watcher:
+    """Generates from the averaged weights, a share on every rank; the leader draws and scores.
+
+    Every method has to be called by all ranks together.
+
+    Attributes:
+        config: Its ``sample``, ``evaluate`` and ``train`` sections say how.
+        run: Where the results go.
+        group: All ranks.
+        device: Of this rank.
+        engine: What computes the scan.
+        class_names: One name a class.
+        vae: The VAE that the model's latents are of, when known.
+        stop: Signals that this rank received.
+        best: The best score so far, on the leader.
+    """
+
+    config: RunConfig
+    run: RunDir
+    group: ProcessGroup
+    device: torch.device
+    engine: Engine
+    class_names: Sequence[str]
+    vae: VaeRecord | None
+    stop: StopRequest
+    best: Best | None = None
+    _model: DiS | None = None
+    _codec: Codec | None = None
+    _source: ImageSource | None = None
+    _extractor: Extractor | None = None
+    _known: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
+
+    def prepare(self, last_step: int) -> None:
+        """Find all that is needed before the first step is taken, and what was done before this start.
+
+        Args:
+            last_step: The step that training continues from.
+
+        Raises:
+            DisError: The VAE, the images to compare with or the weights of Inception are not there.
+        """
+        train = self.config.train
+        if train.preview_every or train.evaluate_every:
+            self._codec = build_codec(self.config, self.device, self.vae)
+        if train.evaluate_every:
+            self._source = reference_images(self.config)
+            if self.group.is_leader:
+                self._extractor = make_extractor(self.config, self.config.evaluate.inception, self.device)
+        if self.group.is_leader:
+            for record in read_events(self.run.events_path):
+                step = record.get("step")
+                if not isinstance(step, int) or step > last_step:
+                    continue
+                if record["event"] == "metric":
+                    self._known.add((record["name"], step))
+                    self._consider(record["name"], record["value"], step)
+                elif record["event"] == "wrote":
+                    # The result is written after its metrics are told: before that, a score is not complete.
+                    self._known.add(("score" if record["what"] == "result" else record["what"], step))
+
+    def look(self, state: TrainingState) -> Generator[Event, None, int | None]:
+        """The picture and the score that are due at this step, unless an earlier start has made them.
+
+        Returns:
+            None, or on all ranks the signal that one of them received meanwhile; what was under way is made by the
+            next start.
+        """
+        train, step = self.config.train, state.step
+        intervals = (("preview", train.preview_every), ("score", train.evaluate_every))
+        due = [name for name, every in intervals if every is not None and step > 0 and step % every == 0]
+        if not due:
+            return None
+        made = self.group.from_leader(lambda: self._known)
+        wanted = [name for name in due if (name, step) not in made]
+        if wanted:
+            self._load(state)
+        for name in wanted:
+            signal_number = yield from self._preview(step) if name == "preview" else self._evaluate(step)
+            if signal_number is not None:
+                return signal_number
+            self._known.add((name, step))
+        return None
+
+    def is_due(self, step: int) -> bool:
+        """Whether a score is due at this step."""
+        return self.config.train.evaluate_every is not None and step % self.config.train.evaluate_every == 0
+
+    def _load(self, state: TrainingState) -> None:
+        if self._model is None:
+            self._model = build_model(self.config).to(self.device).eval().requires_grad_(False)
+        parameters = dict(self._model.named_parameters())
+        for name, values in state.whole_average(self.config.sample.ema).items():
+            parameters[name].copy_(values)
+
+    def _preview(self, step: int) -> Generator[Event, None, int | None]:
+        count, num_classes = self.config.train.preview_images, self.config.model.num_classes
+        labels = [index % num_classes for index in range(count)] if num_classes else None
+        images = yield from self._images(range(count), labels)
+        if isinstance(images, int):
+            return images
+        if images is not None:
+            names = [self.class_names[label] for label in labels] if labels and self.class_names else None
+            path = self.run.samples / f"preview-{step:08d}.png"
+            atomic_write_bytes(path, grid_png(list(images), names))
+            yield Wrote(what="preview", path=path, step=step)
+        return None
+
+    def _evaluate(self, step: int) -> Generator[Event, None, int | None]:
+        config = self.config
+        assert self._source is not None
+        count = config.evaluate.num_samples or len(self._source)
+        labels = class_labels(self._source, count) if config.model.num_classes else None
+        seeds = range(config.evaluate.seed, config.evaluate.seed + count)
+        images = yield from self._images(seeds, None if labels is None else labels.tolist())
+        if images is None or isinstance(images, int):
+            return images
+        assert self._extractor is not None
+        metrics = score(torch.from_numpy(images), labels, self._source, self._extractor)
+        for metric in headlines(metrics, step):
+            self._consider(metric.name, metric.value, step)
+            if (metric.name, step) not in self._known:
+                yield metric
+        result: dict[str, object] = {
+            "schema": 1,
+            "dis": __version__,
+            "step": step,
+            "ema_decay": config.train.ema_decay if config.sample.ema is None else config.sample.ema,
+            "features": self._extractor.name,
+            "features_sha256": self._extractor.sha256,
+            "data": self._source.name,
+            "data_sha256": self._source.fingerprint,
+            "num_samples": count,
+            "seed": config.evaluate.seed,
+            "sample": config.sample.model_dump(mode="json"),
+            "engine": asdict(self.engine),
+        }
+        path = self.run.evaluations / result_name(f"step-{step:08d}", config, self._extractor.name)
+        yield replace(write_result(path, result | {"result_file": str(path)} | metrics), step=step)
+        return None
+
+    def _images(
+        self, seeds: range, labels: Sequence[int] | None
+    ) -> Generator[Event, None, npt.NDArray[np.uint8] | int | None]:
+        """Generate one image a seed; returns them on the leader, (n, h, w, c) 8-bit, and None elsewhere.
+
+        When a rank received a signal before its images were done, all return its number instead.
+        """
+        assert self._model is not None
+        assert self._codec is not None
+        group = self.group
+        mine = range(group.rank * len(seeds) // group.world_size, (group.rank + 1) * len(seeds) // group.world_size)
+        precision = pick_precision(self.config.sample.precision, self.config, self.device)
+        parts: list[npt.NDArray[np.uint8]] = []
+        received = 0
+        batches = generate(
+            self._model,
+            self._codec,
+            self.config,
+            seeds=[seeds[index] for index in mine],
+            classes=None if labels is None else [labels[index] for index in mine],
+            device=self.device,
+            precision=precision.name,
+        )
+        for batch in batches:
+            size = min(self.config.sample.batch_size, len(mine) - batch.start)
+            yield Progress(done=batch.start + int(batch.share * size), total=len(mine), unit="images")
+            if batch.images is not None:
+                parts.append(batch.images.numpy())
+            elif self.stop.requested is not None:
+                received = self.stop.requested
+                break
+        signal_number = int(group.maximum([received])[0])
+        if signal_number:
+            return signal_number
+        gathered = group.gather(parts)
+        return None if gathered is None else np.concatenate([part for own in gathered for part in own])
+
+    def _consider(self, name: str, value: float, step: int) -> None:
+        wanted = ("class_accuracy",) if self.config.train.best_metric == "class_accuracy" else ("fid", "frechet_digits")
+        if name in wanted and (self.best is None or self.best.metric != name or self.best.is_beaten_by(value)):
+            self.best = Best(name, value, step)

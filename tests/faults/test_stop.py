@@ -1,0 +1,246 @@
+"""SIGINT and SIGTERM at any moment, to one rank or all: the step is saved, and the same command goes on from there."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from support.ranks import At, Ended, When, signalling, start_training, train_on
+from support.states import assert_close, assert_close_losses, assert_equal, events, losses, saved_steps, tensors
+from support.tiny import TINY, train
+
+from dis_cli.runtime.faults import inject
+from dis_cli.runtime.run_dir import read_events
+
+SETTINGS = ["train.steps=8", "train.save_every=4", "train.lr_schedule=constant", "train.batch_size=8"]
+STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+PROMPT = 10.0
+
+
+@pytest.fixture(autouse=True)
+def _no_faults() -> Generator[None]:
+    """Whatever a test injects ends with it."""
+    yield
+    inject(None)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("straight") / "run"
+    assert train(run, *SETTINGS) == 0
+    return run
+
+
+@pytest.mark.parametrize(
+    ("number", "step", "point", "saved"),
+    [
+        (signal.SIGTERM, 1, "gradients", [1]),
+        (signal.SIGINT, 4, "gradients", [4]),
+        (signal.SIGTERM, 4, "saving", [4, 5]),
+        (signal.SIGINT, 7, "gradients", [4, 7]),
+    ],
+)
+def test_one_process_saves_the_step(number, step, point, saved, straight: Path, tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    inject(At(step, action=signalling(number), point=point))
+    assert train(run, *SETTINGS) == STATUS[number]
+    assert saved_steps(run) == saved
+    message = f"Stopped at step {saved[-1]} of 8, which is saved"
+    assert f"error: {message}\n\nhint: Run the same command again to continue" in capsys.readouterr().err
+    stopped = {"event": "stopped", "step": saved[-1], "reason": "signal", "message": message}
+    assert events(run, "stopped") == [stopped]
+    inject(None)
+    assert train(run, *SETTINGS) == 0
+    assert losses(run) == losses(straight)
+    assert_equal(tensors(run, 8), tensors(straight, 8))
+
+
+def test_a_signal_in_the_last_step_does_not_undo_the_work(straight: Path, tmp_path: Path) -> None:
+    inject(At(8, action=signalling(signal.SIGTERM)))
+    assert train(tmp_path / "run", *SETTINGS) == 0
+    assert_equal(tensors(tmp_path / "run", 8), tensors(straight, 8))
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_interrupt_stops_at_once(first, straight: Path, tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    inject(At(6, action=signalling(first, signal.SIGINT)))
+    assert train(run, *SETTINGS) == 130
+    assert "error: Interrupted\n" in capsys.readouterr().err
+    assert saved_steps(run) == [4]
+    inject(None)
+    assert train(run, *SETTINGS) == 0
+    assert losses(run) == losses(straight)
+    assert_equal(tensors(run, 8), tensors(straight, 8))
+
+
+def assert_stopped(ended: list[Ended], status: int) -> None:
+    assert [rank.code for rank in ended] == [status] * len(ended), ended
+    began = min(rank.fault_at for rank in ended if rank.fault_at is not None)
+    assert max(rank.at for rank in ended) - began < PROMPT, ended
+    # Of several, only the leader speaks.
+    assert [rank.err for rank in ended[1:]] == [""] * (len(ended) - 1)
+
+
+@pytest.mark.parametrize(
+    ("number", "step", "ranks", "saved"),
+    [
+        (signal.SIGTERM, 1, (0, 1), [1]),
+        (signal.SIGINT, 3, (1,), [3]),
+        (signal.SIGTERM, 4, (0,), [4]),
+        (signal.SIGINT, 7, (0, 1), [4, 7]),
+    ],
+)
+def test_all_ranks_save_the_same_step(number, step, ranks, saved, straight: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fault = At(step, action=signalling(number))
+    ended = train_on(2, run, *SETTINGS, faults=dict.fromkeys(ranks, fault))
+    assert_stopped(ended, STATUS[number])
+    assert f"error: Stopped at step {saved[-1]} of 8, which is saved" in ended[0].err
+    assert saved_steps(run) == saved
+    assert [rank.code for rank in train_on(2, run, *SETTINGS)] == [0, 0]
+    assert_close_losses(run, straight)
+    assert_close(tensors(run, 8), tensors(straight, 8))
+
+
+@pytest.mark.parametrize("ranks", [(0,), (1,), (0, 1)])
+def test_a_second_interrupt_stops_all_ranks_at_once(ranks: tuple[int, ...], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fault = At(6, action=signalling(signal.SIGINT, signal.SIGINT))
+    ended = train_on(2, run, *SETTINGS, faults=dict.fromkeys(ranks, fault))
+    assert [rank.code for rank in ended] == [130, 130], ended
+    began = min(rank.fault_at for rank in ended if rank.fault_at is not None)
+    assert max(rank.at for rank in ended) - began < 5, ended
+    assert "Interrupted" in ended[0].err
+    assert saved_steps(run) == [4]
+
+
+# Before the run's folder has anything in it.
+@pytest.mark.parametrize("place", ["pick_device", "build_source"])
+@pytest.mark.parametrize("ranks", [None, (0,), (1,), (0, 1)])
+def test_a_signal_before_the_run_begins_leaves_nothing(place, ranks, tmp_path: Path) -> None:
+    fault = When(place, signalling(signal.SIGTERM))
+    ended = train_on(2 if ranks else 1, tmp_path / "run", *SETTINGS, faults=dict.fromkeys(ranks or (0,), fault))
+    assert_stopped(ended, 143)
+    assert "nothing was trained" in ended[0].err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run-said"]
+
+
+@pytest.mark.parametrize("ranks", [None, (1,)])
+def test_a_signal_while_the_model_is_built_ends_the_first_step(ranks, straight: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fault = When("build_training_state", signalling(signal.SIGTERM))
+    ended = train_on(2 if ranks else 1, run, *SETTINGS, faults=dict.fromkeys(ranks or (0,), fault))
+    assert_stopped(ended, 143)
+    assert "Stopped at step 1 of 8, which is saved" in ended[0].err
+    assert saved_steps(run) == [1]
+    assert train(run, *SETTINGS) == 0
+    assert_close(tensors(run, 8), tensors(straight, 8))
+
+
+LOOKING = [
+    "train.preview_every=3",
+    "train.preview_images=10",
+    "train.evaluate_every=6",
+    "evaluate.num_samples=32",
+    "sample.sampler=ddim",
+    "sample.steps=4",
+    "sample.batch_size=4",
+]
+
+
+@pytest.mark.parametrize(("count", "rank"), [(1, 0), (2, 0), (2, 1)])
+def test_a_signal_while_images_are_generated(count: int, rank: int, straight: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = [*SETTINGS, *LOOKING]
+    fault = When("generate", signalling(signal.SIGTERM), module="watch")
+    for step in (3, 6):
+        # The step has to be saved for it, no matter what save_every says.
+        ended = train_on(count, run, *settings, faults={rank: fault})
+        assert_stopped(ended, 143)
+        assert f"Stopped at step {step} of 8, which is saved" in ended[0].err
+        assert saved_steps(run)[-1] == step
+        assert not (run / "samples" / f"preview-{step:08d}.png").exists()
+        # The same moment again, and the next start makes the picture first.
+        ended = train_on(count, run, *settings, faults={rank: At(step + 1, action=signalling(signal.SIGTERM))})
+        assert_stopped(ended, 143)
+        assert (run / "samples" / f"preview-{step:08d}.png").exists()
+    assert [rank.code for rank in train_on(count, run, *settings)] == [0] * count
+    assert len(list((run / "samples").iterdir())) == 2
+    assert [record["step"] for record in events(run, "metric") if record["name"] == "frechet_digits"] == [6]
+    assert_close(tensors(run, 8), tensors(straight, 8))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("count", [1, 2])
+def test_ten_moments(count: int, tmp_path: Path) -> None:
+    settings = ["train.steps=400", "train.save_every=100", "train.lr_schedule=constant", "train.batch_size=8"]
+    straight, run = tmp_path / "straight", tmp_path / "run"
+    assert train(straight, *settings) == 0
+    draw = random.Random(0)
+    for _ in range(10):
+        ranks = start_training(count, run, *settings)
+        time.sleep(draw.uniform(0.05, 1.5))
+        number = draw.choice([signal.SIGINT, signal.SIGTERM])
+        at = ranks.send(number, draw.randrange(count))
+        ended = ranks.finish()
+        # Before this process notes signals they end it as ever; and it may have been done.
+        assert {rank.code for rank in ended} <= {0, STATUS[number], -number}, ended
+        assert max(rank.at for rank in ended) - at < PROMPT
+        if STATUS[number] in {rank.code for rank in ended} and run.exists():
+            steps = [record["step"] for record in read_events(run / "events.jsonl") if "step" in record]
+            assert not steps or max(steps) in saved_steps(run)
+    assert [rank.code for rank in train_on(count, run, *settings)] == [0] * count
+    assert_close_losses(run, straight)
+    (assert_equal if count == 1 else assert_close)(tensors(run, 400), tensors(straight, 400))
+
+
+def torchrun(run: Path, *overrides: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "dis_cli", "train", "--json"]
+    return subprocess.Popen(
+        [*command, "--out", str(run), *TINY, *overrides],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.slow
+def test_torchrun(straight: Path, tmp_path: Path) -> None:
+    import json
+
+    process = torchrun(tmp_path / "run", *SETTINGS)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert json.loads(out)["step"] == 8
+    assert_close_losses(tmp_path / "run", straight)
+    assert_close(tensors(tmp_path / "run", 8), tensors(straight, 8))
+    assert events(tmp_path / "run", "started")[0]["details"]["processes"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_torchrun(number: signal.Signals, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = ["train.steps=100000", "train.save_every=50000", "train.lr_schedule=constant", "train.batch_size=8"]
+    process = torchrun(run, *settings)
+    deadline = time.monotonic() + 120
+    while not events(run, "step") and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    at = time.monotonic()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=100)
+    assert time.monotonic() - at < 20
+    assert process.returncode != 0
+    assert "which is saved" in err
+    (step,) = saved_steps(run)
+    assert losses(run)[-1][0] == step
+    assert train(run, *settings, f"train.steps={step + 2}") == 0
+    assert saved_steps(run) == [step, step + 2]

@@ -1,0 +1,149 @@
+"""Training runs that something happens to, and the run that nothing happened to, which they must equal to the bit."""
+
+import itertools
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from support.latents import Fork
+from support.tiny import train
+
+from dis_cli.checkpoints import store
+from dis_cli.checkpoints.manifest import read_manifest, verify_folder
+from dis_cli.checkpoints.store import list_checkpoints
+from dis_cli.runtime.run_dir import RunDir, read_events
+
+# Two averages beside the weights, in checkpoints of 70 KB.
+SMALL = ["model.embed_dim=8", "model.depth=1", "train.ema_more=0.9"]
+
+# The parts of a checkpoint file between which a process can be killed, in tensors.
+_TENSORS = 16
+
+
+def start(run: Path, *settings: str, prepare: Callable[[], object] = lambda: None, name: str = "said") -> Fork:
+    """Start ``dis train`` on a small model in a process of its own, which calls ``prepare`` before."""
+
+    def work() -> int:
+        prepare()
+        return train(run, *SMALL, *settings)
+
+    return Fork(work, run.with_name(f"{run.name}-{name}"))
+
+
+def curve(run: Path) -> list[tuple[int, float, float, float]]:
+    """Step, loss, norm of the gradient and learning rate, as often as they were recorded."""
+    events = read_events(RunDir(run).events_path)
+    return [(e["step"], e["loss"], e["grad_norm"], e["lr"]) for e in events if e["event"] == "step"]
+
+
+def last_step(run: Path) -> int:
+    """The last step that is recorded; 0 when none is."""
+    path = RunDir(run).events_path
+    if not path.exists():
+        return 0
+    # a run that has come far is asked often
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        tail = file.read()
+    # a line that is just being written may hold half a number
+    numbers = [line.split(b'"step": ')[1].split(b",")[0] for line in tail.splitlines()[:-1] if b'"step", ' in line]
+    return max(map(int, numbers), default=0)
+
+
+def hashes(checkpoint: Path) -> dict[str, str]:
+    """The SHA-256 of every file of tensors, after all bytes of the checkpoint were found to be what they were."""
+    verify_folder(checkpoint)
+    entries = read_manifest(checkpoint)
+    return {name: entry["sha256"] for name, entry in entries.items() if name.endswith(".safetensors")}
+
+
+def saved(run: Path) -> dict[str, dict[str, str]]:
+    """The hashes of all checkpoints of a run by name."""
+    return {folder.name: hashes(folder) for folder in list_checkpoints(RunDir(run).checkpoints)}
+
+
+def assert_same_run(run: Path, golden: Path) -> None:
+    """Every step once, with the same loss; the same checkpoints, scores and pictures; nothing left behind."""
+    steps = curve(run)
+    assert [step for step, *_ in steps] == list(range(1, len(steps) + 1))
+    assert steps == curve(golden)
+    assert saved(run) == saved(golden)
+    assert [*hashes(list_checkpoints(run / "checkpoints")[-1])] == [
+        "model.safetensors",
+        "ema.safetensors",
+        "ema_more_0.safetensors",
+        "optimizer.safetensors",
+    ]
+    assert _scores(run) == _scores(golden)
+    for folder in ("samples", "evaluations"):
+        assert _names(run / folder) == _names(golden / folder)
+    for picture in (golden / "samples").iterdir():
+        assert (run / "samples" / picture.name).read_bytes() == picture.read_bytes()
+    assert list(run.rglob(".tmp-*")) == []
+    assert list(run.rglob("*.new")) == []
+
+
+def _scores(run: Path) -> list[tuple[str, int, float]]:
+    events = read_events(RunDir(run).events_path)
+    return [(event["name"], event["step"], event["value"]) for event in events if event["event"] == "metric"]
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def flip(path: Path, bit: int) -> None:
+    """Turn one bit of a file over, in a new file of its name."""
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    replace(path, data)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Give a file other content. Cutting an old file short would make some file systems wait for the disk."""
+    path.unlink()
+    path.write_bytes(data)
+
+
+def die_at(number: int, thread: str) -> Callable[[], None]:
+    """What makes a process kill itself just before the n-th change that a thread makes to files, counted from 0.
+
+    Args:
+        number: Of opening a file to write, a part of its content, forcing it to the disk, making, renaming, deleting.
+        thread: How its name begins.
+    """
+    count = itertools.count()
+
+    def changes() -> None:
+        if threading.current_thread().name.startswith(thread) and next(count) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_event(event: str, arguments: tuple[Any, ...]) -> None:
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+            changes()
+
+    def prepare() -> None:
+        fsync, write_hashed = os.fsync, store.write_hashed
+
+        def dying_fsync(descriptor: int) -> None:
+            changes()
+            fsync(descriptor)
+
+        def dying_chunks(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+            for index, chunk in enumerate(chunks, start=1):
+                if index % _TENSORS == 0:
+                    changes()
+                yield chunk
+
+        def dying_write(path: Path, chunks: Iterable[bytes | memoryview], **more: Any) -> str:
+            return write_hashed(path, dying_chunks(chunks), **more)
+
+        os.fsync, store.write_hashed = dying_fsync, dying_write
+        sys.addaudithook(on_event)
+
+    return prepare
