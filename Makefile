@@ -7,13 +7,13 @@ RUN ?= runs/demo
 .PHONY: help demo test test-long check format bench clean
 
 help:
-	@echo "make demo    install, train on real digits, sample every class, score (about 4 minutes on 2 cores)"
-	@echo "make test    the whole test suite, but for what takes long"
+	@echo "make demo       install, train on real digits, sample every class, score (about 4 minutes on 2 cores)"
+	@echo "make test       the whole test suite, but for what takes long"
 	@echo "make test-long  the reliability tests with many more kills, damages and steps"
-	@echo "make check   formatting, lint, types, import rules"
-	@echo "make format  put the code into shape"
-	@echo "make bench   measure"
-	@echo "make clean   remove the virtual environment and build leftovers"
+	@echo "make check      formatting, lint, types, import rules"
+	@echo "make format     put the code into shape"
+	@echo "make bench      measure"
+	@echo "make clean      remove the virtual environment and build leftovers"
 
 $(BIN)/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'dis needs Python 3.11 or newer')"

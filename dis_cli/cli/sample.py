@@ -32,7 +32,7 @@ StepsOption = Annotated[
     int | None, typer.Option("--steps", metavar="N", min=1, help="Model evaluations per image, instead of the run's.")
 ]
 SamplerOption = Annotated[
-    str | None, typer.Option("--sampler", metavar="NAME", help="ancestral, ddim or dpm++, instead of the run's.")
+    str | None, typer.Option("--sampler", metavar="NAME", help="ancestral, ddim, dpm++ or euler, instead of the run's.")
 ]
 CfgOption = Annotated[
     float | None, typer.Option("--cfg-scale", metavar="X", help="Classifier-free guidance; 1 is none.")

@@ -152,7 +152,7 @@ class TrainConfig(Section):
     accumulation: PositiveInt = Field(default=1, description="equal parts a batch is computed in, to save memory")
     lr: Annotated[float, Field(gt=0, le=1)] = Field(default=1e-4, description="peak learning rate of AdamW")
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.0, description="final learning rate, as a share of lr"
+        default=0.0, description="final (for inverse_sqrt the lowest) learning rate, as a share of lr"
     )
     warmup_steps: Annotated[int, Field(ge=0)] = Field(default=0, description="steps of linear warm-up")
     warmup_start: Literal["above_zero", "zero"] = Field(
@@ -165,7 +165,7 @@ class TrainConfig(Section):
         "lowered as 1 / sqrt(step)",
     )
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=1.0, description="last share of the steps over which the learning rate is lowered"
+        default=1.0, description="last share of the steps over which a line or half a cosine is lowered"
     )
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         default=(0.9, 0.999), description="AdamW's decay rates of the first and second moment"

@@ -28,8 +28,9 @@ T = TypeVar("T")
 
 _FAILURE = "dis/failure"
 _INTERRUPTION = "dis/interruption"
-# How many ranks know that it is over.
+# How many ranks know of the failure, and how many need the others no more.
 _AWARE = "dis/aware"
+_LEFT = "dis/left"
 _POLL_SECONDS = 0.1
 # How long a failing rank waits for the others to notice, and how long those try to leave in order: `torchrun` ends
 # all as soon as the first is gone, and a rank that waits for a GPU cannot be reached otherwise.
@@ -100,6 +101,10 @@ class ProcessGroup:
         """Return once all ranks have called it."""
         self.sum([0.0])
 
+    def obey(self, stop: StopRequest, state: str) -> None:
+        """End the work here, on all ranks, if one of them was asked to; see `StopRequest.obey`."""
+        StopRequest(int(self.maximum([stop.requested or 0])[0]) or None).obey(state)
+
     def wait_for_leader(self, stop: StopRequest, state: str) -> None:
         """Return on every rank once the leader has called it too, however long that takes.
 
@@ -109,6 +114,7 @@ class ProcessGroup:
 
         Raises:
             Interrupted: This rank was asked to stop while it waited.
+            PeerError: The leader was.
         """
         self._num_meetings += 1
         if self._store is None:
@@ -119,6 +125,9 @@ class ProcessGroup:
             return
         while not self._store.check([key]):
             stop.obey(state)
+            word = _read(self._store, _INTERRUPTION)
+            if word is not None:
+                raise _peer_error(word)
             time.sleep(_POLL_SECONDS)
 
     def require_agreement(self, facts: Mapping[str, object]) -> None:
@@ -187,9 +196,9 @@ def join_process_group(device: torch.device) -> Generator[ProcessGroup]:
         raise
     except BaseException as error:
         cause = peers.cause_of(error)
-        peers.tell(cause or error)
         if cause is not None:
             raise cause from error
+        peers.tell(error)
         raise
     finally:
         peers.leave()
@@ -206,15 +215,15 @@ class _Peers:
         self._rank = rank
         self._world_size = world_size
         self._left = threading.Event()
-        self._counting = threading.Lock()
-        self._is_counted = False
-        self._is_interrupted = False
-        threading.Thread(target=self._watch, daemon=True, name="peers").start()
+        self._heard: dict[str, Any] | None = None
+        self._num_gone = 0
+        self._watching = threading.Thread(target=self._watch, daemon=True, name="peers")
+        self._watching.start()
 
     def cause_of(self, error: BaseException) -> PeerError | None:
         """The failure of another rank that ``error`` is a consequence of; None when it is this rank's own."""
         # The leader speaks for all, so what it found itself is worth more than what it heard.
-        if isinstance(error, Interrupted | KeyboardInterrupt) or (self._rank == 0 and isinstance(error, DisError)):
+        if isinstance(error, Interrupted | KeyboardInterrupt | PeerError) or (self._rank == 0 and isinstance(error, DisError)):
             return None
         is_broken = isinstance(error, dist.DistError) or (
             isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "onnection"))
@@ -223,27 +232,31 @@ class _Peers:
         while True:
             try:
                 # A signal that one rank obeyed by itself breaks the connections too.
-                word = _read(self._store, _FAILURE) or (_read(self._store, _INTERRUPTION) if is_broken else None)
+                word = self._heard or _read(self._store, _FAILURE)
+                if word is None and is_broken:
+                    word = _read(self._store, _INTERRUPTION)
             except RuntimeError:
                 # The store is gone with the rank that kept it.
                 break
             if word is not None:
-                return None if word["rank"] == self._rank else PeerError(_sentence(word), word["hint"], word["code"])
+                return None if word["rank"] == self._rank else _peer_error(word)
             if time.monotonic() >= deadline:
                 break
             time.sleep(_POLL_SECONDS / 4)
         if not is_broken:
             return None
-        return PeerError(
+        gone = PeerError(
             f"Another process of the job is gone without a word: {str(error).strip().splitlines()[0][:200]}",
             "Look at its own output, and at the system's log if it was killed. Run the same command again to continue",
             1,
         )
+        self.tell(gone)
+        return gone
 
     def tell(self, error: BaseException) -> None:
         """Say why this rank leaves, unless another said so before, and give the others time to hear it."""
         own = error if isinstance(error, DisError) else None
-        word = {
+        word: dict[str, Any] = {
             # None: of a rank that cannot say so any more.
             "rank": None if isinstance(error, PeerError) else self._rank,
             "message": own.message if own else f"{type(error).__name__}: {error}",
@@ -252,36 +265,32 @@ class _Peers:
         }
         if isinstance(error, KeyboardInterrupt):
             word |= {"message": "Interrupted", "code": 128 + signal.SIGINT}
-        self._is_interrupted = isinstance(error, Interrupted)
         text = json.dumps(word)
         with contextlib.suppress(RuntimeError):
-            if self._is_interrupted:
+            if isinstance(error, Interrupted):
                 self._store.compare_set(_INTERRUPTION, "", text)
             elif self._store.compare_set(_FAILURE, "", text).decode() == text:
-                self._count()
-                self._wait_for_others(self._world_size - (word["rank"] is None), _FAREWELL_SECONDS)
+                self._num_gone = int(word["rank"] is None)
+                self._wait_for_others(_AWARE, _FAREWELL_SECONDS)
 
     def leave(self) -> None:
         """This rank parts from the others: what becomes of them does not concern it any more."""
         self._left.set()
+        self._watching.join()
         with contextlib.suppress(RuntimeError):
-            self._count()
+            # Whoever has left need not be told.
+            self._store.add(_AWARE, int(self._heard is None))
+            self._store.add(_LEFT, 1)
 
     def linger(self) -> None:
-        """After a signal, stay until the others have left too, a little while: the store may be this process's."""
-        if self._is_interrupted:
+        """Stay until the others have left too, a little while, when the store may go with this process."""
+        if self._rank == 0:
             with contextlib.suppress(RuntimeError):
-                self._wait_for_others(self._world_size, _LAST_WORD_SECONDS)
+                self._wait_for_others(_LEFT, _LAST_WORD_SECONDS, but=0)
 
-    def _count(self) -> None:
-        with self._counting:
-            if not self._is_counted:
-                self._is_counted = True
-                self._store.add(_AWARE, 1)
-
-    def _wait_for_others(self, count: int, seconds: float) -> None:
+    def _wait_for_others(self, what: str, seconds: float, *, but: int = 1) -> None:
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and self._store.add(_AWARE, 0) < count:
+        while time.monotonic() < deadline and self._store.add(what, 0) < self._world_size - self._num_gone - but:
             time.sleep(_POLL_SECONDS / 4)
 
     def _watch(self) -> None:
@@ -292,7 +301,8 @@ class _Peers:
                 if word is None:
                     continue
                 if word["rank"] != self._rank:
-                    self._count()
+                    self._heard = word
+                    self._store.add(_AWARE, 1)
                     if not self._left.wait(_FAREWELL_SECONDS):
                         os._exit(word["code"])
                 return
@@ -307,7 +317,7 @@ def _read(store: Store, key: str) -> dict[str, Any] | None:
     return json.loads(store.get(key)) if store.check([key]) else None
 
 
-def _sentence(word: dict[str, Any]) -> str:
-    if word["rank"] is None:
-        return word["message"]
-    return f"Rank {word['rank']} {'was interrupted' if word['code'] > 128 else 'failed'}: {word['message']}"
+def _peer_error(word: dict[str, Any]) -> PeerError:
+    what = "was interrupted" if word["code"] > 128 else "failed"
+    who = "" if word["rank"] is None else f"Rank {word['rank']} {what}: "
+    return PeerError(who + word["message"], word["hint"], word["code"])

@@ -7,7 +7,7 @@ import torch
 from dis_cli.config.presets import read_config
 from dis_cli.config.schema import RunConfig
 from dis_cli.data.source import ImageSource
-from dis_cli.errors import MismatchError
+from dis_cli.errors import MismatchError, listed
 from dis_cli.runtime.precision import Precision
 from dis_cli.runtime.run_dir import RunDir
 from dis_cli.workflows.build import pick_precision
@@ -46,8 +46,6 @@ CHANGEABLE = frozenset(
 )
 CHANGEABLE_SECTIONS = ("sample.", "evaluate.")
 
-_MOST_SHOWN = 12
-
 
 def settle_precision(run: RunDir, config: RunConfig, device: torch.device) -> tuple[RunConfig, Precision]:
     """``config`` with "auto" resolved, by what the run has recorded or else by this machine, and the reason."""
@@ -75,10 +73,9 @@ def check_same_run(run: RunDir, config: RunConfig) -> None:
         if before.get(key) != now[key] and key not in CHANGEABLE and not key.startswith(CHANGEABLE_SECTIONS)
     ]
     if changed:
-        lines = "".join(f"\n  {key}: {before.get(key)} there, {now[key]} asked for" for key in changed[:_MOST_SHOWN])
-        more = f"\n  and {len(changed) - _MOST_SHOWN} more" if len(changed) > _MOST_SHOWN else ""
+        lines = listed([f"{key}: {before.get(key)} there, {now[key]} asked for" for key in changed])
         raise MismatchError(
-            f"`{run.path}` holds a run with other settings:{lines}{more}",
+            f"`{run.path}` holds a run with other settings:{lines}",
             "Choose another folder with `--out DIR`, start over with `--fresh`, or continue that run with "
             f"`dis train --preset {run.config_path} --out {run.path}`",
         )

@@ -24,7 +24,7 @@ from dis_cli.scan.engines import Engine
 from dis_cli.training.loop import train_steps
 from dis_cli.training.parallel import all_equal
 from dis_cli.training.state import TrainingState
-from dis_cli.workflows.build import build_learning_rate, build_loss_function, max_skipped, num_loader_workers
+from dis_cli.workflows.build_training import build_learning_rate, build_loss_function, max_skipped, num_loader_workers
 from dis_cli.workflows.watch import Watcher
 
 # The share of the time in which the model waits for data that is worth a word, and the least time to judge it by.

@@ -29,17 +29,19 @@ from dis_cli.runtime.run_dir import RunDir
 from dis_cli.runtime.signals import StopRequest, stop_on_signals
 from dis_cli.training.parallel import whole
 from dis_cli.training.state import TrainingState
+from dis_cli.workflows.averages import choose_average
 from dis_cli.workflows.build import (
     build_latents,
     build_source,
-    build_training_state,
     choices,
     encodes_first,
     pick_engine,
 )
+from dis_cli.workflows.build_training import build_training_state
 from dis_cli.workflows.check import check_images
 from dis_cli.workflows.cost import model_cost
 from dis_cli.workflows.encode import EncodeOptions, encode
+from dis_cli.workflows.mismatch import check_weights
 from dis_cli.workflows.record import Recorder, write_run_json
 from dis_cli.workflows.resources import named_vae
 from dis_cli.workflows.same_run import check_same_data, check_same_run, settle_precision
@@ -82,9 +84,10 @@ def train(
     run = RunDir(out)
     with contextlib.ExitStack() as held:
         stop = stop or held.enter_context(stop_on_signals())
-        stop.obey(_UNTRAINED)
         group = held.enter_context(join_process_group(place))
         stop.obey(_UNTRAINED)
+        # An average that is not kept could not be sampled from in the end.
+        choose_average(config, config.sample.ema)
         _require_equal_shares(config, group)
         if group.is_leader:
             if not is_locked:
@@ -197,6 +200,7 @@ def _restore(job: Job, state: TrainingState) -> tuple[list[str], dict[str, objec
             "Begin a new run with `--out DIR`, start this one over with `--fresh`, or remove the damaged folders",
         )
     if checkpoint is not None:
+        check_weights(checkpoint.path, checkpoint.tensors["model"], job.config)
         check_same_data(job.run, checkpoint.meta, job.source)
     step, num_skipped = job.group.from_leader(
         lambda: (checkpoint.step, int(checkpoint.meta.get("num_skipped", 0))) if checkpoint else (None, 0)

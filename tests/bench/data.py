@@ -190,7 +190,7 @@ def _per_second(batches: Iterator[object], count: int) -> float:
 def _digits_step(workers: int, steps: int) -> float:
     from dis_cli.config.presets import load_preset
     from dis_cli.training.loop import train_steps
-    from dis_cli.workflows.build import build_loss_function, build_training_state
+    from dis_cli.workflows.build_training import build_loss_function, build_training_state
 
     config = load_preset("dis-xs-digits")
     state = build_training_state(config, torch.device("cpu"))

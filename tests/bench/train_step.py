@@ -52,7 +52,8 @@ from dis_cli.training.ema import Ema
 from dis_cli.training.loop import train_steps
 from dis_cli.training.optimizer import make_optimizer
 from dis_cli.training.state import TrainingState
-from dis_cli.workflows.build import build_learning_rate, build_loss_function, build_source
+from dis_cli.workflows.build import build_source
+from dis_cli.workflows.build_training import build_learning_rate, build_loss_function
 
 MEMORY_BATCH = 128
 TOLERANCE = 0.02

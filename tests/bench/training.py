@@ -49,7 +49,8 @@ from dis_cli.data.batches import TrainingSet, training_batches
 from dis_cli.events import Step
 from dis_cli.models.backbone import DiS
 from dis_cli.training.optimizer import make_optimizer
-from dis_cli.workflows.build import build_loss_function, build_model, build_source
+from dis_cli.workflows.build import build_model, build_source
+from dis_cli.workflows.build_training import build_loss_function
 from dis_cli.workflows.train import train
 
 sys.path.append(str(Path(__file__).parents[1]))

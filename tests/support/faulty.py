@@ -5,20 +5,35 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support.latents import Fork
 from support.tiny import train
+from torch import Tensor
 
 from dis_cli.checkpoints import store
 from dis_cli.checkpoints.manifest import read_manifest, verify_folder
 from dis_cli.checkpoints.store import list_checkpoints
+from dis_cli.runtime.faults import inject
 from dis_cli.runtime.run_dir import RunDir, read_events
+from dis_cli.workflows import evaluate, watch
 
-# Two averages beside the weights, in checkpoints of 70 KB.
-SMALL = ["model.embed_dim=8", "model.depth=1", "train.ema_more=0.9"]
+# Two averages beside the weights, in checkpoints of 70 KB; with draws of every kind. No rate depends on the last step.
+SMALL = [
+    "model.embed_dim=8",
+    "model.depth=1",
+    "model.drop_path=0.1",
+    "train.ema_more=0.9",
+    "train.lr_schedule=constant",
+]
+
+# Pictures and scores on the way.
+WATCHED = ["train.preview_every=4", "train.preview_images=4", "train.evaluate_every=4", "evaluate.num_samples=16"]
+WATCHED += ["sample.sampler=ddim", "sample.steps=2"]
 
 # The parts of a checkpoint file between which a process can be killed, in tensors.
 _TENSORS = 16
@@ -96,6 +111,16 @@ def _names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def score_quickly(patch: pytest.MonkeyPatch) -> None:
+    """Let the scores of a training run be of the images alone: the classifier of digits takes a second."""
+
+    def score(images: Tensor, *_: object) -> dict[str, float]:
+        names = dict.fromkeys([*evaluate.HEADLINES, *itertools.chain.from_iterable(evaluate.HEADLINES.values())])
+        return {name: float(images.double().mean()) + place for place, name in enumerate(names)}
+
+    patch.setattr(watch, "score", score)
+
+
 def flip(path: Path, bit: int) -> None:
     """Turn one bit of a file over, in a new file of its name."""
     data = bytearray(path.read_bytes())
@@ -107,6 +132,16 @@ def replace(path: Path, data: bytes) -> None:
     """Give a file other content. Cutting an old file short would make some file systems wait for the disk."""
     path.unlink()
     path.write_bytes(data)
+
+
+def hold_after(step: int) -> None:
+    """Stand still before the step after this one, so that a process is killed in time however slow this one is."""
+
+    def wait(point: str, at: int, **_: object) -> None:
+        if point == "gradients" and at > step:
+            time.sleep(600)
+
+    inject(wait)
 
 
 def die_at(number: int, thread: str) -> Callable[[], None]:

@@ -8,7 +8,9 @@ import importlib
 import math
 import multiprocessing
 import os
+import pickle
 import resource
+import runpy
 import socket
 import sys
 import time
@@ -240,19 +242,41 @@ def start(count: int, *arguments: object, folder: Path, faults: Mapping[int, Fau
         folder: Where they write what they say; made when missing.
         faults: What goes wrong on which rank.
     """
+    command = [str(argument) for argument in arguments]
+    return _start(count, _run_command, [(command, (faults or {}).get(rank)) for rank in range(count)], folder)
+
+
+def start_calls(count: int, function: Callable[..., Any], *arguments: Any, folder: Path) -> Ranks:
+    """Start ``function(*arguments)`` on so many ranks, without a command.
+
+    Args:
+        count: How many.
+        function: At the top of its file, which the ranks read again.
+        arguments: Must be picklable.
+        folder: As for ``start``.
+    """
+    call = (function.__code__.co_filename, function.__name__, arguments)
+    return _start(count, _call_function, [call] * count, folder)
+
+
+def call_on(count: int, function: Callable[..., Any], *arguments: Any, folder: Path) -> list[Any]:
+    """What ``function(*arguments)`` returns on so many ranks; see ``start_calls``."""
+    ended = start_calls(count, function, *arguments, folder=folder).finish()
+    assert [rank.code for rank in ended] == [0] * count, ended
+    return [pickle.loads((folder / f"{rank}.result").read_bytes()) for rank in range(count)]
+
+
+def _start(count: int, work: Callable[..., None], by_rank: Sequence[tuple[Any, ...]], folder: Path) -> Ranks:
     folder.mkdir(parents=True, exist_ok=True)
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "OMP_NUM_THREADS": "1"}
     common |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "DIS_CACHE_DIR": os.environ["DIS_CACHE_DIR"]}
-    command = [str(argument) for argument in arguments]
     processes = []
-    for rank in range(count):
+    for rank, arguments in enumerate(by_rank):
         variables = (common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) if count > 1 else {}
         for kind in ("out", "err", "fault"):
             (folder / f"{rank}.{kind}").write_text("")
-        fault = (faults or {}).get(rank)
-        processes.append(
-            _server.Process(target=_rank, args=(variables, command, str(folder / str(rank)), fault), daemon=True)
-        )
+        files = str(folder / str(rank))
+        processes.append(_server.Process(target=_rank, args=(variables, files, work, *arguments), daemon=True))
     for process in processes:
         process.start()
     return Ranks(processes, folder)
@@ -279,18 +303,27 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _rank(variables: dict[str, str], command: list[str], files: str, fault: Fault | None) -> None:
+def _rank(variables: dict[str, str], files: str, work: Callable[..., None], *arguments: Any) -> None:
     for descriptor, kind in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{files}.{kind}", os.O_WRONLY | os.O_APPEND), descriptor)
     os.environ |= variables | {"DIS_TEST_FAULT": f"{files}.fault"}
-    sys.argv = ["dis", *command]
     warnings.simplefilter("error")
     # Of a weight that is one column, whose strides mean nothing.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    work(files, *arguments)
+
+
+def _run_command(files: str, command: list[str], fault: Fault | None) -> None:
     from dis_cli.cli.app import main
     from dis_cli.runtime.faults import inject
 
+    sys.argv = ["dis", *command]
     if fault is not None and hasattr(fault, "prepare"):
         fault.prepare()
     inject(fault)
     main()
+
+
+def _call_function(files: str, path: str, name: str, arguments: tuple[Any, ...]) -> None:
+    function = runpy.run_path(path)[name]
+    Path(f"{files}.result").write_bytes(pickle.dumps(function(*arguments)))

@@ -7,13 +7,13 @@ from support.tiny import train
 from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.presets import load_preset
 from dis_cli.runtime.run_dir import read_events
-from dis_cli.workflows import build
-from dis_cli.workflows.build import num_loader_workers
+from dis_cli.workflows import build_training
+from dis_cli.workflows.build_training import num_loader_workers
 
 
 @pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 1), (4, 3), (64, 8)])
 def test_cores_that_are_free_beside_a_gpu_load_data(cores, workers, monkeypatch) -> None:
-    monkeypatch.setattr(build, "num_cores", lambda: cores)
+    monkeypatch.setattr(build_training, "num_cores", lambda: cores)
     config = load_preset("dis-s-cifar")
     assert num_loader_workers(config, torch.device("cuda")) == workers
     assert num_loader_workers(config, torch.device("cpu")) == 0

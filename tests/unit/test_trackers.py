@@ -61,6 +61,7 @@ class TestTensorBoard:
             step(1),
             step(2, memory_bytes=250_000_000, mfu=0.43),
             Metric(name="frechet_digits", value=5.75, step=2),
+            Metric(name="fid", value=9.0, step=1),
             # Measured beside the training, which says no step: it belongs to the last one.
             Metric(name="class_accuracy", value=0.5),
             preview(run, 2),
@@ -71,7 +72,7 @@ class TestTensorBoard:
         assert [note for event in events for note in trackers.record(event)] == []
         board = shown(run.tensorboard)
         values = {key: [(point.step, point.value) for point in board.Scalars(key)] for key in board.Tags()["scalars"]}
-        assert values.keys() == {*STEP_KEYS, "frechet_digits", "class_accuracy"}
+        assert values.keys() == {*STEP_KEYS, "frechet_digits", "fid", "class_accuracy"}
         assert set(STEP_KEYS) <= step(1).to_json().keys()
         assert values["loss"][:2] == [(1, 1.0), (2, 0.5)]
         assert values["loss"][2][0] == 3
@@ -79,6 +80,7 @@ class TestTensorBoard:
         assert values["memory_bytes"] == [(2, 250_000_000)]
         assert values["mfu"] == [(2, pytest.approx(0.43))]
         assert values["frechet_digits"] == [(2, 5.75)]
+        assert values["fid"] == [(1, 9.0)]
         assert values["class_accuracy"] == [(2, 0.5)]
         [image] = board.Images("preview")
         assert (image.step, image.width, image.height) == (2, 6, 8)

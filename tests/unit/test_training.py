@@ -134,7 +134,7 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused_before_anything_is_loaded()
     run(first, [batch(1)])
     before = second.model.weight.detach().clone()
     for group, name in (("model", "bias"), ("ema_more_1", "weight")):
-        tensors = {key: {n: t for n, t in values.items()} for key, values in first.tensors().items()}
+        tensors = {key: dict(values) for key, values in first.tensors().items()}
         del tensors[group][name]
         with pytest.raises(ValueError, match=f"group '{group}'"):
             second.load(tensors, ProcessGroup())
