@@ -223,7 +223,9 @@ class _Peers:
     def cause_of(self, error: BaseException) -> PeerError | None:
         """The failure of another rank that ``error`` is a consequence of; None when it is this rank's own."""
         # The leader speaks for all, so what it found itself is worth more than what it heard.
-        if isinstance(error, Interrupted | KeyboardInterrupt | PeerError) or (self._rank == 0 and isinstance(error, DisError)):
+        if isinstance(error, Interrupted | KeyboardInterrupt | PeerError) or (
+            self._rank == 0 and isinstance(error, DisError)
+        ):
             return None
         is_broken = isinstance(error, dist.DistError) or (
             isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "onnection"))

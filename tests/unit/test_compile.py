@@ -4,10 +4,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from support.processes import TESTS, python
 from support.tiny import TINY
 
+from dis_cli.config.overrides import apply_overrides
+from dis_cli.config.presets import load_preset
+from dis_cli.models import DiS
+from dis_cli.runtime.process_group import ProcessGroup
 from dis_cli.scan import kernel
+from dis_cli.workflows import build_training
 
 PROGRAM = str(TESTS / "support" / "compile_model.py")
 ENGINES = ["torch"] if kernel.why_not() else ["torch", "kernel"]
@@ -38,3 +44,14 @@ def test_a_missing_compiler_is_told_before_the_first_step(tmp_path: Path) -> Non
     assert "hint: Install a C++ compiler" in process.stderr
     assert "Traceback" not in process.stderr
     assert "step 1 " not in process.stderr
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_the_setting_decides(wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[DiS] = []
+    monkeypatch.setattr(build_training, "require_compiler", lambda device: None)
+    monkeypatch.setattr(DiS, "compile", compiled.append)
+    overrides = ["model.embed_dim=16", "model.depth=1", f"train.compile={str(wanted).lower()}"]
+    config = apply_overrides(load_preset("dis-xs-digits"), overrides)
+    state = build_training.build_training_state(config, torch.device("cpu"), ProcessGroup())
+    assert compiled == ([state.model] if wanted else [])

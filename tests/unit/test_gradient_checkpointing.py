@@ -4,9 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from dis_cli.config.overrides import apply_overrides
+from dis_cli.config.presets import load_preset
 from dis_cli.models import DiS
 from dis_cli.models.backbone import Block
+from dis_cli.runtime.process_group import ProcessGroup
 from dis_cli.scan import kernel
+from dis_cli.workflows.build_training import build_training_state
 
 # Samples enough for a mixer to run as one call of the kernel.
 BATCH = 5
@@ -89,3 +93,12 @@ def test_without_a_backward_nothing_is_checkpointed(monkeypatch: pytest.MonkeyPa
     with torch.no_grad():
         network(x, t)
     network.eval()(x, t)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_the_setting_decides(wanted: bool) -> None:
+    overrides = ["model.embed_dim=16", "model.depth=1", f"train.gradient_checkpointing={str(wanted).lower()}"]
+    config = apply_overrides(load_preset("dis-xs-digits"), overrides)
+    built = build_training_state(config, torch.device("cpu"), ProcessGroup()).model
+    assert isinstance(built, DiS)
+    assert built.gradient_checkpointing == wanted
