@@ -251,6 +251,19 @@ def prune(
     return doomed
 
 
+def finish_replacements(root: Path) -> None:
+    """Let checkpoints that replace others, and that a kill has kept from it, take their places.
+
+    To be called at a start, by the only process that writes there.
+
+    Raises:
+        StorageError: One could not be renamed, or what it replaces could not be deleted.
+    """
+    for folder in list_checkpoints(root):
+        if folder.name.endswith(_REPLACEMENT):
+            _finish_replacement(folder.with_name(folder.name.removesuffix(_REPLACEMENT)))
+
+
 def checkpoint_bytes(folder: Path) -> int:
     """What a checkpoint takes on the disk, in bytes."""
     return sum(path.stat().st_size for path in folder.iterdir())

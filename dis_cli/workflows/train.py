@@ -10,7 +10,7 @@ import torch
 
 from dis_cli import __version__
 from dis_cli.checkpoints.background import CheckpointWriter
-from dis_cli.checkpoints.store import latest_checkpoint
+from dis_cli.checkpoints.store import finish_replacements, latest_checkpoint
 from dis_cli.config.presets import dump_toml
 from dis_cli.config.schema import RunConfig
 from dis_cli.data.files import FileSource
@@ -85,7 +85,7 @@ def train(
     with contextlib.ExitStack() as held:
         stop = stop or held.enter_context(stop_on_signals())
         group = held.enter_context(join_process_group(place))
-        stop.obey(_UNTRAINED)
+        group.obey(stop, _UNTRAINED)
         # An average that is not kept could not be sampled from in the end.
         choose_average(config, config.sample.ema)
         _require_equal_shares(config, group)
@@ -99,12 +99,14 @@ def train(
         files = source if isinstance(source, FileSource) and config.data.check and not encodes_first(config) else None
         if files is not None and group.is_leader:
             source = yield from check_images(files, on_bad=config.data.on_bad, num_workers=num_cores(), stop=stop)
-        stop.obey(_UNTRAINED)
+        group.wait_for_leader(stop, _UNTRAINED)
+        # A run begins when all ranks can take part.
+        group.obey(stop, _UNTRAINED)
         if group.is_leader:
             run.create()
             run.remove_temporaries()
+            finish_replacements(run.checkpoints)
             atomic_write_text(run.config_path, dump_toml(config))
-        group.wait_for_leader(stop, _UNTRAINED)
         if files is not None and not group.is_leader and config.data.on_bad == "skip":
             # What the leader found is in the cache of checked images.
             source = yield from check_images(files, on_bad="skip", num_workers=num_cores(), stop=stop)

@@ -1,6 +1,5 @@
-"""A run that is killed and started again, at any moment and as often as may be, ends bit-equal to one that never was."""
+"""A run that is killed and started again, at any moment and however often, ends bit-equal to one that never was."""
 
-import os
 import random
 import subprocess
 import sys

@@ -185,6 +185,8 @@ def test_an_error_of_one_rank_before_the_first_step_stops_all(place: str, shardi
     assert json.loads(ended[0].out)["error"]["message"] == "Rank 1 failed: Nothing here"
     assert ended[1].out == ""
     assert not (run / ".lock-holder.json").exists()
+    # The run begins when all have their data.
+    assert run.exists() == (place != "build_source")
 
 
 def test_an_error_of_the_leader_before_the_first_step_stops_all(tmp_path: Path) -> None:

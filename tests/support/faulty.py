@@ -23,13 +23,8 @@ from dis_cli.runtime.run_dir import RunDir, read_events
 from dis_cli.workflows import evaluate, watch
 
 # Two averages beside the weights, in checkpoints of 70 KB; with draws of every kind. No rate depends on the last step.
-SMALL = [
-    "model.embed_dim=8",
-    "model.depth=1",
-    "model.drop_path=0.1",
-    "train.ema_more=0.9",
-    "train.lr_schedule=constant",
-]
+SMALL = ["model.embed_dim=8", "model.depth=1", "model.drop_path=0.1", "train.lr_schedule=constant"]
+SMALL += ["train.ema_more=0.9", "train.ema_warmup=false"]
 
 # Pictures and scores on the way.
 WATCHED = ["train.preview_every=4", "train.preview_images=4", "train.evaluate_every=4", "evaluate.num_samples=16"]
@@ -39,14 +34,21 @@ WATCHED += ["sample.sampler=ddim", "sample.steps=2"]
 _TENSORS = 16
 
 
-def start(run: Path, *settings: str, prepare: Callable[[], object] = lambda: None, name: str = "said") -> Fork:
-    """Start ``dis train`` on a small model in a process of its own, which calls ``prepare`` before."""
+def start(run: Path, *settings: str, prepare: Callable[[], object] = lambda: None, said: Path | None = None) -> Fork:
+    """Start ``dis train`` on a small model in a process of its own.
+
+    Args:
+        run: The run's folder.
+        settings: Beside those that make the model small.
+        prepare: Called there before.
+        said: Where what it prints goes; None is a file beside the run's folder.
+    """
 
     def work() -> int:
         prepare()
         return train(run, *SMALL, *settings)
 
-    return Fork(work, run.with_name(f"{run.name}-{name}"))
+    return Fork(work, said or run.with_name(f"{run.name}-said"))
 
 
 def curve(run: Path) -> list[tuple[int, float, float, float]]:
@@ -112,13 +114,14 @@ def _names(folder: Path) -> list[str]:
 
 
 def score_quickly(patch: pytest.MonkeyPatch) -> None:
-    """Let the scores of a training run be of the images alone: the classifier of digits takes a second."""
+    """Let scores be of the generated images alone: the classifier of digits takes a second."""
 
     def score(images: Tensor, *_: object) -> dict[str, float]:
-        names = dict.fromkeys([*evaluate.HEADLINES, *itertools.chain.from_iterable(evaluate.HEADLINES.values())])
-        return {name: float(images.double().mean()) + place for place, name in enumerate(names)}
+        names = (*evaluate.HEADLINES, *itertools.chain(*evaluate.HEADLINES.values()), "frechet_digits_train")
+        return {name: float(images.double().mean()) + place for place, name in enumerate(dict.fromkeys(names))}
 
-    patch.setattr(watch, "score", score)
+    for module in (watch, evaluate):
+        patch.setattr(module, "score", score)
 
 
 def flip(path: Path, bit: int) -> None:

@@ -112,6 +112,11 @@ class Fork:
         wait_until(lambda: self.poll() is not None)
         return self.poll() or 0
 
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
     def kill(self) -> None:
         """End it at once."""
         if self.poll() is None:

@@ -49,8 +49,8 @@ def test_a_missing_compiler_is_told_before_the_first_step(tmp_path: Path) -> Non
 @pytest.mark.parametrize("wanted", [False, True])
 def test_the_setting_decides(wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[DiS] = []
-    monkeypatch.setattr(build_training, "require_compiler", lambda device: None)
-    monkeypatch.setattr(DiS, "compile", compiled.append)
+    monkeypatch.setattr(build_training, "require_compiler", lambda _: None)
+    monkeypatch.setattr(DiS, "compile", lambda model: compiled.append(model))
     overrides = ["model.embed_dim=16", "model.depth=1", f"train.compile={str(wanted).lower()}"]
     config = apply_overrides(load_preset("dis-xs-digits"), overrides)
     state = build_training.build_training_state(config, torch.device("cpu"), ProcessGroup())
