@@ -1,4 +1,4 @@
-"""All measurements: ``python tests/bench/run.py`` (or ``make bench``), about ten minutes on two cores.
+"""All measurements: ``python tests/bench/run.py`` (or ``make bench``), about 25 minutes on two cores.
 
 Prints one table of figures with their targets, and writes them with the facts of the machine to
 ``tests/bench/results/ISA.json``. Every figure compares contenders that take turns in one process (``common``), so that

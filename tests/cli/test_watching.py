@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from support.ranks import At, signalling, train_on
+from support.ranks import At, CountImages, signalling, train_on
 from support.states import assert_close, assert_equal, events, losses, saved_steps, tensors
 from support.tiny import TINY, dis, result, train
 
@@ -18,7 +19,9 @@ from dis_cli.workflows import watch
 SETTINGS = ["train.steps=6", "train.save_every=2", "train.lr_schedule=constant", "train.keep_last=1"]
 QUICK = ["sample.sampler=ddim", "sample.steps=2", "sample.batch_size=8"]
 PREVIEWS = ["train.preview_every=3", "train.preview_images=10", *QUICK]
-SCORES = ["train.evaluate_every=2", "evaluate.num_samples=16", *QUICK]
+SCORES = ["train.evaluate_every=6", "evaluate.num_samples=16", *QUICK]
+OFTEN = [*SCORES, "train.evaluate_every=2"]
+SCORE_FILE = "step-{:08d}_digits-cnn-64_ddim-2_cfg-1.json"
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +44,16 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that looks at everything."""
     run = tmp_path_factory.mktemp("watched") / "run"
     assert train(run, *SETTINGS, *PREVIEWS, *SCORES) == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def often(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that looks at everything often, with a score of its own."""
+    run = tmp_path_factory.mktemp("often") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch, "score", cheap_score)
+        assert train(run, *SETTINGS, *PREVIEWS, *OFTEN) == 0
     return run
 
 
@@ -68,6 +81,14 @@ def scores(run: Path) -> dict[str, dict[str, Any]]:
     return {name: {key: value for key, value in one.items() if key != "result_file"} for name, one in results.items()}
 
 
+def cheap_score(images: torch.Tensor, labels: Any, *_: Any) -> dict[str, float]:
+    """A score of exactly these images, in no time."""
+    value = float((images.double() * torch.arange(1, images.numel() + 1).view(images.shape)).mean())
+    return {"frechet_digits": value, "class_accuracy": float(labels.sum()), "floor": 0, "class_gaussians": 0} | {
+        "class_accuracy_real": 0
+    }
+
+
 def put_scores(monkeypatch: pytest.MonkeyPatch, *values: dict[str, float]) -> None:
     """Give these scores, one after the other."""
     remaining = iter(values)
@@ -93,37 +114,35 @@ def test_pictures_are_grids_of_what_the_average_generates(watched: Path, tmp_pat
 
 
 def test_scores_are_written_told_and_those_of_the_checkpoint(watched: Path, tmp_path: Path, capsys) -> None:
-    told = events(watched, "metric")
-    assert [(record["name"], record["step"]) for record in told] == [
-        (name, step) for step in (2, 4, 6) for name in ("frechet_digits", "class_accuracy")
-    ]
+    told = [(record["name"], record["step"], record["value"]) for record in events(watched, "metric")]
     written = scores(watched)
-    assert list(written) == [f"step-{step:08d}_digits_ddim-2_cfg-1.json" for step in (2, 4, 6)]
-    for one, record in zip(written.values(), told[::2], strict=True):
-        assert (one["step"], one["frechet_digits"]) == (record["step"], record["value"])
-        assert one["num_samples"] == 16
+    assert list(written) == [SCORE_FILE.format(6)]
+    last = written[SCORE_FILE.format(6)]
+    assert told == [(name, 6, last[name]) for name in ("frechet_digits", "class_accuracy")]
+    assert (last["step"], last["num_samples"]) == (6, 16)
     assert dis("eval-fid", "--ckpt", watched, "--out", tmp_path / "score.json", "--json") == 0
     again = result(capsys)
-    last = written["step-00000006_digits_ddim-2_cfg-1.json"]
     for name in ("frechet_digits", "class_accuracy", "copy_share", "ema_decay", "data_sha256", "seed"):
         assert again[name] == last[name], name
 
 
 @pytest.mark.parametrize("step", [2, 3, 5])
 def test_an_interrupted_run_makes_the_same_pictures_and_scores_once(
-    step: int, watched: Path, generated: list[int], tmp_path: Path
+    step: int, often: Path, generated: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(watch, "score", cheap_score)
     inject(At(step, action=signalling(15)))
-    assert train(tmp_path, *SETTINGS, *PREVIEWS, *SCORES) == 143
+    assert train(tmp_path, *SETTINGS, *PREVIEWS, *OFTEN) == 143
     inject(None)
-    assert train(tmp_path, *SETTINGS, *PREVIEWS, *SCORES) == 0
-    assert pictures(tmp_path) == pictures(watched)
-    assert scores(tmp_path) == scores(watched)
+    assert train(tmp_path, *SETTINGS, *PREVIEWS, *OFTEN) == 0
+    assert pictures(tmp_path) == pictures(often)
+    assert scores(tmp_path) == scores(often)
+    assert list(scores(often)) == [SCORE_FILE.format(step) for step in (2, 4, 6)]
     assert sorted(generated) == [10, 10, 16, 16, 16]
-    assert losses(tmp_path) == losses(watched)
-    assert train(tmp_path, *SETTINGS, *PREVIEWS, *SCORES) == 0
+    assert losses(tmp_path) == losses(often)
+    assert train(tmp_path, *SETTINGS, *PREVIEWS, *OFTEN) == 0
     assert len(generated) == 5
-    assert len(events(tmp_path, "metric")) == 6
+    assert [record["step"] for record in events(tmp_path, "metric")] == [2, 2, 4, 4, 6, 6]
 
 
 def test_every_rank_takes_part(watched: Path, tmp_path: Path) -> None:
@@ -131,34 +150,14 @@ def test_every_rank_takes_part(watched: Path, tmp_path: Path) -> None:
     fault = CountImages()
     ended = train_on(2, run, *SETTINGS, *PREVIEWS, *SCORES, "evaluate.num_samples=15", faults={0: fault, 1: fault})
     assert [rank.code for rank in ended] == [0, 0], ended
-    # Ten images for each of two pictures, fifteen for each of three scores.
-    assert [rank.err.split() for rank in ended] == [["7", "5", "7", "7", "5"], ["8", "5", "8", "8", "5"]]
+    # Ten images for each of two pictures, fifteen for the score.
+    assert [rank.err.split() for rank in ended] == [["5", "5", "7"], ["5", "5", "8"]]
     assert list(pictures(run)) == list(pictures(watched))
     for name in pictures(run):
         shown, expected = (np.asarray(Image.open(one / "samples" / name)).astype(int) for one in (run, watched))
         assert np.abs(shown - expected).max() <= 1
-    assert [one["num_samples"] for one in scores(run).values()] == [15] * 3
+    assert [one["num_samples"] for one in scores(run).values()] == [15]
     assert_close(tensors(run, 6), tensors(watched, 6))
-
-
-class CountImages:
-    """Says on standard error how many images this rank generates, each time."""
-
-    def prepare(self) -> None:
-        import sys
-
-        from dis_cli.workflows import watch
-
-        generate = watch.generate
-
-        def counted(*arguments: Any, **options: Any) -> Any:
-            sys.stderr.write(f"{len(options['seeds'])} ")
-            return generate(*arguments, **options)
-
-        watch.generate = counted
-
-    def __call__(self, point: str, step: int, **what: Any) -> None:
-        pass
 
 
 @pytest.mark.parametrize(
@@ -166,12 +165,13 @@ class CountImages:
     [
         ("distance", (3.0, 1.0, 2.0), [4, 6], ("frechet_digits", 1.0, 4)),
         ("distance", (1.0, 3.0, 2.0), [2, 6], ("frechet_digits", 1.0, 2)),
-        ("distance", (3.0, 2.0, 1.0), [6], ("frechet_digits", 1.0, 6)),
+        # When step 6 was saved, 4 was the best.
+        ("distance", (3.0, 2.0, 1.0), [4, 6], ("frechet_digits", 1.0, 6)),
         ("class_accuracy", (3.0, 1.0, 2.0), [2, 6], ("class_accuracy", 0.3, 2)),
     ],
 )
 def test_the_best_checkpoint_is_kept(metric, values, kept, best, tmp_path: Path, monkeypatch, capsys) -> None:
-    settings = [*SETTINGS, *SCORES, f"train.best_metric={metric}"]
+    settings = [*SETTINGS, *OFTEN, f"train.best_metric={metric}"]
     entries = [
         {
             "frechet_digits": value,
@@ -206,8 +206,9 @@ def test_checkpoints_of_some_steps_are_kept_for_good(tmp_path: Path) -> None:
     assert saved_steps(tmp_path) == [4, 8, 9]
 
 
-def test_a_score_is_of_a_step_that_is_saved(tmp_path: Path) -> None:
-    assert train(tmp_path, *SETTINGS, *SCORES, "train.save_every=100", "train.keep_last=9") == 0
+def test_a_score_is_of_a_step_that_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "score", cheap_score)
+    assert train(tmp_path, *SETTINGS, *OFTEN, "train.save_every=100", "train.keep_last=9") == 0
     assert saved_steps(tmp_path) == [2, 4, 6]
 
 
@@ -285,19 +286,20 @@ def test_several_ranks_start_afresh(plain: Path, tmp_path: Path) -> None:
 
 def test_further_averages_are_saved_and_sampled(plain: Path, tmp_path: Path, capsys) -> None:
     run = tmp_path / "run"
-    settings = [*SETTINGS, *PREVIEWS, "train.ema_more=0.5,0.9"]
-    assert train(run, *settings, "sample.ema=0.5") == 0
+    # Small enough for the warm-up of the averages to reach them in six steps.
+    settings = [*SETTINGS, *PREVIEWS, "train.ema_more=0.2,0.3"]
+    assert train(run, *settings, "sample.ema=0.2") == 0
     saved = tensors(run, 6)
     assert saved.keys() == {"model", "ema", "ema_more_0", "ema_more_1", "optimizer"}
     assert_equal({group: saved[group] for group in tensors(plain, 6)}, tensors(plain, 6))
     assert not saved["ema_more_0"]["pos_embed"].equal(saved["ema_more_1"]["pos_embed"])
     sample = ["sample", "--ckpt", run, "-n", 10, "--class", "all", "-q"]
-    for decay in ("0.5", "0.9", "0", "none"):
+    for decay in ("0.2", "0.3", "0", "none"):
         assert dis(*sample, "--out", tmp_path / decay, f"sample.ema={decay}") == 0
-    grids = {folder: (tmp_path / folder / "grid.png").read_bytes() for folder in ("0.5", "0.9", "0", "none")}
+    grids = {folder: (tmp_path / folder / "grid.png").read_bytes() for folder in ("0.2", "0.3", "0", "none")}
     assert len(set(grids.values())) == 4
     # A run's pictures are of the average that it is sampled from.
-    assert pictures(run)["preview-00000006.png"] == grids["0.5"]
+    assert pictures(run)["preview-00000006.png"] == grids["0.2"]
     capsys.readouterr()
     assert dis(*sample, "--out", tmp_path / "out", "sample.ema=0.7") == 2
     assert "allowed: " in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Whatever happens to a run, in whatever order: something to go on from is always there, and it ends as if nothing had."""
+"""Whatever happens to a run, in whatever order: something to go on from is always there, and it ends the same."""
 
 import random
 import resource

@@ -114,6 +114,24 @@ class When:
         pass
 
 
+class CountImages:
+    """Says on standard error how many images this rank generates in training, each time."""
+
+    def prepare(self) -> None:
+        from dis_cli.workflows import watch
+
+        generate = watch.generate
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            sys.stderr.write(f"{len(options['seeds'])} ")
+            return generate(*arguments, **options)
+
+        watch.generate = counted
+
+    def __call__(self, point: str, step: int, **what: Any) -> None:
+        pass
+
+
 def note_time() -> None:
     """Write down when the fault happened, when in a process of `start`."""
     if "DIS_TEST_FAULT" in os.environ:
