@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -159,7 +160,7 @@ def _disagreements(by_rank: list[dict[str, str]]) -> list[str]:
 
 
 @contextlib.contextmanager
-def join_process_group(device: torch.device) -> Generator[ProcessGroup]:
+def join_process_group(device: torch.device, stop: StopRequest | None = None) -> Generator[ProcessGroup]:
     """Meet the other ranks, if `torchrun` started any, and part from them at the end.
 
     An exception that leaves the block on one rank ends the block on all others: with `PeerError` where they can still
@@ -168,8 +169,10 @@ def join_process_group(device: torch.device) -> Generator[ProcessGroup]:
 
     Args:
         device: Where this rank's tensors are: gradients travel by NCCL between GPUs, by gloo between CPUs.
+        stop: Looked at while this rank waits for the others to come.
 
     Raises:
+        Interrupted: This rank was asked to stop before all had come.
         DisError: The ranks cannot reach each other.
         PeerError: Another rank failed; carries its message, hint and exit code.
     """
@@ -181,7 +184,7 @@ def join_process_group(device: torch.device) -> Generator[ProcessGroup]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        store, rank, world_size = next(rendezvous("env://"))
+        store, rank, world_size = _meet(stop or StopRequest())
         store.set_timeout(_TIMEOUT)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT)
     except (ValueError, RuntimeError) as error:
@@ -205,6 +208,23 @@ def join_process_group(device: torch.device) -> Generator[ProcessGroup]:
         with contextlib.suppress(RuntimeError, ValueError):
             dist.destroy_process_group()
         peers.linger()
+
+
+def _meet(stop: StopRequest) -> tuple[Store, int, int]:
+    """The store that all ranks share, this rank and their number, once all have come."""
+    meeting: Future[tuple[Store, int, int]] = Future()
+
+    def meet() -> None:
+        try:
+            meeting.set_result(next(rendezvous("env://")))
+        except (ValueError, RuntimeError) as error:
+            meeting.set_exception(error)
+
+    # In a thread, because it takes minutes to give up, and no signal is heard meanwhile.
+    threading.Thread(target=meet, daemon=True, name="rendezvous").start()
+    while not wait([meeting], timeout=_POLL_SECONDS).done:
+        stop.obey("the other processes have not come")
+    return meeting.result()
 
 
 class _Peers:

@@ -84,7 +84,7 @@ def train(
     run = RunDir(out)
     with contextlib.ExitStack() as held:
         stop = stop or held.enter_context(stop_on_signals())
-        group = held.enter_context(join_process_group(place))
+        group = held.enter_context(join_process_group(place, stop))
         group.obey(stop, _UNTRAINED)
         # An average that is not kept could not be sampled from in the end.
         choose_average(config, config.sample.ema)

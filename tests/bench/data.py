@@ -189,11 +189,12 @@ def _per_second(batches: Iterator[object], count: int) -> float:
 
 def _digits_step(workers: int, steps: int) -> float:
     from dis_cli.config.presets import load_preset
+    from dis_cli.runtime.process_group import ProcessGroup
     from dis_cli.training.loop import train_steps
     from dis_cli.workflows.build_training import build_loss_function, build_training_state
 
     config = load_preset("dis-xs-digits")
-    state = build_training_state(config, torch.device("cpu"))
+    state = build_training_state(config, torch.device("cpu"), ProcessGroup())
     source = _training_set(DigitsSource("train"))
     batches = training_batches(
         source, first_step=0, last_step=steps, batch_size=config.train.batch_size, accumulation=1, num_workers=workers
@@ -206,6 +207,7 @@ def _digits_step(workers: int, steps: int) -> float:
         accumulation=1,
         clip_norm=1.0,
         device=torch.device("cpu"),
+        group=ProcessGroup(),
     )
     return median(step.seconds for step in taken)
 

@@ -48,6 +48,7 @@ from dis_cli.config.schema import RunConfig
 from dis_cli.data.batches import TrainingSet, training_batches
 from dis_cli.events import Step
 from dis_cli.models.backbone import DiS
+from dis_cli.runtime.process_group import ProcessGroup
 from dis_cli.training.ema import Ema
 from dis_cli.training.loop import train_steps
 from dis_cli.training.optimizer import make_optimizer
@@ -108,6 +109,7 @@ def steps(config: RunConfig, model: nn.Module) -> Iterator[Step]:
         accumulation=1,
         clip_norm=train.clip_norm,
         device=torch.device("cpu"),
+        group=ProcessGroup(),
     )
 
 

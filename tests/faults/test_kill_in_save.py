@@ -1,21 +1,28 @@
 """A run that is killed just before any change of a file, in a save or beside it, resumes from a complete checkpoint."""
 
+import functools
 import itertools
+import os
 import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.faulty import SMALL, WATCHED, assert_same_run, die_at, flip, score_quickly, start
+from support.faulty import SMALL, WATCHED, assert_same_run, die_at, flip, score_quickly, scores, start
 from support.tiny import train
 
 from dis_cli.checkpoints.manifest import verify_folder
-from dis_cli.checkpoints.store import list_checkpoints
+from dis_cli.checkpoints.store import list_checkpoints, prune
+from dis_cli.events import Event, Metric, Wrote
+from dis_cli.runtime.run_dir import RunDir
 
 STEPS = 8
-SETTINGS = ["train.save_every=2", "train.keep_last=2", "data.num_workers=0", *WATCHED]
-Prepare = Callable[[Path], object]
+KEEP_LAST = 2
+SETTINGS = ["train.save_every=2", f"train.keep_last={KEEP_LAST}", "data.num_workers=0"]
+# By the thread that is killed: the one that saves, and the one that does all else.
+MORE = {"checkpoint": [], "MainThread": WATCHED}
+Runs = Callable[[str, int], Path]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -26,19 +33,16 @@ def _scores() -> object:
 
 
 @pytest.fixture(scope="module")
-def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing happens to."""
-    run = tmp_path_factory.mktemp("golden") / "run"
-    assert train(run, *SMALL, *SETTINGS, f"train.steps={STEPS}") == 0
-    return run
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Runs that nothing happens to: of a thread's settings, of so many steps."""
 
+    @functools.cache
+    def make(thread: str, steps: int) -> Path:
+        run = tmp_path_factory.mktemp("straight") / "run"
+        assert train(run, *SMALL, *SETTINGS, *MORE[thread], f"train.steps={steps}") == 0
+        return run
 
-@pytest.fixture(scope="module")
-def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run after four steps."""
-    run = tmp_path_factory.mktemp("half") / "run"
-    assert train(run, *SMALL, *SETTINGS, "train.steps=4") == 0
-    return run
+    return make
 
 
 def nothing(half: Path, run: Path) -> None:
@@ -67,26 +71,37 @@ def is_sound(folder: Path) -> bool:
     return True
 
 
-@pytest.mark.parametrize("stride", [11, pytest.param(1, marks=pytest.mark.long)])
-@pytest.mark.parametrize("before", [nothing, sound, damaged])
-@pytest.mark.parametrize("thread", ["checkpoint", "MainThread"])
+# A replacement waits for its place for 11 changes, so one of them is always hit.
+FEW = [
+    ("checkpoint", nothing, 29),
+    ("checkpoint", sound, 13),
+    ("checkpoint", damaged, 11),
+    ("MainThread", nothing, 23),
+    ("MainThread", sound, 19),
+    ("MainThread", damaged, 19),
+]
+
+
+@pytest.mark.parametrize(
+    ("thread", "before", "stride"),
+    [*FEW, *(pytest.param(thread, before, 1, marks=pytest.mark.long) for thread, before, _ in FEW)],
+)
 @pytest.mark.timeout(1800)
 def test_killed_before_a_change(
     thread: str,
     before: Callable[[Path, Path], None],
     stride: int,
-    golden: Path,
-    half: Path,
+    straight: Runs,
     tmp_path: Path,
     tally: Callable[[str, object], None],
 ) -> None:
     run = tmp_path / "run"
-    settings = [*SETTINGS, f"train.steps={STEPS}"]
+    settings = [*SETTINGS, *MORE[thread], f"train.steps={STEPS}"]
     kills = 0
     least = 0
     for point in itertools.count(0, stride):
         shutil.rmtree(run, ignore_errors=True)
-        before(half, run)
+        before(straight(thread, 4), run)
         broken = {folder for folder in list_checkpoints(run / "checkpoints") if not is_sound(folder)}
         process = start(run, *settings, prepare=lambda point=point: die_at(point, thread)())
         if (status := process.wait()) == 0:
@@ -101,7 +116,33 @@ def test_killed_before_a_change(
         least = newest
         process = start(run, *settings)
         assert process.wait() == 0, process.errors
-        assert_same_run(run, golden)
-    assert kills >= 60 // stride
+        # After a kill in the last deletion nothing is left to do, and an old checkpoint stays until there is more.
+        prune(run / "checkpoints", KEEP_LAST)
+        assert_same_run(run, straight(thread, STEPS))
+    # so many changes there are at least
+    assert kills >= 55 // stride
     assert least >= STEPS - 2
     tally(f"kills survived, {thread}, {before.__name__}", f"{kills}/{kills}")
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_killed_in_the_middle_of_a_score(number: int, straight: Runs, tmp_path: Path) -> None:
+    """After one of its three metrics was recorded, or after the result."""
+    run = tmp_path / "run"
+    settings = [*SETTINGS, *WATCHED, f"train.steps={STEPS}"]
+
+    def prepare() -> None:
+        append_event, count = RunDir.append_event, itertools.count(1)
+
+        def dying(self: RunDir, event: Event) -> None:
+            append_event(self, event)
+            is_part = isinstance(event, Metric) or (isinstance(event, Wrote) and event.what == "result")
+            if is_part and next(count) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        RunDir.append_event = dying
+
+    assert start(run, *settings, prepare=prepare).wait() == -signal.SIGKILL
+    assert len(scores(run)) == min(number, 3)
+    assert train(run, *SMALL, *settings) == 0
+    assert_same_run(run, straight("MainThread", STEPS))

@@ -1,5 +1,7 @@
 """SIGINT and SIGTERM at any moment, to one rank or all: the step is saved, and the same command goes on from there."""
 
+import functools
+import json
 import os
 import random
 import signal
@@ -15,7 +17,6 @@ from support.states import assert_close, assert_close_losses, assert_equal, even
 from support.tiny import TINY, train
 
 from dis_cli.runtime.faults import inject
-from dis_cli.runtime.run_dir import read_events
 
 SETTINGS = ["train.steps=8", "train.save_every=4", "train.lr_schedule=constant", "train.batch_size=8"]
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -131,6 +132,24 @@ def test_a_signal_before_the_run_begins_leaves_nothing(place, ranks, tmp_path: P
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run-said"]
 
 
+def test_a_signal_while_the_others_have_not_come(tmp_path: Path) -> None:
+    # Rank 1 of 2 is late for ever.
+    late = When("pick_device", functools.partial(time.sleep, 600))
+    ranks = start_training(2, tmp_path / "run", *SETTINGS, faults={1: late})
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / ".lock").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    at = ranks.send(signal.SIGTERM, 0)
+    ranks.processes[0].join(60)
+    ranks.send(signal.SIGKILL, 1)
+    ended = ranks.finish()
+    assert ended[0].code == 143
+    assert ended[0].at - at < PROMPT
+    assert "the other processes have not come" in ended[0].err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run-said"]
+
+
 @pytest.mark.parametrize("ranks", [None, (1,)])
 def test_a_signal_while_the_model_is_built_ends_the_first_step(ranks, straight: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
@@ -143,61 +162,58 @@ def test_a_signal_while_the_model_is_built_ends_the_first_step(ranks, straight: 
     assert_close(tensors(run, 8), tensors(straight, 8))
 
 
-LOOKING = [
-    "train.preview_every=3",
-    "train.preview_images=10",
-    "train.evaluate_every=6",
-    "evaluate.num_samples=32",
-    "sample.sampler=ddim",
-    "sample.steps=4",
-    "sample.batch_size=4",
-]
-
-
-@pytest.mark.parametrize(("count", "rank"), [(1, 0), (2, 0), (2, 1)])
+@pytest.mark.parametrize(("count", "rank"), [(1, 0), (2, 1)])
 def test_a_signal_while_images_are_generated(count: int, rank: int, straight: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    settings = [*SETTINGS, *LOOKING]
+    sampling = ["sample.sampler=ddim", "sample.steps=4", "sample.batch_size=4", "evaluate.num_samples=16"]
+    settings = [*SETTINGS, *sampling, "train.preview_images=10"]
     fault = When("generate", signalling(signal.SIGTERM), module="watch")
-    for step in (3, 6):
-        # The step has to be saved for it, no matter what save_every says.
-        ended = train_on(count, run, *settings, faults={rank: fault})
+    for step, looking in ((3, ["train.preview_every=3"]), (6, ["train.evaluate_every=6"])):
+        ended = train_on(count, run, *settings, *looking, faults={rank: fault})
         assert_stopped(ended, 143)
+        # No matter what save_every says.
         assert f"Stopped at step {step} of 8, which is saved" in ended[0].err
         assert saved_steps(run)[-1] == step
-        assert not (run / "samples" / f"preview-{step:08d}.png").exists()
-        # The same moment again, and the next start makes the picture first.
-        ended = train_on(count, run, *settings, faults={rank: At(step + 1, action=signalling(signal.SIGTERM))})
-        assert_stopped(ended, 143)
-        assert (run / "samples" / f"preview-{step:08d}.png").exists()
-    assert [rank.code for rank in train_on(count, run, *settings)] == [0] * count
-    assert len(list((run / "samples").iterdir())) == 2
-    assert [record["step"] for record in events(run, "metric") if record["name"] == "frechet_digits"] == [6]
+    assert list((run / "samples").iterdir()) == []
+    assert events(run, "metric") == []
+    # The next start makes first what was under way.
+    both = ["train.preview_every=3", "train.evaluate_every=6"]
+    assert [rank.code for rank in train_on(count, run, *settings, *both)] == [0] * count
+    assert [path.name for path in (run / "samples").iterdir()] == ["preview-00000006.png"]
+    assert [record["step"] for record in events(run, "metric")] == [6, 6]
+    assert [path.name[:13] for path in (run / "evaluations").iterdir()] == ["step-00000006"]
     assert_close(tensors(run, 8), tensors(straight, 8))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("count", [1, 2])
 def test_ten_moments(count: int, tmp_path: Path) -> None:
-    settings = ["train.steps=400", "train.save_every=100", "train.lr_schedule=constant", "train.batch_size=8"]
+    settings = ["train.steps=1000", "train.save_every=100", "train.lr_schedule=constant", "train.batch_size=8"]
     straight, run = tmp_path / "straight", tmp_path / "run"
     assert train(straight, *settings) == 0
-    draw = random.Random(0)
+    draw, stopped = random.Random(0), 0
     for _ in range(10):
+        before = len(events(run, "started"))
         ranks = start_training(count, run, *settings)
-        time.sleep(draw.uniform(0.05, 1.5))
+        deadline = time.monotonic() + 60
+        while len(events(run, "started")) == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 0.5))
         number = draw.choice([signal.SIGINT, signal.SIGTERM])
         at = ranks.send(number, draw.randrange(count))
         ended = ranks.finish()
-        # Before this process notes signals they end it as ever; and it may have been done.
-        assert {rank.code for rank in ended} <= {0, STATUS[number], -number}, ended
+        assert {rank.code for rank in ended} in ({0}, {STATUS[number]}), ended
         assert max(rank.at for rank in ended) - at < PROMPT
-        if STATUS[number] in {rank.code for rank in ended} and run.exists():
-            steps = [record["step"] for record in read_events(run / "events.jsonl") if "step" in record]
-            assert not steps or max(steps) in saved_steps(run)
+        assert losses(run)[-1][0] == saved_steps(run)[-1]
+        stopped += ended[0].code != 0
+    assert stopped >= 3
     assert [rank.code for rank in train_on(count, run, *settings)] == [0] * count
-    assert_close_losses(run, straight)
-    (assert_equal if count == 1 else assert_close)(tensors(run, 400), tensors(straight, 400))
+    if count == 1:
+        assert losses(run) == losses(straight)
+        assert_equal(tensors(run, 1000), tensors(straight, 1000))
+    else:
+        # Rounding grows with the steps.
+        assert_close_losses(run, straight, tolerance=1e-2)
 
 
 def torchrun(run: Path, *overrides: str) -> subprocess.Popen[str]:
@@ -214,8 +230,6 @@ def torchrun(run: Path, *overrides: str) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_torchrun(straight: Path, tmp_path: Path) -> None:
-    import json
-
     process = torchrun(tmp_path / "run", *SETTINGS)
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err

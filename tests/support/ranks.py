@@ -3,6 +3,7 @@
 They are forked from a server that has imported everything and started nothing. What goes wrong in them is sent along.
 """
 
+import contextlib
 import functools
 import importlib
 import math
@@ -67,9 +68,9 @@ class BadLoss:
     value: float = math.nan
 
     def prepare(self) -> None:
-        from dis_cli.workflows import build
+        from dis_cli.workflows import build_training
 
-        losses, calls = build.training_losses, []
+        losses, calls = build_training.training_losses, []
 
         def training_losses(*arguments: Any, **options: Any) -> dict[str, Any]:
             calls.append(None)
@@ -79,7 +80,7 @@ class BadLoss:
                 result["loss"] = result["loss"] * self.value
             return result
 
-        build.training_losses = training_losses
+        build_training.training_losses = training_losses
 
     def __call__(self, point: str, step: int, **what: Any) -> None:
         pass
@@ -213,10 +214,11 @@ class Ranks:
     ended: dict[int, float] = field(default_factory=dict)
 
     def send(self, number: int, *ranks: int) -> float:
-        """Send a signal to some ranks, or to all; returns when."""
+        """Send a signal to some ranks, or to all, that still run; returns when."""
         at = time.monotonic()
         for rank in ranks or range(len(self.processes)):
-            os.kill(self.processes[rank].pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.processes[rank].pid, number)
         return at
 
     def finish(self, timeout: float = PATIENCE) -> list[Ended]:
