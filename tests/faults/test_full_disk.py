@@ -169,7 +169,8 @@ SAMPLER = ["sample.sampler=ddim", "sample.steps=2"]
 @pytest.mark.parametrize(("name", "count"), [(GRID_FILE, 30), (SETTINGS_FILE, 1)])
 @pytest.mark.parametrize("there", [False, True])
 def test_no_room_for_samples(there: bool, name: str, count: int, begun: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+    # A long name, which makes the file of settings long.
+    out = tmp_path / ("o" * 200)
     sample = ["sample", "--ckpt", begun, "--out", out, "-q", "-n", count, *SAMPLER]
     assert dis(*sample) == 0
     size = (out / name).stat().st_size

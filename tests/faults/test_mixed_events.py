@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from support.faulty import SMALL, assert_same_run, die_at, flip, hold_after, last_step, start
+from support.faulty import SMALL, assert_same_run, die_at, flip, hold_after, last_step, slow_steps, start
 from support.latents import wait_until
 from support.tiny import dis, train
 
@@ -114,12 +114,6 @@ class Story:
         assert step >= self.sound, self.told
         assert checkpoint is not None or notes == [], self.told
         self.sound = step
-
-
-def slow_steps(seconds: float) -> None:
-    from dis_cli.runtime.faults import inject
-
-    inject(lambda point, _step, **_: time.sleep(seconds) if point == "gradients" else None)
 
 
 EVENTS: list[Callable[[Story], None]] = [

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support.faulty import SMALL, curve, last_step, start
+from support.faulty import SMALL, curve, last_step, slow_steps, start
 from support.latents import wait_until
 from support.tiny import TINY
 
@@ -70,7 +70,7 @@ def assert_lost(ended: Ended, winner: int) -> None:
 @pytest.mark.timeout(1800)
 def test_a_second_start_beside_a_running_one(times: int, tmp_path: Path, tally: Callable[[str, object], None]) -> None:
     run = tmp_path / "run"
-    holder = start(run, *SETTINGS)
+    holder = start(run, *SETTINGS, prepare=lambda: slow_steps(0.1))
     wait_until(lambda: last_step(run) >= 3)
     seconds: list[float] = []
     for _ in range(times):
@@ -85,7 +85,7 @@ def test_a_second_start_beside_a_running_one(times: int, tmp_path: Path, tally: 
     tally("second starts refused", f"{times}/{times}, within {max(seconds):.2f} s")
 
     # The lock of the one that was killed needs no hand.
-    next_one = start(run, *SETTINGS)
+    next_one = start(run, *SETTINGS, prepare=lambda: slow_steps(0.1))
     wait_until(lambda: f'"pid": {next_one.pid}' in (run / ".lock-holder.json").read_text())
     wait_until(lambda: len([line for line in (run / "log.txt").read_text().splitlines() if "training" in line]) == 2)
     next_one.kill()

@@ -141,6 +141,11 @@ def replace(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
+def slow_steps(seconds: float) -> None:
+    """Let every step take so much longer, so that there is time to do something to the process."""
+    inject(lambda point, _step, **_: time.sleep(seconds) if point == "gradients" else None)
+
+
 def hold_after(step: int) -> None:
     """Stand still before the step after this one, to be killed there, however slow the process is that does it."""
     parent = os.getppid()
