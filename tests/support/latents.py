@@ -1,5 +1,6 @@
 """Encoding images into latents: images, what a folder of latents holds, and processes that can be killed at it."""
 
+import ctypes
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from PIL import Image
 from dis_cli.events import Event, Finished
 
 SIZE = 16
+PR_SET_PDEATHSIG = 1
 
 
 def save_images(folder: Path, count: int, classes: tuple[str, ...] = ("cat", "dog")) -> Path:
@@ -87,6 +89,9 @@ class Fork:
         if self.pid == 0:
             status = 1
             try:
+                if sys.platform == "linux":
+                    # not to outlive tests that were given up
+                    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
                 os.environ.update(environment)
                 for number, name in enumerate(files, start=1):
                     os.dup2(os.open(name, os.O_WRONLY), number)
@@ -109,7 +114,11 @@ class Fork:
 
     def wait(self) -> int:
         """Its exit status, in the end."""
-        wait_until(lambda: self.poll() is not None)
+        try:
+            wait_until(lambda: self.poll() is not None)
+        finally:
+            if self.poll() is None:
+                os.kill(self.pid, signal.SIGKILL)
         return self.poll() or 0
 
     def signal(self, number: int) -> None:

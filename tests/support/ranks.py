@@ -31,7 +31,14 @@ Fault = Callable[..., None]
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
-    ["dis_cli.cli.app", "dis_cli.workflows.train", "sklearn.datasets", "sklearn.model_selection", "torch._dynamo"]
+    [
+        "dis_cli.cli.app",
+        "dis_cli.workflows.train",
+        "diffusers.schedulers.scheduling_ddim",
+        "sklearn.datasets",
+        "sklearn.model_selection",
+        "torch._dynamo",
+    ]
 )
 
 
