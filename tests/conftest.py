@@ -2,7 +2,7 @@
 and leaves the user's cache alone. What tests have counted is shown at the end."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -20,6 +20,15 @@ install_import_hook(
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["DIS_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _no_faults() -> Generator[None]:
+    """Whatever a test injects ends with it."""
+    from dis_cli.runtime.faults import inject
+
+    yield
+    inject(None)
 
 
 @pytest.fixture

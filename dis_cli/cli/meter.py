@@ -4,10 +4,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 
 from dis_cli.cli.text import duration, size
 from dis_cli.events import Progress, Started, Step
+from dis_cli.runtime.machine import resident_bytes
 
 SECONDS_OF_RECENT_PAST = 20.0
 
@@ -99,9 +99,4 @@ def memory_bytes() -> int | None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return int(torch.cuda.max_memory_reserved())
-    try:
-        import resource
-
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    except (ImportError, OSError):
-        return None
+    return resident_bytes()

@@ -248,6 +248,7 @@ def error(failure: DisError, as_json: bool, *, json_lines: bool = False) -> None
     A command that has already printed its result keeps that as the last one. Of several processes all but the first
     tell only what is their own, on standard error.
     """
+    # As it stands: that it makes no sense may be the very error that is to be told.
     rank = os.environ.get("RANK", "0")
     if rank != "0" and isinstance(failure, PeerError | Interrupted):
         return

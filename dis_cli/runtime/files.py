@@ -12,6 +12,7 @@ import secrets
 import shutil
 from collections.abc import Generator, Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 from dis_cli.errors import StorageError
 
@@ -107,13 +108,8 @@ def write_durably(path: Path, data: bytes, *, shown_as: Path | None = None) -> N
     Raises:
         StorageError: The file may be there in part.
     """
-    try:
-        with path.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise storage_error(shown_as or path, error, len(data)) from error
+    with _durable_file(path, len(data), shown_as or path) as file:
+        file.write(data)
 
 
 def write_hashed(path: Path, chunks: Iterable[bytes | memoryview], *, size: int, shown_as: Path) -> str:
@@ -132,15 +128,10 @@ def write_hashed(path: Path, chunks: Iterable[bytes | memoryview], *, size: int,
         StorageError: The file may be there in part.
     """
     digest = hashlib.sha256()
-    try:
-        with path.open("xb") as file:
-            for chunk in chunks:
-                digest.update(chunk)
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise storage_error(shown_as, error, size) from error
+    with _durable_file(path, size, shown_as) as file:
+        for chunk in chunks:
+            digest.update(chunk)
+            file.write(chunk)
     return digest.hexdigest()
 
 
@@ -211,6 +202,18 @@ def storage_error(path: Path, error: OSError, needed: int | None = None, *, acti
     else:
         hint = "Check that the folder exists and that you may write to it"
     return StorageError(message, hint)
+
+
+@contextlib.contextmanager
+def _durable_file(path: Path, size: int, shown_as: Path) -> Generator[BinaryIO]:
+    """A new file to fill, which is forced to the disk at the end."""
+    try:
+        with path.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise storage_error(shown_as, error, size) from error
 
 
 def _temporary_for(final: Path) -> Path:

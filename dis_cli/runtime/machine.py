@@ -60,6 +60,11 @@ def memory_in_use(device: "torch.device") -> int | None:
         import torch
 
         return torch.cuda.max_memory_reserved(device)
+    return resident_bytes()
+
+
+def resident_bytes() -> int | None:
+    """What this process holds in main memory; None when unknown."""
     with contextlib.suppress(OSError, AttributeError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return None

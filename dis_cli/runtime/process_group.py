@@ -51,7 +51,7 @@ class ProcessGroup:
         store: Where they leave word; None when there is only one.
     """
 
-    def __init__(self, part: Part = Part(), store: Store | None = None) -> None:  # noqa: B008  frozen
+    def __init__(self, part: Part = Part(), store: Store | None = None) -> None:  # noqa: B008 - the default is frozen
         self.rank = part.index
         self.world_size = part.count
         self._store = store
@@ -64,23 +64,22 @@ class ProcessGroup:
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """The sums over all ranks, in float64; the same bits on every rank."""
-        if self.world_size == 1:
-            return list(values)
-        total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total)
-        return total.tolist()
+        return self._reduced(values, dist.ReduceOp.SUM)
 
     def maximum(self, values: Sequence[float]) -> list[float]:
         """The largest over all ranks of each value, in float64."""
-        if self.world_size == 1:
-            return list(values)
-        largest = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-        return largest.tolist()
+        return self._reduced(values, dist.ReduceOp.MAX)
 
     def mean(self, values: Sequence[float]) -> list[float]:
         """The means over all ranks, in float64; the values themselves when there is one."""
-        return [total / self.world_size for total in self.sum(values)] if self.world_size > 1 else list(values)
+        return [total / self.world_size for total in self.sum(values)]
+
+    def _reduced(self, values: Sequence[float], operation: dist.ReduceOp.RedOpType) -> list[float]:
+        if self.world_size == 1:
+            return list(values)
+        reduced = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(reduced, op=operation)
+        return reduced.tolist()
 
     def from_leader(self, make: Callable[[], T]) -> T:
         """What ``make`` returns on the leader, on every rank; it must be picklable, and is called there only."""

@@ -24,6 +24,7 @@ from dis_cli.metrics.memorization import copy_share
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.files import atomic_write_text
 from dis_cli.runtime.precision import Precision
+from dis_cli.scan.engines import Engine
 from dis_cli.workflows.build import build_codec, build_image_source, choices, pick_precision
 from dis_cli.workflows.digit_features import as_digits, digit_images
 from dis_cli.workflows.generate import generate
@@ -89,14 +90,7 @@ def evaluate(
         "checkpoint": str(loaded.path),
         "step": loaded.step,
         "ema_decay": loaded.average.decay,
-        "features": extractor.name,
-        "features_sha256": extractor.sha256,
-        "data": whole.name,
-        "data_sha256": whole.fingerprint,
-        "num_samples": num_samples,
-        "seed": config.evaluate.seed,
-        "sample": config.sample.model_dump(mode="json"),
-        "engine": asdict(loaded.engine),
+        **conditions(config, extractor, whole, loaded.engine, num_samples),
         "precision": asdict(precision),
         "result_file": str(path),
     }
@@ -130,6 +124,30 @@ def score(
     if isinstance(extractor, DigitFeatures):
         return score_digits(generated, labels, extractor)
     return {"fid": frechet_distance(_real_statistics(source, extractor), _statistics(generated, extractor))}
+
+
+def conditions(
+    config: RunConfig, extractor: Extractor, source: ImageSource, engine: Engine, num_samples: int
+) -> dict[str, object]:
+    """What a score depends on beside the weights, as result files have it.
+
+    Args:
+        config: How the images were generated.
+        extractor: What looked at them.
+        source: What they were compared with.
+        engine: What computed the scan.
+        num_samples: How many there were.
+    """
+    return {
+        "features": extractor.name,
+        "features_sha256": extractor.sha256,
+        "data": source.name,
+        "data_sha256": source.fingerprint,
+        "num_samples": num_samples,
+        "seed": config.evaluate.seed,
+        "sample": config.sample.model_dump(mode="json"),
+        "engine": asdict(engine),
+    }
 
 
 def headlines(metrics: dict[str, float], step: int | None = None) -> Iterator[Metric]:

@@ -1,7 +1,7 @@
 """Looking at a model while it is trained: pictures and scores of its averaged weights, made by all ranks together."""
 
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from dis_cli.workflows.build import Codec, build_codec, build_model, pick_precis
 from dis_cli.workflows.evaluate import (
     Extractor,
     class_labels,
+    conditions,
     headlines,
     make_extractor,
     reference_images,
@@ -181,14 +182,7 @@ class Watcher:
             "dis": __version__,
             "step": step,
             "ema_decay": config.train.ema_decay if config.sample.ema is None else config.sample.ema,
-            "features": self._extractor.name,
-            "features_sha256": self._extractor.sha256,
-            "data": self._source.name,
-            "data_sha256": self._source.fingerprint,
-            "num_samples": count,
-            "seed": config.evaluate.seed,
-            "sample": config.sample.model_dump(mode="json"),
-            "engine": asdict(self.engine),
+            **conditions(config, self._extractor, self._source, self.engine, count),
         }
         path = self.run.evaluations / result_name(f"step-{step:08d}", config, self._extractor.name)
         yield replace(write_result(path, result | {"result_file": str(path)} | metrics), step=step)

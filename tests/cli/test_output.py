@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.terminal import read_all
 
 from dis_cli.cli import output
 from dis_cli.cli.live import fit
@@ -375,17 +376,7 @@ def in_terminal(columns, **environment):
         [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=stderr, env=inherited | environment
     )
     os.close(stderr)
-    received = b""
-    # Linux reports the other end's closing as an error, macOS as an empty read.
-    while True:
-        try:
-            data = os.read(terminal, 4096)
-        except OSError:
-            break
-        if not data:
-            break
-        received += data
-    os.close(terminal)
+    received = read_all(terminal)
     stdout, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     return stdout.decode(), received.decode()

@@ -1,7 +1,6 @@
 """What a run does beside its steps: pictures, scores, the best checkpoint, averages, an end in time, a fresh start."""
 
 import json
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from PIL import Image
 from support.ranks import At, CountImages, signalling, train_on
 from support.states import assert_close, assert_equal, events, losses, saved_steps, tensors
-from support.tiny import TINY, dis, result, train
+from support.tiny import TINY, dis, result, train, trained
 
 from dis_cli.runtime.faults import inject
 from dis_cli.workflows import watch
@@ -24,27 +23,16 @@ OFTEN = [*SCORES, "train.evaluate_every=2"]
 SCORE_FILE = "step-{:08d}_digits-cnn-64_ddim-2_cfg-1.json"
 
 
-@pytest.fixture(autouse=True)
-def _no_faults() -> Generator[None]:
-    """Whatever a test injects ends with it."""
-    yield
-    inject(None)
-
-
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that looks at nothing."""
-    run = tmp_path_factory.mktemp("plain") / "run"
-    assert train(run, *SETTINGS) == 0
-    return run
+    return trained(tmp_path_factory.mktemp("plain") / "run", *SETTINGS)
 
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that looks at everything."""
-    run = tmp_path_factory.mktemp("watched") / "run"
-    assert train(run, *SETTINGS, *PREVIEWS, *SCORES) == 0
-    return run
+    return trained(tmp_path_factory.mktemp("watched") / "run", *SETTINGS, *PREVIEWS, *SCORES)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.faulty import SMALL, assert_same_run, flip, replace, saved
-from support.tiny import TINY, dis, train
+from support.tiny import TINY, dis, train, trained
 
 from dis_cli.checkpoints.manifest import MANIFEST
 from dis_cli.checkpoints.store import latest_checkpoint
@@ -25,17 +25,13 @@ Tally = Callable[[str, object], None]
 
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("golden") / "run"
-    assert train(run, *SMALL, *SETTINGS, "train.steps=8") == 0
-    return run
+    return trained(tmp_path_factory.mktemp("golden") / "run", *SMALL, *SETTINGS, "train.steps=8")
 
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run with three checkpoints, the newest of step 6."""
-    run = tmp_path_factory.mktemp("begun") / "run"
-    assert train(run, *SMALL, *SETTINGS, "train.steps=6") == 0
-    return run
+    return trained(tmp_path_factory.mktemp("begun") / "run", *SMALL, *SETTINGS, "train.steps=6")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from support.faulty import SMALL, assert_same_run, curve, saved, score_quickly, start
 from support.latents import Fork
-from support.tiny import dis, train
+from support.tiny import dis, train, trained
 
 from dis_cli.runtime.run_dir import read_events
 from dis_cli.workflows.sample import GRID_FILE, SETTINGS_FILE
@@ -25,16 +25,12 @@ CLONE_NEWNS = 0x20000
 
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("golden") / "run"
-    assert train(run, *SMALL, *SETTINGS, "train.steps=12") == 0
-    return run
+    return trained(tmp_path_factory.mktemp("golden") / "run", *SMALL, *SETTINGS, "train.steps=12")
 
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("begun") / "run"
-    assert train(run, *SMALL, *SETTINGS, "train.steps=6") == 0
-    return run
+    return trained(tmp_path_factory.mktemp("begun") / "run", *SMALL, *SETTINGS, "train.steps=6")
 
 
 def limit_files(size: int) -> None:

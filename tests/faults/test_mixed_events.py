@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.faulty import SMALL, assert_same_run, die_at, flip, hold_after, last_step, slow_steps, start
 from support.latents import wait_until
-from support.tiny import dis, train
+from support.tiny import dis, trained
 
 from dis_cli.checkpoints.store import latest_checkpoint, list_checkpoints
 
@@ -132,9 +132,7 @@ EVENTS: list[Callable[[Story], None]] = [
 
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("golden") / "run"
-    assert train(run, *SMALL, *SETTINGS) == 0
-    return run
+    return trained(tmp_path_factory.mktemp("golden") / "run", *SMALL, *SETTINGS)
 
 
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 22))])

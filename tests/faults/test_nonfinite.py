@@ -1,13 +1,12 @@
 """A loss or gradient that is no number: on whichever rank, all stop before the step, or all leave it out."""
 
 import math
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 from support.ranks import At, BadLoss, bad_gradient, train_on
 from support.states import assert_close, assert_equal, events, losses, saved_steps, tensors
-from support.tiny import TINY, dis, result, train
+from support.tiny import TINY, dis, result, train, trained
 
 from dis_cli.runtime.faults import inject
 
@@ -15,18 +14,9 @@ SETTINGS = ["train.steps=8", "train.save_every=2", "train.keep_last=9", "train.l
 PROMPT = 5.0
 
 
-@pytest.fixture(autouse=True)
-def _no_faults() -> Generator[None]:
-    """Whatever a test injects ends with it."""
-    yield
-    inject(None)
-
-
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("straight") / "run"
-    assert train(run, *SETTINGS) == 0
-    return run
+    return trained(tmp_path_factory.mktemp("straight") / "run", *SETTINGS)
 
 
 def assert_stopped_before_step_five(run: Path, error: str, straight: Path) -> None:

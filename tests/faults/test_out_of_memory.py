@@ -1,13 +1,12 @@
 """Memory that runs out while training: one paragraph says what to lower, and the run is as it was."""
 
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 import torch
 from support.ranks import At, When, fail_with, limit_memory, train_on
 from support.states import assert_close, assert_equal, events, saved_steps, tensors
-from support.tiny import TINY, dis, result, train
+from support.tiny import TINY, dis, result, train, trained
 
 from dis_cli.runtime.faults import inject
 
@@ -17,18 +16,9 @@ ON_A_CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocat
 IN_NUMPY = MemoryError("Unable to allocate 1.00 TiB for an array with shape (8,)")
 
 
-@pytest.fixture(autouse=True)
-def _no_faults() -> Generator[None]:
-    """Whatever a test injects ends with it."""
-    yield
-    inject(None)
-
-
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("straight") / "run"
-    assert train(run, *SETTINGS) == 0
-    return run
+    return trained(tmp_path_factory.mktemp("straight") / "run", *SETTINGS)
 
 
 def assert_told(error: str, *, batch: int = 8, step: int = 4) -> None:

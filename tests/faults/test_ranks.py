@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.ranks import At, Ended, When, fail_with, flip_bit, signalling, train_on
 from support.states import assert_close, assert_close_losses, events, losses, saved_steps, tensors
-from support.tiny import train
+from support.tiny import train, trained
 
 from dis_cli.errors import DataError
 
@@ -26,17 +26,13 @@ PROMPT = 5.0
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process trains."""
-    run = tmp_path_factory.mktemp("alone") / "run"
-    assert train(run, *SETTINGS) == 0
-    return run
+    return trained(tmp_path_factory.mktemp("alone") / "run", *SETTINGS)
 
 
 @pytest.fixture(scope="module")
 def alone_dropping(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with paths and labels dropped."""
-    run = tmp_path_factory.mktemp("alone") / "dropping"
-    assert train(run, *SETTINGS, *DROPPING) == 0
-    return run
+    return trained(tmp_path_factory.mktemp("alone") / "dropping", *SETTINGS, *DROPPING)
 
 
 DROPPING = ["model.drop_path=0.5", "model.label_drop=0.5"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.faulty import SMALL, assert_same_run, curve, last_step, saved, start
 from support.latents import wait_until
-from support.tiny import train
+from support.tiny import trained
 
 from dis_cli.runtime.run_dir import read_events
 
@@ -22,9 +22,7 @@ CAP_DAC_OVERRIDE = 1 << 1
 
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("golden") / "run"
-    assert train(run, *SMALL, *SETTINGS, "train.steps=9") == 0
-    return run
+    return trained(tmp_path_factory.mktemp("golden") / "run", *SMALL, *SETTINGS, "train.steps=9")
 
 
 def obey_modes() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.faulty import SMALL, WATCHED, curve, hashes, score_quickly, start
-from support.tiny import train
+from support.tiny import train, trained
 
 from dis_cli.checkpoints.store import list_checkpoints
 
@@ -16,9 +16,7 @@ SETTINGS = [f"train.steps={STEPS}", "train.accumulation=2", "train.save_every=5"
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("first") / "run"
-    assert train(run, *SMALL, *SETTINGS) == 0
-    return run
+    return trained(tmp_path_factory.mktemp("first") / "run", *SMALL, *SETTINGS)
 
 
 def last(run: Path) -> dict[str, str]:

@@ -8,13 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 from support.ranks import At, Ended, When, signalling, start_training, train_on
 from support.states import assert_close, assert_close_losses, assert_equal, events, losses, saved_steps, tensors
-from support.tiny import TINY, train
+from support.tiny import TINY, train, trained
 
 from dis_cli.runtime.faults import inject
 
@@ -23,18 +22,9 @@ STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 PROMPT = 10.0
 
 
-@pytest.fixture(autouse=True)
-def _no_faults() -> Generator[None]:
-    """Whatever a test injects ends with it."""
-    yield
-    inject(None)
-
-
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("straight") / "run"
-    assert train(run, *SETTINGS) == 0
-    return run
+    return trained(tmp_path_factory.mktemp("straight") / "run", *SETTINGS)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.terminal import read_all
 from support.tiny import TINY
 
 ENVIRONMENTS = {
@@ -132,17 +133,7 @@ def test_lines_of_json_on_a_terminal_are_not_torn_by_a_live_line() -> None:
         stderr=ours,
     )
     os.close(ours)
-    received = b""
-    # Linux reports the other end's closing as an error, macOS as an empty read.
-    while True:
-        try:
-            data = os.read(terminal, 4096)
-        except OSError:
-            break
-        if not data:
-            break
-        received += data
-    os.close(terminal)
+    received = read_all(terminal)
     assert process.wait(timeout=60) == 0
     assert b"\x1b" not in received
     lines = received.decode().splitlines()

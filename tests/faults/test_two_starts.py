@@ -45,7 +45,11 @@ class Command:
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def wait(self) -> Ended:
-        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        try:
+            wait_until(self.has_ended)
+        except AssertionError:
+            self.kill()
+            raise
         seconds = time.monotonic() - self._begun
         # Nanoseconds that it was ready to run and did not get a processor; Linux only.
         waited = Path(f"/proc/{self.pid}/schedstat")

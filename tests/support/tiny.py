@@ -18,6 +18,12 @@ def train(out: Path, *overrides: str) -> int:
     return dis("train", "--out", out, "-q", *TINY, *overrides)
 
 
+def trained(out: Path, *overrides: str) -> Path:
+    """A run that was trained in this process."""
+    assert train(out, *overrides) == 0
+    return out
+
+
 def save_latent_run(folder: Path, vae: str) -> Path:
     """Write a run of an untrained model of latents, as a training run leaves it; it is to be decoded by ``vae``."""
     from dis_cli.checkpoints.store import write_checkpoint
