@@ -73,6 +73,7 @@ class CheckpointWriter:
         self._writes = writes
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._running: Future[Path] | None = None
+        self._newest: Path | None = None
 
     def begin(self, step: int, tensors: Tensors, meta: Mapping[str, Any]) -> None:
         """Copy the state and begin to write it. The one before must be finished: see ``finished``."""
@@ -91,7 +92,13 @@ class CheckpointWriter:
         if self._running is None or not (wait or self._running.done()):
             return None
         running, self._running = self._running, None
-        return running.result()
+        self._newest = running.result()
+        return self._newest
+
+    def prune(self) -> None:
+        """Delete what need not be kept any more, if a checkpoint was written; none may be under way."""
+        if self._newest is not None:
+            prune(self._root, self._keep_last, verified=self._newest, keep=self._keep)
 
     def close(self) -> None:
         """Wait for the thread, whatever comes of it."""

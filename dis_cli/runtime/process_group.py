@@ -48,13 +48,14 @@ class ProcessGroup:
 
     Args:
         part: Which rank this is, of how many.
-        store: Where they leave word; None when there is only one.
+        peers: Through whom they leave word; None when there is only one.
     """
 
-    def __init__(self, part: Part = Part(), store: Store | None = None) -> None:  # noqa: B008 - the default is frozen
+    def __init__(self, part: Part = Part(), peers: "_Peers | None" = None) -> None:  # noqa: B008 - a frozen default
         self.rank = part.index
         self.world_size = part.count
-        self._store = store
+        self._peers = peers
+        self._store = peers.store if peers else None
         self._num_meetings = 0
 
     @property
@@ -96,6 +97,10 @@ class ProcessGroup:
         box: list[Any] | None = [None] * self.world_size if self.is_leader else None
         dist.gather_object(value, box)
         return box
+
+    def cause_of(self, error: BaseException) -> PeerError | None:
+        """The failure of another rank that ``error`` is a consequence of; None when it is this rank's own."""
+        return self._peers.cause_of(error) if self._peers else None
 
     def barrier(self) -> None:
         """Return once all ranks have called it."""
@@ -193,7 +198,7 @@ def join_process_group(device: torch.device, stop: StopRequest | None = None) ->
         ) from error
     peers = _Peers(store, rank, world_size)
     try:
-        yield ProcessGroup(part, store)
+        yield ProcessGroup(part, peers)
     except GeneratorExit:
         raise
     except BaseException as error:
@@ -230,7 +235,7 @@ class _Peers:
     """What a rank says to the others when it leaves, and hears of them."""
 
     def __init__(self, store: Store, rank: int, world_size: int) -> None:
-        self._store = store
+        self.store = store
         self._rank = rank
         self._world_size = world_size
         self._left = threading.Event()
@@ -253,9 +258,9 @@ class _Peers:
         while True:
             try:
                 # A signal that one rank obeyed by itself breaks the connections too.
-                word = self._heard or _read(self._store, _FAILURE)
+                word = self._heard or _read(self.store, _FAILURE)
                 if word is None and is_broken:
-                    word = _read(self._store, _INTERRUPTION)
+                    word = _read(self.store, _INTERRUPTION)
             except RuntimeError:
                 # The store is gone with the rank that kept it.
                 break
@@ -289,8 +294,8 @@ class _Peers:
         text = json.dumps(word)
         with contextlib.suppress(RuntimeError):
             if isinstance(error, Interrupted):
-                self._store.compare_set(_INTERRUPTION, "", text)
-            elif self._store.compare_set(_FAILURE, "", text).decode() == text:
+                self.store.compare_set(_INTERRUPTION, "", text)
+            elif self.store.compare_set(_FAILURE, "", text).decode() == text:
                 self._num_gone = int(word["rank"] is None)
                 self._wait_for_others(_AWARE, _FAREWELL_SECONDS)
 
@@ -300,8 +305,8 @@ class _Peers:
         self._watching.join()
         with contextlib.suppress(RuntimeError):
             # Whoever has left need not be told.
-            self._store.add(_AWARE, int(self._heard is None))
-            self._store.add(_LEFT, 1)
+            self.store.add(_AWARE, int(self._heard is None))
+            self.store.add(_LEFT, 1)
 
     def linger(self) -> None:
         """Stay until the others have left too, a little while, when the store may go with this process."""
@@ -311,19 +316,19 @@ class _Peers:
 
     def _wait_for_others(self, what: str, seconds: float, *, but: int = 1) -> None:
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and self._store.add(what, 0) < self._world_size - self._num_gone - but:
+        while time.monotonic() < deadline and self.store.add(what, 0) < self._world_size - self._num_gone - but:
             time.sleep(_POLL_SECONDS / 4)
 
     def _watch(self) -> None:
         """End this process when another rank failed and this one does not leave by itself."""
         while not self._left.wait(_POLL_SECONDS):
             with contextlib.suppress(RuntimeError):
-                word = _read(self._store, _FAILURE)
+                word = _read(self.store, _FAILURE)
                 if word is None:
                     continue
                 if word["rank"] != self._rank:
                     self._heard = word
-                    self._store.add(_AWARE, 1)
+                    self.store.add(_AWARE, 1)
                     if not self._left.wait(_FAREWELL_SECONDS):
                         os._exit(word["code"])
                 return

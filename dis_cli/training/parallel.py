@@ -75,11 +75,11 @@ def assign(target: Tensor, values: Tensor) -> None:
 
 
 def all_equal(tensors: Iterable[Tensor]) -> bool:
-    """Whether all ranks hold the same bits in their tensors, which they should after every step of DDP."""
+    """Whether all ranks hold the same bits in their float32 tensors, which they should after every step of DDP."""
     digest = torch.zeros(1, dtype=torch.int64)
     for tensor in tensors:
         # Wraps around on overflow, alike everywhere.
-        digest = digest * 31 + tensor.detach().cpu().contiguous().view(torch.int32).sum(dtype=torch.int64)
+        digest = digest * 31 + tensor.detach().contiguous().view(torch.int32).sum(dtype=torch.int64).cpu()
     lowest, highest = digest.clone(), digest.clone()
     dist.all_reduce(lowest, op=dist.ReduceOp.MIN)
     dist.all_reduce(highest, op=dist.ReduceOp.MAX)

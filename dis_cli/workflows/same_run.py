@@ -47,9 +47,10 @@ CHANGEABLE = frozenset(
 CHANGEABLE_SECTIONS = ("sample.", "evaluate.")
 
 
-def settle_precision(run: RunDir, config: RunConfig, device: torch.device) -> tuple[RunConfig, Precision]:
+def settle_precision(
+    recorded: RunConfig | None, config: RunConfig, device: torch.device
+) -> tuple[RunConfig, Precision]:
     """``config`` with "auto" resolved, by what the run has recorded or else by this machine, and the reason."""
-    recorded = _recorded_config(run)
     if config.train.precision == "auto" and recorded is not None:
         precision = Precision(recorded.train.precision, "the run was begun with it")
     else:
@@ -57,16 +58,13 @@ def settle_precision(run: RunDir, config: RunConfig, device: torch.device) -> tu
     return _with_precision(config, precision.name), precision
 
 
-def check_same_run(run: RunDir, config: RunConfig) -> None:
-    """Refuse to go on with other settings than the run was begun with.
+def check_same_run(run: RunDir, recorded: RunConfig, config: RunConfig) -> None:
+    """Refuse to go on with other settings than the run was begun with, which are ``recorded``.
 
     Raises:
         MismatchError: Lists every setting that differs, with both values.
     """
-    recorded = _recorded_config(run)
-    if recorded is None:
-        return
-    before, now = _flat(recorded), _flat(config)
+    before, now = flat_settings(recorded), flat_settings(config)
     changed = [
         key
         for key in now
@@ -96,7 +94,7 @@ def check_same_data(run: RunDir, meta: dict[str, Any], source: ImageSource) -> N
         )
 
 
-def _recorded_config(run: RunDir) -> RunConfig | None:
+def recorded_config(run: RunDir) -> RunConfig | None:
     """The settings that a run was begun with; None before its first start."""
     if not run.config_path.exists():
         return None
@@ -109,7 +107,8 @@ def _with_precision(config: RunConfig, name: str) -> RunConfig:
     return config.model_copy(update={"train": config.train.model_copy(update={"precision": name})})
 
 
-def _flat(config: RunConfig) -> dict[str, object]:
+def flat_settings(config: RunConfig) -> dict[str, object]:
+    """Every setting by its dotted key, as JSON can hold it."""
     flat: dict[str, object] = {}
     for key, value in config.model_dump(mode="json").items():
         if isinstance(value, dict):

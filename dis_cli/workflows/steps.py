@@ -93,6 +93,8 @@ class Steps:
                 message = f"train.max_minutes is over: stopped at step {state.step} of {last_step}, which is saved"
                 yield Stopped(step=state.step, reason="time", message=message)
                 return
+        # The last look may have found a new best.
+        self.writer.prune()
 
     def _look(self) -> Iterator[Event]:
         """Look at the model; a signal that comes meanwhile ends the work after saving."""
@@ -181,13 +183,17 @@ class Steps:
 
     def _begin_save(self) -> None:
         job, state = self.job, self.state
-        if job.group.world_size > 1 and job.config.train.sharding == "ddp" and not all_equal(state.model.parameters()):
-            raise DisError(
-                f"The processes hold different weights after step {state.step}, which was not saved",
-                "A machine may be faulty. Run the same command again to continue from the last checkpoint",
-            )
+        tensors = state.tensors()
+        if job.group.world_size > 1 and job.config.train.sharding == "ddp":
+            # Weights, averages and moments: each is a function of the gradients, which all ranks share.
+            own = [tensor for named in tensors.values() for tensor in named.values()]
+            if not all_equal(own):
+                raise DisError(
+                    f"The processes hold different weights after step {state.step}, which was not saved",
+                    "A machine may be faulty. Run the same command again to continue from the last checkpoint",
+                )
         reach("saving", state.step)
-        self.writer.begin(state.step, state.tensors(), self.meta | {"num_skipped": state.num_skipped})
+        self.writer.begin(state.step, tensors, self.meta | {"num_skipped": state.num_skipped})
         self.saved_step = state.step
 
     def _finished_save(self, *, wait: bool) -> Iterator[Event]:

@@ -44,7 +44,13 @@ from dis_cli.workflows.encode import EncodeOptions, encode
 from dis_cli.workflows.mismatch import check_weights
 from dis_cli.workflows.record import Recorder, write_run_json
 from dis_cli.workflows.resources import named_vae
-from dis_cli.workflows.same_run import check_same_data, check_same_run, settle_precision
+from dis_cli.workflows.same_run import (
+    check_same_data,
+    check_same_run,
+    flat_settings,
+    recorded_config,
+    settle_precision,
+)
 from dis_cli.workflows.steps import Job, Steps
 from dis_cli.workflows.trackers import open_trackers
 from dis_cli.workflows.watch import Watcher
@@ -86,15 +92,12 @@ def train(
         stop = stop or held.enter_context(stop_on_signals())
         group = held.enter_context(join_process_group(place, stop))
         group.obey(stop, _UNTRAINED)
-        # An average that is not kept could not be sampled from in the end.
-        choose_average(config, config.sample.ema)
-        _require_equal_shares(config, group)
-        if group.is_leader:
-            if not is_locked:
-                held.enter_context(run.lock())
-            if fresh:
-                yield from _set_aside(run)
-        config, precision = group.from_leader(lambda: _settled(run, config, place))
+        # Before the leader decides anything for all.
+        versions = {"dis": __version__, "torch": str(torch.__version__)}
+        group.require_agreement({**versions, **flat_settings(config)})
+        if group.is_leader and not is_locked:
+            held.enter_context(run.lock())
+        config, precision = group.from_leader(lambda: _checked(run, config, group, place, fresh=fresh))
         source = build_source(config)
         files = source if isinstance(source, FileSource) and config.data.check and not encodes_first(config) else None
         if files is not None and group.is_leader:
@@ -103,6 +106,9 @@ def train(
         # A run begins when all ranks can take part.
         group.obey(stop, _UNTRAINED)
         if group.is_leader:
+            if fresh:
+                # Only now that all has been found that a new run needs.
+                yield from _set_aside(run)
             run.create()
             run.remove_temporaries()
             finish_replacements(run.checkpoints)
@@ -112,15 +118,18 @@ def train(
             source = yield from check_images(files, on_bad="skip", num_workers=num_cores(), stop=stop)
         if encodes_first(config):
             source = yield from _encoded(config, run, group, device)
-        group.require_agreement(
-            {
-                "settings": config.model_dump(mode="json"),
-                "data": source.fingerprint,
-                "dis": __version__,
-                "torch": str(torch.__version__),
-            }
-        )
+        group.require_agreement({"data": source.fingerprint})
         yield from _train(Job(config, run, group, place, engine, precision, source, stop, began))
+
+
+def _checked(
+    run: RunDir, config: RunConfig, group: ProcessGroup, device: torch.device, *, fresh: bool
+) -> tuple[RunConfig, Precision]:
+    """The settings that all ranks train with, once the leader has found nothing wrong with them."""
+    # An average that is not kept could not be sampled from in the end.
+    choose_average(config, config.sample.ema)
+    _require_equal_shares(config, group)
+    return _settled(run, config, device, fresh=fresh)
 
 
 def _require_equal_shares(config: RunConfig, group: ProcessGroup) -> None:
@@ -135,9 +144,11 @@ def _require_equal_shares(config: RunConfig, group: ProcessGroup) -> None:
         )
 
 
-def _settled(run: RunDir, config: RunConfig, device: torch.device) -> tuple[RunConfig, Precision]:
-    config, precision = settle_precision(run, config, device)
-    check_same_run(run, config)
+def _settled(run: RunDir, config: RunConfig, device: torch.device, *, fresh: bool) -> tuple[RunConfig, Precision]:
+    recorded = None if fresh else recorded_config(run)
+    config, precision = settle_precision(recorded, config, device)
+    if recorded is not None:
+        check_same_run(run, recorded, config)
     return config, precision
 
 
@@ -184,13 +195,18 @@ def _train(job: Job) -> Iterator[Event]:
             yield from recorder.record(Note(message=note, level="warning"))
         for event in _events(job, state, meta):
             yield from recorder.record(event)
-    except DisError as error:
-        reason = "signal" if isinstance(error, Interrupted) else "error"
+    except (Exception, KeyboardInterrupt) as error:
         with contextlib.suppress(DisError):
-            yield from recorder.record(Stopped(step=state.step, reason=reason, message=error.message))
+            yield from recorder.record(_stopped(state.step, job.group.cause_of(error) or error))
         raise
     finally:
         recorder.close()
+
+
+def _stopped(step: int, error: BaseException) -> Stopped:
+    reason = "signal" if isinstance(error, Interrupted | KeyboardInterrupt) else "error"
+    message = error.message if isinstance(error, DisError) else f"{type(error).__name__}: {error}".rstrip(": ")
+    return Stopped(step=step, reason=reason, message=message)
 
 
 def _restore(job: Job, state: TrainingState) -> tuple[list[str], dict[str, object]]:
@@ -280,12 +296,12 @@ def _peak_flops(job: Job) -> float:
     return job.group.sum([peak])[0]
 
 
-def plan_training(config: RunConfig, out: Path, *, device: str = "auto") -> dict[str, object]:
+def plan_training(config: RunConfig, out: Path, *, device: str = "auto", fresh: bool = False) -> dict[str, object]:
     """What ``train`` would do, with estimates; reads the data's listing, writes nothing."""
     place = pick_device(device)
     engine = pick_engine(config, place)
     run = RunDir(out)
-    config, precision = _settled(run, config, place)
+    config, precision = _settled(run, config, place, fresh=fresh)
     source = build_source(config)
     cost = model_cost(config)
     weights = 4 * cost.parameters

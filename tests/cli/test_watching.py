@@ -153,8 +153,8 @@ def test_every_rank_takes_part(watched: Path, tmp_path: Path) -> None:
     [
         ("distance", (3.0, 1.0, 2.0), [4, 6], ("frechet_digits", 1.0, 4)),
         ("distance", (1.0, 3.0, 2.0), [2, 6], ("frechet_digits", 1.0, 2)),
-        # When step 6 was saved, 4 was the best.
-        ("distance", (3.0, 2.0, 1.0), [4, 6], ("frechet_digits", 1.0, 6)),
+        # When step 6 was saved, 4 was the best; it goes in the end.
+        ("distance", (3.0, 2.0, 1.0), [6], ("frechet_digits", 1.0, 6)),
         ("class_accuracy", (3.0, 1.0, 2.0), [2, 6], ("class_accuracy", 0.3, 2)),
     ],
 )
@@ -255,6 +255,19 @@ def test_a_fresh_start_sets_the_old_run_aside(plain: Path, tmp_path: Path, capsy
     assert_equal(tensors(run / "earlier-2", 6), tensors(plain, 6))
     assert train(run, *SETTINGS) == 0
     assert_equal(tensors(run, 6), tensors(plain, 6))
+
+
+def test_a_fresh_start_that_cannot_begin_leaves_the_old_run(tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    assert train(run, *SETTINGS) == 0
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    away = ["data.source=folder", f"data.path={tmp_path / 'away'}"]
+    assert train(run, *SETTINGS, *away, "--fresh") != 0
+    assert "away" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    # What would be done can be asked for, whatever the old run's settings.
+    assert train(run, *SETTINGS, "train.lr=0.001", "--fresh", "--dry-run") == 0
+    assert train(run, *SETTINGS, "train.lr=0.001", "--dry-run") == 2
 
 
 def test_a_fresh_start_where_nothing_was(plain: Path, tmp_path: Path) -> None:

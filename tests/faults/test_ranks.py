@@ -5,9 +5,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from support.ranks import At, Ended, When, fail_with, flip_bit, signalling, train_on
+from support.ranks import At, Ended, When, fail_with, flip_bit, signalling, start, train_on
 from support.states import assert_close, assert_close_losses, events, losses, saved_steps, tensors
-from support.tiny import train, trained
+from support.tiny import TINY, train, trained
 
 from dis_cli.errors import DataError
 
@@ -104,8 +104,21 @@ def test_a_batch_that_cannot_be_dealt_out_is_refused(tmp_path: Path) -> None:
     assert f"error: {message}" in ended[0].err
     assert "hint: Set train.batch_size=4" in ended[0].err
     assert json.loads(ended[0].out)["error"]["exit_code"] == 2
-    assert ended[1].out == ""
+    assert (ended[1].out, ended[1].err) == ("", "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run-said"]
+
+
+def test_a_rank_with_other_settings_is_refused(tmp_path: Path) -> None:
+    own = {1: ["train.lr=0.5", "data.num_workers=0"]}
+    ended = start(
+        2, "train", "--out", tmp_path / "run", "-q", *TINY, *SETTINGS, own=own, folder=tmp_path / "said"
+    ).finish()
+    assert [rank.code for rank in ended] == [2, 2], ended
+    assert (
+        'do not agree:\n  data.num_workers: "auto" on rank 0, 0 on rank 1\n  train.lr: 0.003 on rank 0, 0.5'
+        in ended[0].err
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_rank_with_other_weights_is_found_before_they_are_saved(alone: Path, tmp_path: Path) -> None:
@@ -140,6 +153,8 @@ def test_an_error_of_one_rank_stops_all(
     assert ended[1].out == ""
     assert ended[1].err.startswith("error: rank 1: ")
     assert saved_steps(run) == [3]
+    stopped = {"event": "stopped", "step": 4, "reason": "error", "message": f"Rank 1 failed: {message}"}
+    assert events(run, "stopped") == [stopped]
     assert not (run / ".lock-holder.json").exists()
     assert [rank.code for rank in train_on(2, run, *settings)] == [0, 0]
     assert_same_training(run, alone)
@@ -158,6 +173,8 @@ def test_a_rank_that_is_killed_stops_all(victim: int, sharding: str, alone: Path
     if victim == 1:
         assert "error: Another process of the job is gone without a word" in survivor.err
         assert json.loads(survivor.out)["error"]["kind"] == "PeerError"
+        (stopped,) = events(run, "stopped")
+        assert stopped["message"].startswith("Another process of the job is gone without a word")
     assert saved_steps(run) == [3]
     if sharding == "ddp":
         assert [rank.code for rank in train_on(2, run, *settings)] == [0, 0]

@@ -260,7 +260,13 @@ class Ranks:
         return (self.folder / f"{rank}.{kind}").read_text()
 
 
-def start(count: int, *arguments: object, folder: Path, faults: Mapping[int, Fault] | None = None) -> Ranks:
+def start(
+    count: int,
+    *arguments: object,
+    folder: Path,
+    faults: Mapping[int, Fault] | None = None,
+    own: Mapping[int, Sequence[str]] | None = None,
+) -> Ranks:
     """Start ``dis *arguments`` on so many ranks.
 
     Args:
@@ -268,9 +274,11 @@ def start(count: int, *arguments: object, folder: Path, faults: Mapping[int, Fau
         arguments: Of the command.
         folder: Where they write what they say; made when missing.
         faults: What goes wrong on which rank.
+        own: Further arguments of single ranks.
     """
     command = [str(argument) for argument in arguments]
-    return _start(count, _run_command, [(command, (faults or {}).get(rank)) for rank in range(count)], folder)
+    by_rank = [([*command, *(own or {}).get(rank, ())], (faults or {}).get(rank)) for rank in range(count)]
+    return _start(count, _run_command, by_rank, folder)
 
 
 def start_calls(count: int, function: Callable[..., Any], *arguments: Any, folder: Path) -> Ranks:
