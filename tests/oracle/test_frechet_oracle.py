@@ -17,5 +17,6 @@ def test_published_distances(case: str, method: str, order: tuple[str, str]) -> 
 
 def test_a_set_has_no_distance_to_itself() -> None:
     arrays = load("frechet_distance_f64")
-    distance = frechet_distance(statistics(arrays["same.f1"]), statistics(arrays["same.f2"]))
-    assert 0 <= distance < 1e-11
+    a, b = (statistics(arrays[f"same.{name}"]) for name in ("f1", "f2"))
+    # Two traces less twice an equal one leave their rounding, which depends on the processor's linear algebra.
+    assert 0 <= frechet_distance(a, b) < 1e-12 * a.covariance.trace()

@@ -176,10 +176,10 @@ def _bad_gradient(value: float, parameters: Sequence[Any]) -> None:
 
 
 def flip_bit(parameters: Sequence[Any]) -> None:
-    """Change the last bit of one weight."""
+    """Change one bit of one weight, not so low that the next update could round it away."""
     import torch
 
-    parameters[-1].data.view(-1)[:1].view(torch.int32).bitwise_xor_(1)
+    parameters[-1].data.view(-1)[:1].view(torch.int32).bitwise_xor_(1 << 12)
 
 
 def limit_memory(megabytes: int) -> Callable[..., None]:

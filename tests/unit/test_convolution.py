@@ -46,7 +46,10 @@ def test_the_gradient_of_a_plain_sum(case) -> None:
 def test_reverse_is_the_flipped_convolution_of_the_flipped_sequence(case) -> None:
     x, weight, bias = (tensor.to(case.dtype) for tensor in conv_inputs(2, 35, 9, 4).values())
     flipped = causal_conv_silu(x.flip(1), weight, bias, engine=case.engine).flip(1)
-    assert torch.equal(causal_conv_silu(x, weight, bias, reverse=True, engine=case.engine), flipped)
+    out = causal_conv_silu(x, weight, bias, reverse=True, engine=case.engine)
+    # PyTorch's convolution adds its taps in an order of its own, which depends on the processor.
+    rounding = 1e-6 if case.engine == "torch" and case.dtype == torch.float32 else 0.0
+    torch.testing.assert_close(out, flipped, rtol=rounding, atol=rounding)
 
 
 def test_half_precision_computes_in_float32(case) -> None:
