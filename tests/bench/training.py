@@ -9,8 +9,8 @@ resident peak up to the second step, and that beyond what importing torch takes.
 ``beside the model``: steps of the digits preset as `dis train` takes them, from one step's record to the next, against
 bare forward, backward and optimizer step on batches made before; they take turns, ten steps each.
 
-``saving``: the same run with a checkpoint every 100 steps and without; whole runs take turns, since a checkpoint is
-written while the next steps are taken.
+``saving``: the same run with a checkpoint every 100 steps and without; they take turns of 100 steps, with the save in
+the middle, since a checkpoint is written while the next steps are taken.
 
 ``two ranks``: `dis train` of DiS-S/2, 16 images a step, by two processes of one thread against one of two threads.
 """
@@ -46,7 +46,7 @@ from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.presets import load_preset
 from dis_cli.config.schema import RunConfig
 from dis_cli.data.batches import TrainingSet, training_batches
-from dis_cli.events import Step
+from dis_cli.events import Event, Step
 from dis_cli.models.backbone import DiS
 from dis_cli.training.optimizer import make_optimizer
 from dis_cli.workflows.build import build_model, build_source
@@ -142,20 +142,9 @@ def _beside_the_model(folder: Path, settings: Settings, threads: int) -> Record:
     config = _long(DIGITS)
     events = train(config, folder / "whole", device="cpu")
     bare = _bare_steps(config)
-
-    def whole() -> None:
-        while not isinstance(next(events), Step):
-            pass
-
-    def turn(step: Callable[[], object]) -> float:
-        started = time.perf_counter()
-        for _ in range(STEPS_IN_TURN):
-            step()
-        return time.perf_counter() - started
-
     shares: list[float] = []
     for number in range(settings.rounds(21) + 1):
-        of_whole, of_bare = turn(whole), turn(lambda: next(bare))
+        of_whole, of_bare = _seconds(STEPS_IN_TURN, _steps(events)), _seconds(STEPS_IN_TURN, bare)
         # the first turn warms up
         if number:
             shares.append(1 - of_bare / of_whole)
@@ -188,33 +177,39 @@ def _bare_steps(config: RunConfig) -> Iterator[Tensor]:
 
 
 def _saving(folder: Path, settings: Settings, threads: int) -> Record:
-    """How much longer a run takes that saves, of one that does not."""
-    rounds = settings.rounds(5)
-    ratios = []
-    for number in range(rounds):
-        seconds = {
-            every: _run_seconds(DIGITS, every, folder / f"saving-{every}-{number}") for every in (SAVE_EVERY, NEVER)
-        }
-        ratios.append(seconds[SAVE_EVERY] / seconds[NEVER])
+    """How much longer the steps of a run take that saves, of those of one that does not.
+
+    Turns are one interval long and begin half an interval after a save, so that all that is done for a checkpoint falls
+    into the turn in which it is begun.
+    """
+    config = apply_overrides(_long(DIGITS), [f"train.save_every={SAVE_EVERY}"])
+    runs = {
+        "saving": train(config, folder / "saving", device="cpu"),
+        "not": train(_long(DIGITS), folder / "not-saving", device="cpu"),
+    }
+    for events in runs.values():
+        _seconds(SAVE_EVERY // 2, _steps(events))
+    ratios: list[float] = []
+    for _ in range(settings.rounds(15)):
+        seconds = {name: _seconds(SAVE_EVERY, _steps(events)) for name, events in runs.items()}
+        ratios.append(seconds["saving"] / seconds["not"])
+    for events in runs.values():
+        events.close()
     name = f"digits: a checkpoint every {SAVE_EVERY} steps, more time"
-    note = f"{rounds} runs each: {min(ratios):.3f} to {max(ratios):.3f}"
+    note = f"{len(ratios)} saves: {min(ratios):.3f} to {max(ratios):.3f}"
     return Record(name, 100 * (median(ratios) - 1), "%", clock_name(threads), at_most(2), note)
 
 
-def _run_seconds(config: RunConfig, save_every: int, out: Path) -> float:
-    """The time of three times ``SAVE_EVERY`` steps, from half an interval after the start to as long before the end.
+def _steps(events: Iterator[Event]) -> Iterator[Step]:
+    return (event for event in events if isinstance(event, Step))
 
-    All that is done for three checkpoints is in it, and nothing of the last step's.
-    """
-    half = SAVE_EVERY // 2
-    overrides = [f"train.steps={4 * SAVE_EVERY}", f"train.save_every={save_every}"]
-    started = seconds = 0.0
-    for event in train(apply_overrides(config, overrides), out, device="cpu"):
-        if isinstance(event, Step) and event.step == half:
-            started = time.perf_counter()
-        elif isinstance(event, Step) and event.step == half + 3 * SAVE_EVERY:
-            seconds = time.perf_counter() - started
-    return seconds
+
+def _seconds(count: int, steps: Iterator[object]) -> float:
+    """The time that the next ``count`` steps take."""
+    started = time.perf_counter()
+    for _ in range(count):
+        next(steps)
+    return time.perf_counter() - started
 
 
 def _two_ranks(folder: Path, settings: Settings) -> Iterator[Record]:
