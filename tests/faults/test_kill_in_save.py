@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.faulty import SMALL, WATCHED, assert_same_run, die_at, flip, score_quickly, scores, start
+from support.states import events
 from support.tiny import train
 
 from dis_cli.checkpoints.manifest import verify_folder
@@ -111,11 +112,16 @@ def test_killed_before_a_change(
             break
         assert status == -signal.SIGKILL, process.errors
         kills += 1
-        # Whatever has a name is complete, and what was saved stays until more is.
+        # Whatever has a name is complete, and what the run has told to be saved stays until more is.
         folders = list_checkpoints(run / "checkpoints")
         assert [folder for folder in folders if not is_sound(folder) and folder not in broken] == []
         newest = max((int(folder.name[5:13]) for folder in folders if is_sound(folder)), default=0)
-        assert newest >= least, f"killed before change {point}"
+        told = {event["step"]: run / "checkpoints" / f"step-{event['step']:08d}" for event in events(run, "saved")}
+        promised = [step for step, folder in told.items() if folder not in broken]
+        assert newest >= max(promised, default=0), f"killed before change {point}"
+        if thread == "checkpoint":
+            # How far it has come when the other thread is killed is not the same twice.
+            assert newest >= least, f"killed before change {point}"
         least = newest
         process = start(run, *settings)
         assert process.wait() == 0, process.errors

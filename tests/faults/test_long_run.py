@@ -64,13 +64,17 @@ def test_nothing_grows(steps: int, workers: int, tmp_path: Path, tally: Callable
     for record in records:
         assert record["checkpoints"] == expected_checkpoints(record["step"])
     warm = [record for record in records if record["step"] >= WARM]
-    assert {record["open_files"] for record in warm} == {warm[0]["open_files"]}
     assert {record["threads"] for record in warm} == {warm[0]["threads"]}
     third = len(warm) // 3
+    # Tensors on their way from a loader process hold files for a moment.
+    held = [min(record["open_files"] for record in part) for part in (warm[:third], warm[-third:])]
+    assert held[1] == held[0]
+    if not workers:
+        assert {record["open_files"] for record in warm} == {held[0]}
     early, late = (max(record["resident"] for record in part) for part in (warm[:third], warm[-third:]))
     tally(
         f"over {steps} steps and {len(records)} saves",
-        f"{(late - early) / 1e6:+.2f} MB, {warm[0]['open_files']} open files, {warm[0]['threads']} threads",
+        f"{(late - early) / 1e6:+.2f} MB, {held[0]} open files, {warm[0]['threads']} threads",
     )
     assert late - early < MOST_GROWTH
     assert [step for step, *_ in curve(run)] == list(range(1, steps + 1))
