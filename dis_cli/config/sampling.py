@@ -29,15 +29,15 @@ def choose_sampling(
     """The sampler and the number of steps that settings stand for.
 
     Args:
-        sampler: A sampler, or "auto": DPM-Solver++ for a schedule, Heun's method for a rectified flow.
+        sampler: A sampler, or "auto": DPM-Solver++ for a schedule; Heun's method for a rectified flow, or Euler's
+            where an even number of steps was asked for, which Heun's cannot take.
         steps: Model evaluations per image, or "auto": what is usual for the sampler, and possible.
         is_flow: Whether the model is a rectified flow.
         num_timesteps: Number of timesteps T of the forward process.
     """
     if sampler == "auto":
-        # Heun's method takes odd numbers only.
-        any_steps: SamplerName = "euler" if steps != "auto" and steps % 2 == 0 else "heun"
-        sampler = any_steps if is_flow else "dpm++"
+        is_even = steps != "auto" and steps % 2 == 0
+        sampler = "dpm++" if not is_flow else "euler" if is_even else "heun"
     if steps == "auto":
         steps = nearest_steps(sampler, USUAL_STEPS[sampler], num_timesteps)[0]
     return sampler, steps

@@ -244,8 +244,7 @@ class SampleConfig(Section):
 
     sampler: Literal["auto", SamplerName] = Field(
         default="auto",
-        description="the reverse process; 'auto' is 'dpm++', or 'heun' for a rectified flow, which takes 'heun' and "
-        "'euler' only",
+        description="the reverse process; 'auto' is 'dpm++'; for a rectified flow 'heun', or 'euler' with even steps",
     )
     steps: Literal["auto"] | PositiveInt = Field(
         default="auto",

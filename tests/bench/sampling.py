@@ -28,7 +28,7 @@ from dis_cli.workflows.evaluate import class_labels, reference_images, score
 from dis_cli.workflows.generate import Generated, generate
 from dis_cli.workflows.load import load_model
 
-BATCH, STEPS = 16, 20
+BATCH = 16
 CLASSES = [index % 10 for index in range(BATCH)]
 CPU = torch.device("cpu")
 NUM_DIGITS = 450
@@ -60,8 +60,8 @@ def measure(settings: Settings) -> Iterator[Record]:
         )
 
 
-def _small(*overrides: str) -> RunConfig:
-    settings = ["model.num_classes=10", "sample.sampler=dpm++", f"sample.steps={STEPS}", f"sample.batch_size={BATCH}"]
+def _small(steps: int, *overrides: str) -> RunConfig:
+    settings = ["model.num_classes=10", "sample.sampler=dpm++", f"sample.steps={steps}", f"sample.batch_size={BATCH}"]
     return apply_overrides(load_preset("dis-s-cifar"), [*settings, *overrides])
 
 
@@ -70,30 +70,32 @@ def _images(model: DiS, config: RunConfig) -> Iterator[Generated]:
 
 
 def _beside_the_model(settings: Settings) -> Iterator[Record]:
-    plain = _small()
+    wanted = 4 if settings.quick else 20
+    plain = _small(wanted)
     model = build_model(plain.model_copy(update={"engine": settings.engine})).eval().requires_grad_(False)
     configs = {
         "unguided": plain,
-        "guided": _small("sample.cfg_scale=2"),
-        "interval": _small("sample.cfg_scale=2", "sample.cfg_interval=0,0.5"),
+        "guided": _small(wanted, "sample.cfg_scale=2"),
+        "interval": _small(wanted, "sample.cfg_scale=2", "sample.cfg_interval=0,0.5"),
     }
     timesteps = build_sampler(plain).timesteps
+    steps = len(timesteps)
     guided = [build_guidance(config).count_guided(timesteps) for config in configs.values()]
-    if guided != [0, STEPS, STEPS // 2]:
-        raise RuntimeError(f"guided are {guided} of {STEPS} steps")
+    if guided != [0, steps, steps // 2]:
+        raise RuntimeError(f"guided are {guided} of {steps} steps")
     # The first call imports and allocates.
     next(_images(model, configs["guided"]))
     seen: list[tuple[torch.Tensor, ...]] = []
     runs = {name: _images(model, config) for name, config in configs.items()}
     seconds = dict.fromkeys([*configs, "bare"], 0.0)
-    for _ in range(STEPS):
+    for _ in timesteps:
         with torch.no_grad(), _recorded(model, seen):
             seconds["unguided"] += _timed(lambda: next(runs["unguided"]))
         with torch.no_grad():
             seconds["bare"] += _timed(lambda: model(*seen.pop()))
         for name in ("guided", "interval"):
             seconds[name] += _timed(lambda name=name: next(runs[name]))
-    name = f"DiS-S/2, {BATCH} images, {STEPS} steps"
+    name = f"DiS-S/2, {BATCH} images, {steps} steps"
     yield Record(name, seconds["unguided"] * 1e3, "ms", "wall")
     share = 100 * seconds["bare"] / seconds["unguided"]
     yield Record(f"{name}: time in the model", share, "%", "wall", at_least(95))

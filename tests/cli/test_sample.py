@@ -124,8 +124,8 @@ def test_options_of_guidance_and_noise(run, tmp_path, capsys) -> None:
     data = result(capsys)
     expected = {"cfg_scale": 2.0, "cfg_channels": "first3", "cfg_interval": [0.1, 0.6], "cfg_schedule": "linear"}
     assert data["sample"] | expected == data["sample"]
-    # Of 999, 899, ..., 100 those from 100 to 599.
-    assert (data["model_evaluations"], data["guided_evaluations"]) == (10, 5)
+    # Of 999, 899, ..., 599, 500, ..., 100 those from 599 on, of which none is below 0.1 * 999.
+    assert (data["model_evaluations"], data["guided_evaluations"]) == (10, 6)
     assert data["out"].endswith("_cfg-2_first3_from-0.1-to-0.6_linear")
     assert dis("eval-fid", "--ckpt", run, "--dry-run", "--json", "--sampler", "ddim", "--eta", "0.5") == 0
     data = result(capsys)

@@ -92,7 +92,7 @@ def test_a_heun_step_averages_the_velocities_at_both_ends() -> None:
     got = list(sample_loop(gaussian_velocity, normal(1, 1, 4, 4), sampler, [torch.Generator()]))
 
     for ours, wanted in zip(got, expected, strict=True):
-        torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-6)
+        torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 100])
@@ -107,8 +107,7 @@ def test_a_point_is_reached_along_a_straight_line(steps: int) -> None:
         sample_loop(velocity, x_T, sampler, [torch.Generator()] * 2), [*sampler.timesteps[1:], -1], strict=True
     ):
         share = (t + 1) / 1000
-        # diffusers adds in float32.
-        torch.testing.assert_close(x, point + share * (x_T - point), rtol=0, atol=1e-5)
+        torch.testing.assert_close(x, point + share * (x_T - point), rtol=0, atol=1e-12)
 
 
 def test_a_step_is_that_of_euler() -> None:
@@ -174,10 +173,10 @@ def test_clipping_keeps_the_estimates_in_range_and_leads_to_them() -> None:
         x_0 = (x - sigma * velocity).clamp(-1, 1)
         expected = x_0 + sigma_next / sigma * (x - x_0)
         x = sampler.step(velocity, t, x, [torch.Generator()])
-        torch.testing.assert_close(x, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(x, expected, rtol=0, atol=1e-12)
         assert sampler.pred_x_0 is not None
-        torch.testing.assert_close(sampler.pred_x_0, x_0, rtol=0, atol=1e-9)
-    assert x.abs().max() <= 1 + 1e-6
+        torch.testing.assert_close(sampler.pred_x_0, x_0, rtol=0, atol=1e-12)
+    assert x.abs().max() <= 1 + 1e-12
 
 
 @pytest.mark.parametrize(
