@@ -106,10 +106,11 @@ def sample(
 
 
 def _lines(result: dict[str, Any]) -> list[str]:
+    how, evaluations, guided = result["sample"], result["model_evaluations"], result["guided_evaluations"]
+    where = f" in {guided} of them" if 0 < guided < evaluations else ""
     lines = [
         f"images  {result['num_images']} of {result['image_size']} pixels, seeds from {result['seed']}",
-        f"how     {result['sample']['sampler']}, {result['model_evaluations']} evaluations, "
-        f"guidance {result['sample']['cfg_scale']:g}",
+        f"how     {how['sampler']}, {evaluations} evaluations, guidance {how['cfg_scale']:g}{where}",
         f"folder  {result['out']}",
     ]
     return lines if "dry_run" in result else [*lines, f"grid    {result['grid']}"]

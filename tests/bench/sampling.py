@@ -76,7 +76,7 @@ def _beside_the_model(settings: Settings) -> Iterator[Record]:
     configs = {
         "unguided": plain,
         "guided": _small(wanted, "sample.cfg_scale=2"),
-        "interval": _small(wanted, "sample.cfg_scale=2", "sample.cfg_interval=0,0.5"),
+        "interval": _small(wanted, "sample.cfg_scale=2", "sample.cfg_interval=0,0.51"),
     }
     timesteps = build_sampler(plain).timesteps
     steps = len(timesteps)

@@ -127,6 +127,8 @@ def test_options_of_guidance_and_noise(run, tmp_path, capsys) -> None:
     # Of 999, 899, ..., 599, 500, ..., 100 those from 599 on, of which none is below 0.1 * 999.
     assert (data["model_evaluations"], data["guided_evaluations"]) == (10, 6)
     assert data["out"].endswith("_cfg-2_first3_from-0.1-to-0.6_linear")
+    assert dis("sample", "--ckpt", run, "--dry-run", *guided, "--steps", "10") == 0
+    assert "how     dpm++, 10 evaluations, guidance 2 in 6 of them" in capsys.readouterr().out
     assert dis("eval-fid", "--ckpt", run, "--dry-run", "--json", "--sampler", "ddim", "--eta", "0.5") == 0
     data = result(capsys)
     assert data["sample"]["eta"] == 0.5

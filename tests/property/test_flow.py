@@ -101,7 +101,7 @@ def test_a_point_is_reached_along_a_straight_line(steps: int) -> None:
     sampler = euler(steps)
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
-        return (x - point) / ((t + 1) / 1000)[:, None, None, None]
+        return (x - point) / ((t + 1).double() / 1000)[:, None, None, None]
 
     for x, t in zip(
         sample_loop(velocity, x_T, sampler, [torch.Generator()] * 2), [*sampler.timesteps[1:], -1], strict=True
