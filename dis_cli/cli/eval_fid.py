@@ -19,7 +19,17 @@ from dis_cli.cli.options import (
     VerboseFlag,
 )
 from dis_cli.cli.output import Output
-from dis_cli.cli.sample import CfgOption, SamplerOption, StepsOption, VaeOption, sample_settings
+from dis_cli.cli.sample_options import (
+    CfgChannelsOption,
+    CfgIntervalOption,
+    CfgScaleOption,
+    CfgScheduleOption,
+    EtaOption,
+    SamplerOption,
+    StepsOption,
+    VaeOption,
+    sample_settings,
+)
 from dis_cli.errors import NegativeVerdict
 
 
@@ -43,7 +53,11 @@ def eval_fid(
     ] = None,
     steps: StepsOption = None,
     sampler: SamplerOption = None,
-    cfg_scale: CfgOption = None,
+    eta: EtaOption = None,
+    cfg_scale: CfgScaleOption = None,
+    cfg_channels: CfgChannelsOption = None,
+    cfg_interval: CfgIntervalOption = None,
+    cfg_schedule: CfgScheduleOption = None,
     vae: VaeOption = None,
     preset: PresetOption = None,
     out: OutOption = None,
@@ -64,7 +78,17 @@ def eval_fid(
     output = Output(quiet=quiet, verbose=verbose, progress=not no_progress, as_json=as_json)
     options = {"data.path": data, "evaluate.num_samples": num_samples, "evaluate.seed": seed}
     settings = [f"{key}={value}" for key, value in options.items() if value is not None]
-    settings += sample_settings(steps, sampler, cfg_scale, vae, overrides)
+    settings += sample_settings(
+        steps=steps,
+        sampler=sampler,
+        eta=eta,
+        cfg_scale=cfg_scale,
+        cfg_channels=cfg_channels,
+        cfg_interval=cfg_interval,
+        cfg_schedule=cfg_schedule,
+        vae=vae,
+        overrides=overrides,
+    )
 
     from dis_cli.workflows.resources import look_for_inception, look_for_vae, read_config
 

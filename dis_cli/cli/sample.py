@@ -18,28 +18,17 @@ from dis_cli.cli.options import (
     VerboseFlag,
 )
 from dis_cli.cli.output import Output
-
-
-def sample_settings(
-    steps: int | None, sampler: str | None, cfg_scale: float | None, vae: str | None, overrides: list[str] | None
-) -> list[str]:
-    """The settings that options stand for, as overrides; explicit KEY=VALUE win."""
-    options = {"sample.steps": steps, "sample.sampler": sampler, "sample.cfg_scale": cfg_scale, "codec.vae": vae}
-    return [f"{key}={value}" for key, value in options.items() if value is not None] + (overrides or [])
-
-
-StepsOption = Annotated[
-    int | None, typer.Option("--steps", metavar="N", min=1, help="Model evaluations per image, instead of the run's.")
-]
-SamplerOption = Annotated[
-    str | None, typer.Option("--sampler", metavar="NAME", help="ancestral, ddim, dpm++ or euler, instead of the run's.")
-]
-CfgOption = Annotated[
-    float | None, typer.Option("--cfg-scale", metavar="X", help="Classifier-free guidance; 1 is none.")
-]
-VaeOption = Annotated[
-    str | None, typer.Option("--vae", metavar="DIR", help="Folder, or cached hub id, of the VAE that decodes latents.")
-]
+from dis_cli.cli.sample_options import (
+    CfgChannelsOption,
+    CfgIntervalOption,
+    CfgScaleOption,
+    CfgScheduleOption,
+    EtaOption,
+    SamplerOption,
+    StepsOption,
+    VaeOption,
+    sample_settings,
+)
 
 
 def sample(
@@ -57,7 +46,11 @@ def sample(
     ] = 0,
     steps: StepsOption = None,
     sampler: SamplerOption = None,
-    cfg_scale: CfgOption = None,
+    eta: EtaOption = None,
+    cfg_scale: CfgScaleOption = None,
+    cfg_channels: CfgChannelsOption = None,
+    cfg_interval: CfgIntervalOption = None,
+    cfg_schedule: CfgScheduleOption = None,
     vae: VaeOption = None,
     preset: PresetOption = None,
     out: OutOption = None,
@@ -75,7 +68,17 @@ def sample(
     Example: dis sample --ckpt runs/dis-xs-digits --class 3 -n 64
     """
     output = Output(quiet=quiet, verbose=verbose, progress=not no_progress, as_json=as_json)
-    settings = sample_settings(steps, sampler, cfg_scale, vae, overrides)
+    settings = sample_settings(
+        steps=steps,
+        sampler=sampler,
+        eta=eta,
+        cfg_scale=cfg_scale,
+        cfg_channels=cfg_channels,
+        cfg_interval=cfg_interval,
+        cfg_schedule=cfg_schedule,
+        vae=vae,
+        overrides=overrides,
+    )
 
     from dis_cli.workflows.resources import look_for_vae, read_config
 
@@ -103,10 +106,11 @@ def sample(
 
 
 def _lines(result: dict[str, Any]) -> list[str]:
+    how, evaluations, guided = result["sample"], result["model_evaluations"], result["guided_evaluations"]
+    where = f" in {guided} of them" if 0 < guided < evaluations else ""
     lines = [
         f"images  {result['num_images']} of {result['image_size']} pixels, seeds from {result['seed']}",
-        f"how     {result['sample']['sampler']}, {result['model_evaluations']} evaluations, "
-        f"guidance {result['sample']['cfg_scale']:g}",
+        f"how     {how['sampler']}, {evaluations} evaluations, guidance {how['cfg_scale']:g}{where}",
         f"folder  {result['out']}",
     ]
     return lines if "dry_run" in result else [*lines, f"grid    {result['grid']}"]

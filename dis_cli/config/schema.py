@@ -9,6 +9,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from dis_cli.config.sampling import SamplerName, choose_sampling, guidance_problem, sampling_problem
+
 
 class Section(BaseModel):
     """The base of all sections: frozen, no unknown keys, defaults checked like given values."""
@@ -20,7 +22,13 @@ def _read_none(value: object) -> object:
     return None if str(value).lower() == "none" else value
 
 
+def _read_three(value: object) -> object:
+    return "first3" if str(value) == "3" else value
+
+
 PositiveInt = Annotated[int, Field(ge=1)]
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 PrecisionName = Literal["auto", "fp32", "bf16"]
 
@@ -92,8 +100,7 @@ class DiffusionConfig(Section):
         if (self.schedule == "rectified_flow") != (self.prediction == "velocity"):
             raise ValueError(
                 "schedule 'rectified_flow' and prediction 'velocity' need each other, got schedule "
-                f"'{self.schedule}' and prediction '{self.prediction}'; with both go a fixed diffusion.variance and "
-                "sample.sampler 'euler'"
+                f"'{self.schedule}' and prediction '{self.prediction}'; with both goes a fixed diffusion.variance"
             )
         if self.prediction != "epsilon" and self.variance == "learned_range":
             raise ValueError(
@@ -235,13 +242,30 @@ class TrainConfig(Section):
 class SampleConfig(Section):
     """How images are generated, by `dis sample` and for `dis eval-fid`."""
 
-    sampler: Literal["ancestral", "ddim", "dpm++", "euler"] = Field(
-        default="ancestral", description="the reverse process; 'euler' for rectified flow, which has no other"
+    sampler: Literal["auto", SamplerName] = Field(
+        default="auto",
+        description="the reverse process; 'auto' is 'dpm++'; for a rectified flow 'heun', or 'euler' with even steps",
     )
-    steps: PositiveInt = Field(default=250, description="model evaluations per image")
-    cfg_scale: Annotated[float, Field(ge=0)] = Field(default=1.0, description="classifier-free guidance; 1 is none")
-    cfg_channels: Literal["all", "first3"] = Field(
-        default="all", description="channels that are guided; 'first3' is the published code's choice"
+    steps: Literal["auto"] | PositiveInt = Field(
+        default="auto",
+        description="model evaluations per image; 'auto' by the sampler: ancestral 250 (the paper's), ddim and euler "
+        "50, others 25",
+    )
+    eta: Share = Field(default=0.0, description="for 'ddim': share of the ancestral noise, 0 (none) to 1")
+    cfg_scale: Annotated[float, Field(ge=0)] = Field(
+        default=1.0, description="classifier-free guidance; 1 is none, 0 ignores the class"
+    )
+    cfg_channels: Annotated[Literal["all", "first3"], BeforeValidator(_read_three)] = Field(
+        default="all", description="channels that are guided; 'first3' (or 3) is the published code's choice"
+    )
+    cfg_interval: tuple[Share, Share] = Field(
+        default=(0.0, 1.0), description="shares of the diffusion time between which images are guided; 1 is noise"
+    )
+    cfg_schedule: Literal["constant", "linear", "power-cosine"] = Field(
+        default="constant", description="how the scale grows from noise to image; all but 'constant' begin at 1"
+    )
+    cfg_power: Annotated[float, Field(gt=0)] = Field(
+        default=4.0, description="power of 'power-cosine': the higher, the later the scale grows"
     )
     ema: Annotated[Annotated[float, Field(ge=0, lt=1)] | None, NoneWord] = Field(
         default=None,
@@ -251,6 +275,25 @@ class SampleConfig(Section):
     precision: PrecisionName = Field(
         default="auto", description="numbers of the linear layers; 'auto' takes bf16 where it is faster, at every start"
     )
+
+    @model_validator(mode="after")
+    def _interval_ascends(self) -> Self:
+        low, high = self.cfg_interval
+        if low >= high:
+            raise ValueError(f"the lower end of cfg_interval must be below the upper one, got {low:g} and {high:g}")
+        return self
+
+    @property
+    def name_parts(self) -> tuple[str, ...]:
+        """How images differ, beside their sampler, steps and scale, from those of the default settings: for names."""
+        parts = [f"eta-{self.eta:g}"] if self.eta else []
+        if self.cfg_scale != 1:
+            low, high = self.cfg_interval
+            schedule = f"{self.cfg_schedule}-{self.cfg_power:g}" if self.cfg_schedule == "power-cosine" else "linear"
+            parts += [self.cfg_channels] if self.cfg_channels != "all" else []
+            parts += [f"from-{low:g}-to-{high:g}"] if (low, high) != (0, 1) else []
+            parts += [schedule] if self.cfg_schedule != "constant" else []
+        return tuple(parts)
 
 
 class EvaluateConfig(Section):
@@ -301,18 +344,41 @@ class RunConfig(Section):
         """Whether the model also predicts the variance of a reverse step."""
         return self.diffusion.variance == "learned_range"
 
+    @property
+    def sampling(self) -> tuple[SamplerName, int]:
+        """The sampler that will run, and its model evaluations per image."""
+        return choose_sampling(
+            self.sample.sampler,
+            self.sample.steps,
+            is_flow=self.diffusion.prediction == "velocity",
+            num_timesteps=self.diffusion.num_timesteps,
+        )
+
+    def settled(self) -> Self:
+        """The same with what will run in place of "auto" in sample.sampler and sample.steps."""
+        sampler, steps = self.sampling
+        return self.model_copy(update={"sample": self.sample.model_copy(update={"sampler": sampler, "steps": steps})})
+
+    @model_validator(mode="after")
+    def _sampling_is_possible(self) -> Self:
+        sampler, steps = self.sampling
+        problem = sampling_problem(
+            sampler,
+            steps,
+            eta=self.sample.eta,
+            prediction=self.diffusion.prediction,
+            is_flow=self.diffusion.prediction == "velocity",
+            num_timesteps=self.diffusion.num_timesteps,
+        )
+        problem = problem or guidance_problem(
+            self.sample.cfg_scale, num_classes=self.model.num_classes, label_drop=self.model.label_drop
+        )
+        if problem:
+            raise ValueError(problem)
+        return self
+
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
-        if (self.sample.sampler == "euler") != (self.diffusion.prediction == "velocity"):
-            fitting = "'euler'" if self.diffusion.prediction == "velocity" else "'ancestral', 'ddim' or 'dpm++'"
-            raise ValueError(
-                f"sample.sampler '{self.sample.sampler}' cannot sample diffusion.prediction "
-                f"'{self.diffusion.prediction}': set sample.sampler to {fitting}"
-            )
-        if self.sample.steps > self.diffusion.num_timesteps:
-            raise ValueError(
-                f"sample.steps {self.sample.steps} exceeds diffusion.num_timesteps {self.diffusion.num_timesteps}"
-            )
         if self.data.source == "latents" and self.codec.kind != "vae":
             raise ValueError("data.source 'latents' needs codec.kind = 'vae'")
         if self.data.source == "digits":

@@ -1,18 +1,123 @@
-"""Classifier-free guidance (Ho and Salimans 2022)."""
+"""Classifier-free guidance (Ho and Salimans 2022): how strong it is at each step, and on which channels.
 
-from collections.abc import Callable
+Sources: Kynkäänniemi et al. 2024 (an interval of noise levels); Chang et al. 2023 (a scale that grows along a line);
+Gao et al. 2023 (the power-cosine scale).
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from dis_cli.diffusion.samplers import Denoiser
 from dis_cli.diffusion.schedule import check_choice
 
 GuidedChannels: TypeAlias = Literal["all", "first3"]
+GuidanceSchedule: TypeAlias = Literal["constant", "linear", "power-cosine"]
 LabelledModel: TypeAlias = Callable[
     [Float[Tensor, "b c h w"], Int64[Tensor, " b"], Int64[Tensor, " b"] | None], Float[Tensor, "b o h w"]
 ]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How a model is guided at each timestep t; tau = t / (T - 1) is its share of the diffusion time, 1 being noise.
+
+    Args:
+        num_timesteps: Number of timesteps T that the model knows.
+        cfg_scale: Strength w of the guidance: 1 is none, 0 is the unconditional output.
+        cfg_channels: "all" predicted channels, or the "first3".
+        cfg_interval: The lowest and the highest tau that are guided, 0 to 1; elsewhere the scale is 1.
+        cfg_schedule: The scale at tau: "constant" w; "linear" 1 + (w - 1)(1 - tau), so that it grows from 1 to w;
+            "power-cosine" 1 + (w - 1)(1 - cos(pi (1 - tau)^s)) / 2, which grows late (Gao et al. 2023).
+        cfg_power: The power s of "power-cosine", above 0; 4 in its authors' code.
+
+    Raises:
+        ValueError: Unknown choice, or a number out of its range.
+    """
+
+    num_timesteps: int
+    cfg_scale: float = 1.0
+    cfg_channels: GuidedChannels = "all"
+    cfg_interval: tuple[float, float] = (0.0, 1.0)
+    cfg_schedule: GuidanceSchedule = "constant"
+    cfg_power: float = 4.0
+
+    def __post_init__(self) -> None:
+        check_choice("cfg_channels", self.cfg_channels, GuidedChannels)
+        check_choice("cfg_schedule", self.cfg_schedule, GuidanceSchedule)
+        low, high = self.cfg_interval
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"cfg_interval must be two ascending shares within 0 to 1, got {low} and {high}")
+        if self.cfg_power <= 0:
+            raise ValueError(f"cfg_power must be above 0, got {self.cfg_power}")
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the scale is the same at every timestep."""
+        return self.cfg_schedule == "constant" and self.cfg_interval == (0.0, 1.0)
+
+    def scale_at(self, t: int) -> float:
+        """The scale at a timestep, exactly 1 where there is no guidance.
+
+        Args:
+            t: What the model is told, 0 to T - 1.
+        """
+        tau = t / max(1, self.num_timesteps - 1)
+        low, high = self.cfg_interval
+        if not low <= tau <= high:
+            return 1.0
+        match self.cfg_schedule:
+            case "constant":
+                return self.cfg_scale
+            case "linear":
+                share = 1 - tau
+            case "power-cosine":
+                share = (1 - math.cos(math.pi * (1 - tau) ** self.cfg_power)) / 2
+        return 1 + (self.cfg_scale - 1) * share
+
+    def count_guided(self, timesteps: Iterable[int]) -> int:
+        """Of the model evaluations at these timesteps, those that need the model's unconditional output as well."""
+        return sum(self.scale_at(t) != 1.0 for t in timesteps)
+
+
+def guide(
+    model: LabelledModel,
+    labels: Int64[Tensor, " b"] | None,
+    guidance: Guidance,
+    *,
+    null_class: int,
+    num_channels: int,
+) -> Denoiser:
+    """The model as ``sample_loop`` calls it: every image of a batch at the same timestep, and guided there.
+
+    Args:
+        model: Maps (x, t, labels) to its output, the predicted channels first.
+        labels: Class of each image, or None for an unconditional model.
+        guidance: How it is guided.
+        null_class: The label that means none.
+        num_channels: Predicted channels, without those of the variance.
+    """
+    guided = functools.partial(
+        guided_output,
+        model,
+        labels=labels,
+        null_class=null_class,
+        num_channels=num_channels,
+        cfg_channels=guidance.cfg_channels,
+    )
+
+    def denoise(x: Float[Tensor, "b c h w"], t: Int64[Tensor, " b"]) -> Float[Tensor, "b o h w"]:
+        # Reading the timestep makes the CPU wait for a GPU: only where the scale depends on it.
+        scale = guidance.cfg_scale if guidance.is_constant or labels is None else guidance.scale_at(int(t[0]))
+        return guided(x, t, cfg_scale=scale)
+
+    return denoise
 
 
 def guided_output(

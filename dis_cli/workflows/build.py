@@ -14,6 +14,7 @@ from dis_cli.data.latents import LatentSource
 from dis_cli.data.shards import VaeRecord
 from dis_cli.data.source import ImageSource
 from dis_cli.diffusion.flow import ForwardProcess, make_flow
+from dis_cli.diffusion.guidance import Guidance
 from dis_cli.diffusion.samplers import Sampler, make_sampler
 from dis_cli.diffusion.schedule import make_schedule
 from dis_cli.errors import ConfigError, MismatchError, MissingResourceError, UsageError
@@ -210,21 +211,29 @@ def build_schedule(config: RunConfig) -> ForwardProcess:
 
 
 def build_sampler(config: RunConfig) -> Sampler:
-    """The reverse process.
+    """The reverse process that will run."""
+    name, steps = config.sampling
+    return make_sampler(
+        build_schedule(config),
+        name=name,
+        steps=steps,
+        prediction=config.diffusion.prediction,
+        variance=config.diffusion.variance,
+        eta=config.sample.eta,
+    )
 
-    Raises:
-        ConfigError: The sampler cannot take that many steps.
-    """
-    try:
-        return make_sampler(
-            build_schedule(config),
-            name=config.sample.sampler,
-            steps=config.sample.steps,
-            prediction=config.diffusion.prediction,
-            variance=config.diffusion.variance,
-        )
-    except ValueError as error:
-        raise ConfigError(f"Sampler `{config.sample.sampler}`: {error}", "Choose another `--steps`") from error
+
+def build_guidance(config: RunConfig) -> Guidance:
+    """How the model is guided."""
+    sample = config.sample
+    return Guidance(
+        num_timesteps=config.diffusion.num_timesteps,
+        cfg_scale=sample.cfg_scale,
+        cfg_channels=sample.cfg_channels,
+        cfg_interval=sample.cfg_interval,
+        cfg_schedule=sample.cfg_schedule,
+        cfg_power=sample.cfg_power,
+    )
 
 
 def build_codec(config: RunConfig, device: torch.device, trained_with: VaeRecord | None = None) -> Codec:

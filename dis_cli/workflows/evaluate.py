@@ -304,7 +304,7 @@ def result_name(origin: str, config: RunConfig, features: str, average: Sequence
     """
     sample = config.sample
     how = f"{sample.sampler.replace('+', 'p')}-{sample.steps}"
-    return "_".join([origin, features, how, f"cfg-{sample.cfg_scale:g}", *average]) + ".json"
+    return "_".join([origin, features, how, f"cfg-{sample.cfg_scale:g}", *sample.name_parts, *average]) + ".json"
 
 
 def check_bound(result: dict[str, object], fail_above: float | None) -> str | None:

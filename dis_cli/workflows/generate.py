@@ -1,6 +1,5 @@
 """Images from a model: image i is a function of its seed and class alone, whatever it is generated together with."""
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,12 +9,12 @@ from torch import Tensor
 
 from dis_cli.codecs.pixel import to_uint8
 from dis_cli.config.schema import RunConfig
-from dis_cli.diffusion.guidance import guided_output
+from dis_cli.diffusion.guidance import guide
 from dis_cli.diffusion.samplers import sample_loop
 from dis_cli.models.backbone import DiS
 from dis_cli.runtime.precision import linear_precision
 from dis_cli.runtime.seed import Stream, generator
-from dis_cli.workflows.build import Codec, build_sampler
+from dis_cli.workflows.build import Codec, build_guidance, build_sampler
 
 
 @dataclass(frozen=True)
@@ -56,29 +55,27 @@ def generate(
         device: Where the model is.
         precision: "fp32" or "bf16": what its linear layers compute in. Everything between its calls is float32.
     """
-    sampler = build_sampler(config)
-    sample = config.sample
+    sampler, guidance = build_sampler(config), build_guidance(config)
+    batch_size = config.sample.batch_size
 
     def predict(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         with linear_precision(precision, device.type):
             return model(x, t, labels).float()
 
-    for start in range(0, len(seeds), sample.batch_size):
-        part = seeds[start : start + sample.batch_size]
+    for start in range(0, len(seeds), batch_size):
+        part = seeds[start : start + batch_size]
         generators = [image_generator(seed) for seed in part]
         # Drawn also when the class is given, so that an image's noise does not depend on how its class was chosen.
         drawn = [int(torch.randint(max(1, model.num_classes), (), generator=own)) for own in generators]
         labels = None
         if model.num_classes:
             labels = drawn if classes is None else list(classes[start : start + len(part)])
-        denoise = functools.partial(
-            guided_output,
+        denoise = guide(
             predict,
-            labels=None if labels is None else torch.tensor(labels, device=device),
+            None if labels is None else torch.tensor(labels, device=device),
+            guidance,
             null_class=model.null_class,
-            cfg_scale=sample.cfg_scale,
             num_channels=model.in_channels,
-            cfg_channels=sample.cfg_channels,
         )
         shape = (model.in_channels, model.image_size, model.image_size)
         x_T = torch.stack([torch.randn(shape, generator=own) for own in generators]).to(device)

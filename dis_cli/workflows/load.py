@@ -36,7 +36,7 @@ class LoadedModel:
         model: In evaluation mode.
         average: Which of the checkpoint's weights it has.
         saved_config: The settings of its run; for a published checkpoint those of the published code.
-        config: These with what was asked for instead.
+        config: These with what was asked for instead, and without "auto" in the sampler and its steps.
         engine: What computes its scan.
         path: The checkpoint read.
         step: Optimizer steps it was trained for; None when the file does not say.
@@ -85,7 +85,7 @@ def load_model(
     """
     wanted = None if preset is None else load_preset(preset)
     found = _read_published(path, overrides) if is_published(path) else _read_own(path, overrides)
-    config = apply_overrides(found.config, overrides)
+    config = apply_overrides(found.config, overrides).settled()
     # All that can be wrong with it is told before there is a model that could be loaded in part.
     check_weights(found.path, found.weights, found.config)
     if wanted is not None:

@@ -15,7 +15,7 @@ from dis_cli.errors import UsageError
 from dis_cli.events import Event, Finished, Note, Progress, Started, Wrote
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.files import atomic_folder, discard_folder, write_durably
-from dis_cli.workflows.build import build_codec, build_sampler, choices, pick_precision
+from dis_cli.workflows.build import build_codec, build_guidance, build_sampler, choices, pick_precision
 from dis_cli.workflows.generate import generate
 from dis_cli.workflows.grid import grid_png
 from dis_cli.workflows.load import LoadedModel, load_model, parse_classes
@@ -81,6 +81,7 @@ def sample(
         "precision": asdict(precision),
         "image_size": config.pixel_size,
         "model_evaluations": len(sampler.timesteps),
+        "guided_evaluations": build_guidance(config).count_guided(sampler.timesteps),
         "out": str(folder),
     }
     if dry_run:
@@ -145,7 +146,7 @@ def default_folder(loaded: LoadedModel, config: RunConfig, seed: int, num_images
     ]
     if config.sample.cfg_scale != 1:
         parts.append(f"cfg-{config.sample.cfg_scale:g}")
-    parts += loaded.average.name_parts
+    parts += (*config.sample.name_parts, *loaded.average.name_parts)
     if classes:
         all_of_them = classes == list(range(config.model.num_classes))
         parts.append("class-all" if all_of_them else "class-" + "-".join(map(str, classes[:8])))

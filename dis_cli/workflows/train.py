@@ -252,7 +252,7 @@ def _events(job: Job, state: TrainingState, meta: dict[str, object]) -> Iterator
     )
     yield from choices(job.engine, job.precision)
     vae = job.source.settings.vae if isinstance(job.source, LatentSource) else None
-    watcher = Watcher(config, job.run, group, job.device, job.engine, job.source.class_names, vae, job.stop)
+    watcher = Watcher(config.settled(), job.run, group, job.device, job.engine, job.source.class_names, vae, job.stop)
     watcher.prepare(state.step)
     writer = CheckpointWriter(
         job.run.checkpoints,

@@ -49,11 +49,13 @@ class Settings:
         engine: The engine under test (``dis_cli.scan.engines``).
         quick: Fewer turns and lengths.
         train_blocks: Blocks of the DiS-S/2 whose training step is measured against the published loop.
+        run: A run folder of trained digits, whose samples are scored.
     """
 
     engine: str
     quick: bool = False
     train_blocks: int = 3
+    run: Path = Path("runs/demo")
 
     def rounds(self, wanted: int) -> int:
         """How many turns each contender gets."""

@@ -1,4 +1,4 @@
-"""All measurements: ``python tests/bench/run.py`` (or ``make bench``), about 25 minutes on two cores.
+"""All measurements: ``python tests/bench/run.py`` (or ``make bench``), about 30 minutes on two cores.
 
 Prints one table of figures with their targets, and writes them with the facts of the machine to
 ``tests/bench/results/ISA.json``. Every figure compares contenders that take turns in one process (``common``), so that
@@ -24,6 +24,7 @@ import conv
 import data
 import memory
 import model
+import sampling
 import scan
 import train_step
 import training
@@ -41,6 +42,7 @@ SUBJECTS: dict[str, Callable[[Settings], Iterator[Record]]] = {
     "train_step": train_step.measure,
     "data": data.measure,
     "training": training.measure,
+    "sampling": sampling.measure,
 }
 EVERY_ISA = ("scan", "conv")
 RESULTS = Path(__file__).parent / "results"
@@ -77,10 +79,13 @@ def main() -> None:
     parser.add_argument(
         "--train-blocks", type=int, default=3, metavar="N", help="blocks (odd) of the training step of `model`"
     )
+    parser.add_argument(
+        "--run", type=Path, default=Path("runs/demo"), metavar="DIR", help="trained digits, for `sampling`"
+    )
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="the engine under test")
     parser.add_argument("--json", type=Path, help="where to write the figures; with --only or --quick, else nowhere")
     arguments = parser.parse_args()
-    settings = Settings(arguments.engine, arguments.quick, arguments.train_blocks)
+    settings = Settings(arguments.engine, arguments.quick, arguments.train_blocks, arguments.run)
     names = arguments.only or list(SUBJECTS)
 
     facts = machine_facts(settings.engine)

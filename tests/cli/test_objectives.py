@@ -43,9 +43,9 @@ def test_train_sample_and_score(settings, tmp_path, capsys) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["diffusion.prediction=velocity"], ["'rectified_flow'", "'velocity'", "sample.sampler 'euler'"]),
-        (FLOW[:2], ["sample.sampler 'dpm++'", "'velocity'", "set sample.sampler to 'euler'"]),
-        (["sample.sampler=euler"], ["sample.sampler 'euler'", "prediction 'v'", "'ancestral', 'ddim' or 'dpm++'"]),
+        (["diffusion.prediction=velocity"], ["'rectified_flow'", "'velocity'", "a fixed diffusion.variance"]),
+        (FLOW[:2], ["sample.sampler 'dpm++'", "'velocity'", "'auto' or one of 'heun', 'euler'"]),
+        (["sample.sampler=heun"], ["sample.sampler 'heun' cannot take 20 steps", "19 or 21"]),
         ([*FLOW, "diffusion.loss_weight=min_snr"], ["'min_snr'", "'velocity'", "'uniform'"]),
         (["diffusion.prediction=x_0", "diffusion.variance=learned_range"], ["'x_0' needs a fixed variance"]),
     ],
@@ -63,5 +63,5 @@ def test_another_sampler_than_the_objective_s_is_refused(tmp_path, capsys) -> No
     assert dis("sample", "--ckpt", tmp_path / "run", "--out", tmp_path / "out", "--sampler", "ddim") == 2
     error = capsys.readouterr().err
     assert "sample.sampler 'ddim' cannot sample diffusion.prediction 'velocity'" in error
-    assert "set sample.sampler to 'euler'" in error
+    assert "set sample.sampler to 'auto' or one of 'heun', 'euler'" in error
     assert not (tmp_path / "out").exists()

@@ -85,12 +85,72 @@ def test_without_a_class_the_seed_chooses(run, tmp_path) -> None:
     assert [record["class"] for record in shifted["images"]] == labels[20:]
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpm++"])
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpm++", "dpm++sde", "unipc", "heun", "euler"])
 def test_every_sampler_with_guidance(sampler, run, tmp_path) -> None:
-    arguments = ("-n", "2", "--class", "1", "--sampler", sampler, "--steps", "4", "--cfg-scale", "2")
+    arguments = ("-n", "2", "--class", "1", "--sampler", sampler, "--steps", "5", "--cfg-scale", "2")
     data = sample(run, tmp_path, *arguments)
-    assert data["sample"] | {"sampler": sampler, "steps": 4, "cfg_scale": 2.0} == data["sample"]
-    assert data["model_evaluations"] == 4
+    assert data["sample"] | {"sampler": sampler, "steps": 5, "cfg_scale": 2.0} == data["sample"]
+    assert (data["model_evaluations"], data["guided_evaluations"]) == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sampler", "steps"),
+    [
+        ([], "dpm++", 3),
+        # A sampler alone brings its own steps, not those of the run's sampler.
+        (["--sampler", "ancestral"], "ancestral", 250),
+        (["--sampler", "auto"], "dpm++", 25),
+        (["--sampler", "ddim"], "ddim", 50),
+        (["--sampler", "heun", "sample.steps=7"], "heun", 7),
+        (["--steps", "8"], "dpm++", 8),
+        (["sample.steps=auto"], "dpm++", 25),
+    ],
+)
+def test_a_dry_run_tells_the_sampler_and_steps_that_would_run(arguments, sampler, steps, run, tmp_path, capsys) -> None:
+    assert dis("sample", "--ckpt", run, "--dry-run", "--json", *arguments) == 0
+    data = result(capsys)
+    assert (data["sample"]["sampler"], data["sample"]["steps"]) == (sampler, steps)
+    assert (data["model_evaluations"], data["guided_evaluations"]) == (steps, 0)
+    assert f"_{sampler.replace('+', 'p')}_{steps}_" in data["out"]
+    assert dis("eval-fid", "--ckpt", run, "--dry-run", "--json", *arguments) == 0
+    data = result(capsys)
+    assert (data["sample"]["sampler"], data["sample"]["steps"]) == (sampler, steps)
+    assert f"_{sampler.replace('+', 'p')}-{steps}_" in data["result_file"]
+
+
+def test_options_of_guidance_and_noise(run, tmp_path, capsys) -> None:
+    guided = ("--cfg-scale", "2", "--cfg-channels", "3", "--cfg-interval", "0.1,0.6", "--cfg-schedule", "linear")
+    assert dis("sample", "--ckpt", run, "--dry-run", "--json", *guided, "--steps", "10") == 0
+    data = result(capsys)
+    expected = {"cfg_scale": 2.0, "cfg_channels": "first3", "cfg_interval": [0.1, 0.6], "cfg_schedule": "linear"}
+    assert data["sample"] | expected == data["sample"]
+    # Of 999, 899, ..., 599, 500, ..., 100 those from 599 on, of which none is below 0.1 * 999.
+    assert (data["model_evaluations"], data["guided_evaluations"]) == (10, 6)
+    assert data["out"].endswith("_cfg-2_first3_from-0.1-to-0.6_linear")
+    assert dis("sample", "--ckpt", run, "--dry-run", *guided, "--steps", "10") == 0
+    assert "how     dpm++, 10 evaluations, guidance 2 in 6 of them" in capsys.readouterr().out
+    assert dis("eval-fid", "--ckpt", run, "--dry-run", "--json", "--sampler", "ddim", "--eta", "0.5") == 0
+    data = result(capsys)
+    assert data["sample"]["eta"] == 0.5
+    assert data["result_file"].endswith("_ddim-50_cfg-1_eta-0.5.json")
+
+
+def test_noise_and_guidance_change_the_images_and_only_when_asked_for(run, tmp_path) -> None:
+    few = ("-n", "2", "--class", "1", "--sampler", "ddim", "--steps", "4")
+    settings = {
+        "plain": (),
+        "again": ("--eta", "0", "--cfg-interval", "0.2,0.8", "--cfg-schedule", "power-cosine"),
+        "noise": ("--eta", "1"),
+        "guided": ("--cfg-scale", "4"),
+        "part": ("--cfg-scale", "4", "--cfg-interval", "0,0.5"),
+        "growing": ("--cfg-scale", "4", "--cfg-schedule", "linear"),
+    }
+    images = {}
+    for name, arguments in settings.items():
+        data = sample(run, tmp_path / name, *few, *arguments)
+        images[name] = pixels(tmp_path / name, data["images"][0]).tobytes()
+    assert images.pop("again") == images["plain"]
+    assert len(set(images.values())) == len(images)
 
 
 def test_a_checkpoint_folder_serves_as_well(run, tmp_path) -> None:
@@ -132,9 +192,15 @@ def test_a_published_checkpoint(tmp_path, capsys) -> None:
         (["--class", "10"], 2, "Class 10 is out of range: the model has 10 classes, 0 to 9", ""),
         (["--class", "three"], 2, "Unknown class: `three`", "0 to 9"),
         (["--class", "-1"], 2, "Class -1 is out of range: the model has 10 classes, 0 to 9", ""),
-        (["--sampler", "euler"], 2, "euler", "ancestral"),
+        (["--sampler", "plms"], 2, "got `plms`, allowed: one of auto, ancestral", "`sample.sampler`"),
+        (["--sampler", "heun", "--steps", "20"], 2, "cannot take 20 steps, it needs an odd number", "19 or 21"),
+        (["--eta", "0.5"], 2, "sample.eta 0.5 is for sample.sampler 'ddim', got 'dpm++'", "set sample.eta to 0"),
+        (["--cfg-channels", "4"], 2, "`sample.cfg_channels`: got `4`, allowed: one of all, first3", ""),
+        (["--cfg-interval", "0.5"], 2, "`sample.cfg_interval`", "2 values"),
+        (["--cfg-interval", "0.5,0.2"], 2, "must be below the upper one, got 0.5 and 0.2", ""),
+        (["--cfg-schedule", "cosine"], 2, "got `cosine`, allowed: one of constant, linear, power-cosine", ""),
         (["--steps", "2000"], 2, "sample.steps 2000 exceeds diffusion.num_timesteps 1000", ""),
-        (["--sampler", "ddim", "--steps", "300"], 2, "300", "--steps"),
+        (["--sampler", "ddim", "--steps", "300"], 2, "cannot take 300 steps", "(`--steps`) to 250 or 334"),
         (["-n", "0"], 2, "greater than or equal to 1, got `0`", "dis sample --help"),
         (["--preset", "dis-m-cifar"], 2, "model.image_size: 8 in the checkpoint, 32 in the preset", ""),
         (["sample.stps=4"], 2, "sample.stps", "sample.steps"),
@@ -146,6 +212,19 @@ def test_bad_input_is_one_clear_error(arguments, status, message, hint, run, tmp
     assert message in error
     assert hint in error
     assert error.count("error:") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unconditional_model_cannot_be_guided(tmp_path, capsys) -> None:
+    config = averages_config()
+    config = config.model_copy(update={"model": config.model.model_copy(update={"num_classes": 0})})
+    meta = {"config": config.model_dump(mode="json")}
+    write_checkpoint(tmp_path / "run" / "checkpoints", 1, {"ema": build_model(config).state_dict()}, meta)
+    for command in ("sample", "eval-fid"):
+        assert dis(command, "--ckpt", tmp_path / "run", "--out", tmp_path / "out", "--cfg-scale", "2") == 2
+        error = capsys.readouterr().err
+        assert "sample.cfg_scale 2 needs a model of classes, and this one has none" in error
+        assert error.count("error:") == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -297,12 +376,12 @@ def test_the_weights_of_a_published_file_are_chosen(tmp_path, capsys, monkeypatc
         return data["ema_decay"], data["out"], next((tmp_path / data["out"]).glob("000000*.png")).read_bytes()
 
     decay, out, average = sampled("both.pt")
-    assert (decay, out) == (0.9999, "samples/both_ancestral_2_seed-0_n-1")
+    assert (decay, out) == (0.9999, "samples/both_dpmpp_2_seed-0_n-1")
     assert sampled("both.pt", "sample.ema=0.9999") == (decay, out, average)
     decay, out, raw = sampled("both.pt", "sample.ema=0")
-    assert (decay, out) == (0, "samples/both_ancestral_2_seed-0_n-1_ema-0")
+    assert (decay, out) == (0, "samples/both_dpmpp_2_seed-0_n-1_ema-0")
     assert raw != average
-    assert sampled("bare.pt") == sampled("bare.pt", "sample.ema=0") == (0, "samples/bare_ancestral_2_seed-0_n-1", raw)
+    assert sampled("bare.pt") == sampled("bare.pt", "sample.ema=0") == (0, "samples/bare_dpmpp_2_seed-0_n-1", raw)
     for file, asked, message in (
         ("both.pt", "0.5", "allowed: 0.9999, 0 (the weights themselves)"),
         ("bare.pt", "0.9999", "holds no moving average"),

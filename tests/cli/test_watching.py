@@ -12,6 +12,7 @@ from support.ranks import At, CountImages, signalling, train_on
 from support.states import assert_close, assert_equal, events, losses, saved_steps, tensors
 from support.tiny import TINY, dis, result, train, trained
 
+from dis_cli.config.presets import read_config
 from dis_cli.runtime.faults import inject
 from dis_cli.workflows import watch
 
@@ -99,6 +100,18 @@ def test_pictures_are_grids_of_what_the_average_generates(watched: Path, tmp_pat
     grid = np.asarray(Image.open(tmp_path / "out" / "grid.png"))
     assert np.array_equal(np.asarray(Image.open(watched / "samples" / "preview-00000006.png")), grid)
     assert pictures(watched)["preview-00000003.png"] != pictures(watched)["preview-00000006.png"]
+
+
+def test_a_score_tells_the_sampler_that_ran_where_none_was_chosen(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(watch, "score", cheap_score)
+    automatic = ["sample.sampler=auto", "sample.steps=auto"]
+    assert train(tmp_path, *SETTINGS, *SCORES, *automatic, "train.steps=2", "train.evaluate_every=2") == 0
+    [path] = (tmp_path / "evaluations").iterdir()
+    assert path.name == "step-00000002_digits-cnn-64_dpmpp-25_cfg-1.json"
+    sample = json.loads(path.read_text())["sample"]
+    assert (sample["sampler"], sample["steps"]) == ("dpm++", 25)
+    # What is resumed from stays open to a later choice.
+    assert read_config(tmp_path / "config.toml").sample.steps == "auto"
 
 
 def test_scores_are_written_told_and_those_of_the_checkpoint(watched: Path, tmp_path: Path, capsys) -> None:

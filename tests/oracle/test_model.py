@@ -110,9 +110,9 @@ def test_activations(case) -> None:
         assert_matches(seen[key], value, case.dtype, key)
 
 
-@pytest.mark.parametrize("scale", [1.5, 4.0])
+@pytest.mark.parametrize(("scale", "mixed"), [(1.5, ""), (4.0, ""), (1.5, "_mixed")])
 @conditional_cases
-def test_guidance_on_the_first_three_channels(name, case, scale) -> None:
+def test_guidance_on_the_first_three_channels(name, case, scale, mixed) -> None:
     recorded = load(name, case.dtype)
     model = recorded_model(name, case.dtype, engine=case.engine)
     channels = model.in_channels
@@ -123,14 +123,14 @@ def test_guidance_on_the_first_three_channels(name, case, scale) -> None:
         out = guided_output(
             model,
             recorded["cfg_x"][:half],
-            recorded["cfg_t"][:half],
+            recorded[f"cfg_t{mixed}"][:half],
             recorded["cfg_labels"][:half],
             null_class=model.null_class,
             cfg_scale=scale,
             num_channels=channels,
             cfg_channels="first3",
         )
-    expected = recorded[f"cfg_out_{scale}"]
+    expected = recorded[f"cfg_out_{scale}{mixed.replace('_', '_t')}"]
     assert_matches(out, expected[:half], case.dtype)
     # The predicted channels that are guided are the same in both published halves.
     assert_matches(out[:, :3], expected[half:, :3], case.dtype)

@@ -1,6 +1,6 @@
 """Samplers against the published sampling loops, step by step, with the recorded noise.
 
-DPM-Solver++ has no published counterpart: it is compared with diffusers' scheduler in its own configuration.
+Samplers without a published counterpart are compared with diffusers' schedulers in their own configuration.
 """
 
 from pathlib import Path
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -111,20 +112,39 @@ def test_a_number_of_steps_is_the_published_respacing(
         ("cosine", "squaredcos_cap_v2", "v", "v_prediction"),
     ],
 )
-def test_dpm_solver_is_the_one_of_diffusers(
-    schedule: ScheduleName, their_schedule: str, prediction: Prediction, their_prediction: str, steps: int
+@pytest.mark.parametrize("name", ["dpm++", "dpm++sde", "unipc", "euler"])
+def test_samplers_are_those_of_diffusers(
+    name: SamplerName,
+    schedule: ScheduleName,
+    their_schedule: str,
+    prediction: Prediction,
+    their_prediction: str,
+    steps: int,
 ) -> None:
-    theirs = DPMSolverMultistepScheduler(beta_schedule=their_schedule, prediction_type=their_prediction)
+    common = {"beta_schedule": their_schedule, "prediction_type": their_prediction}
+    noise = {}
+    match name:
+        case "dpm++":
+            theirs = DPMSolverMultistepScheduler(**common)
+        case "dpm++sde":
+            theirs = DPMSolverMultistepScheduler(**common, algorithm_type="sde-dpmsolver++")
+            noise = {"generator": [torch.Generator().manual_seed(seed) for seed in (1, 2)]}
+        case "unipc":
+            theirs = UniPCMultistepScheduler(**common)
+        case _:
+            # Euler's method is DDIM's step, and DDIM's at these timesteps is DPM-Solver++ of first order.
+            theirs = DPMSolverMultistepScheduler(**common, solver_order=1)
     theirs.set_timesteps(steps)
     expected = ORACLE["10.z"].float()
     for t in theirs.timesteps:
         output = model(expected, t.expand(2))
-        expected = theirs.step(output[:, :3], t, expected).prev_sample
+        expected = theirs.step(output[:, :3], t, expected, **noise).prev_sample
 
     sampler = make_sampler(
-        make_schedule(schedule, 1000), name="dpm++", steps=steps, prediction=prediction, variance="learned_range"
+        make_schedule(schedule, 1000), name=name, steps=steps, prediction=prediction, variance="learned_range"
     )
-    *_, x_0 = sample_loop(model, ORACLE["10.z"].float(), sampler, [torch.Generator(), torch.Generator()])
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    *_, x_0 = sample_loop(model, ORACLE["10.z"].float(), sampler, generators)
 
     assert sampler.timesteps == theirs.timesteps.tolist()
     torch.testing.assert_close(x_0, expected, rtol=0, atol=1e-5 * expected.abs().max().item())

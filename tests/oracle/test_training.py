@@ -10,7 +10,7 @@ from support.oracle import DATA, TOLERANCE, assert_matches, group, load, relativ
 
 from dis_cli.config.schema import RunConfig, TrainConfig
 from dis_cli.diffusion.batch import TrainingBatch
-from dis_cli.diffusion.guidance import guided_output
+from dis_cli.diffusion.guidance import Guidance, guide
 from dis_cli.diffusion.objective import q_sample, training_losses
 from dis_cli.diffusion.samplers import make_sampler, sample_loop
 from dis_cli.diffusion.schedule import make_schedule
@@ -113,18 +113,8 @@ def test_sampled_images(case, monkeypatch) -> None:
         make_schedule("linear", 1000), name="ancestral", steps=10, prediction="epsilon", variance="learned_range"
     )
 
-    def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return guided_output(
-            model,
-            x,
-            t,
-            labels,
-            null_class=model.null_class,
-            cfg_scale=1.5,
-            num_channels=model.in_channels,
-            cfg_channels="first3",
-        )
-
+    guidance = Guidance(num_timesteps=1000, cfg_scale=1.5, cfg_channels="first3")
+    denoise = guide(model, labels, guidance, null_class=model.null_class, num_channels=model.in_channels)
     generators = [torch.Generator() for _ in z]
     steps = list(sample_loop(denoise, z, sampler, generators))
     expected = recorded[f"{case}.samples"][:, : len(z)]

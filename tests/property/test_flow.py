@@ -1,6 +1,7 @@
 """Laws of sampling a rectified flow: closed forms, convergence, levels, and independence of images."""
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -26,6 +27,10 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 def euler(steps: int, *, num_timesteps: int = 1000, clip: bool = False) -> Sampler:
     flow = make_flow(num_timesteps)
     return make_sampler(flow, name="euler", steps=steps, prediction="velocity", variance="fixed_small", clip=clip)
+
+
+def heun(steps: int) -> Sampler:
+    return make_sampler(FLOW, name="heun", steps=steps, prediction="velocity", variance="fixed_small")
 
 
 def samples(denoise: Denoiser, x_T: Tensor, sampler: Sampler) -> Tensor:
@@ -60,20 +65,49 @@ def test_euler_converges_to_the_exact_flow_at_first_order() -> None:
     assert 1.8 < error(50) / error(100) < 2.2
 
 
+def test_heun_converges_to_the_exact_flow_at_second_order() -> None:
+    x_T = torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(1, 1, 3, 3)
+
+    def error(num_steps: int) -> float:
+        x_0 = samples(gaussian_velocity, x_T, heun(2 * num_steps - 1))
+        return (x_0 - (MEAN + STD * x_T)).abs().max().item()
+
+    assert error(100) < 2e-4
+    assert 3.6 < error(10) / error(20) < 4.4
+    assert 3.6 < error(20) / error(40) < 4.4
+
+
+def test_a_heun_step_averages_the_velocities_at_both_ends() -> None:
+    x, sampler = normal(1, 1, 4, 4), heun(5)
+    assert sampler.timesteps == [999, 666, 666, 332, 332]
+    expected = []
+    for sigma, following in ((1.0, 0.667), (0.667, 0.333)):
+        first = gaussian_velocity(x, torch.tensor([round(1000 * sigma) - 1]))
+        guess = x + (following - sigma) * first
+        second = gaussian_velocity(guess, torch.tensor([round(1000 * following) - 1]))
+        x = x + (following - sigma) * (first + second) / 2
+        expected += [guess, x]
+    expected.append(x - 0.333 * gaussian_velocity(x, torch.tensor([332])))
+
+    got = list(sample_loop(gaussian_velocity, normal(1, 1, 4, 4), sampler, [torch.Generator()]))
+
+    for ours, wanted in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 7, 100])
 def test_a_point_is_reached_along_a_straight_line(steps: int) -> None:
     x_T, point = normal(2, 1, 4, 4), normal(1, 1, 4, 4, seed=1)
     sampler = euler(steps)
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
-        return (x - point) / ((t + 1) / 1000)[:, None, None, None]
+        return (x - point) / ((t + 1).double() / 1000)[:, None, None, None]
 
     for x, t in zip(
         sample_loop(velocity, x_T, sampler, [torch.Generator()] * 2), [*sampler.timesteps[1:], -1], strict=True
     ):
         share = (t + 1) / 1000
-        # diffusers adds in float32.
-        torch.testing.assert_close(x, point + share * (x_T - point), rtol=0, atol=1e-5)
+        torch.testing.assert_close(x, point + share * (x_T - point), rtol=0, atol=1e-12)
 
 
 def test_a_step_is_that_of_euler() -> None:
@@ -121,10 +155,11 @@ def test_levels_are_distinct_and_nearest_to_equal_steps(num_timesteps: int, data
         assert abs((t + 1) / num_timesteps - (1 - index / steps)) <= 0.5 / num_timesteps + 1e-12
 
 
-def test_an_image_does_not_depend_on_its_batch() -> None:
-    x_T = normal(3, 2, 3, 3, dtype=torch.float32)
+@pytest.mark.parametrize("make", [euler, heun])
+def test_an_image_does_not_depend_on_its_batch(make: Callable[[int], Sampler]) -> None:
+    x_T = normal(5, 2, 3, 3, dtype=torch.float32)
 
-    together, alone = samples(gaussian_velocity, x_T, euler(8)), samples(gaussian_velocity, x_T[1:2], euler(8))
+    together, alone = samples(gaussian_velocity, x_T, make(9)), samples(gaussian_velocity, x_T[1:2], make(9))
 
     assert together.dtype == torch.float32
     assert torch.equal(together[1:2], alone)
@@ -138,17 +173,17 @@ def test_clipping_keeps_the_estimates_in_range_and_leads_to_them() -> None:
         x_0 = (x - sigma * velocity).clamp(-1, 1)
         expected = x_0 + sigma_next / sigma * (x - x_0)
         x = sampler.step(velocity, t, x, [torch.Generator()])
-        torch.testing.assert_close(x, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(x, expected, rtol=0, atol=1e-12)
         assert sampler.pred_x_0 is not None
-        torch.testing.assert_close(sampler.pred_x_0, x_0, rtol=0, atol=1e-9)
-    assert x.abs().max() <= 1 + 1e-6
+        torch.testing.assert_close(sampler.pred_x_0, x_0, rtol=0, atol=1e-12)
+    assert x.abs().max() <= 1 + 1e-12
 
 
 @pytest.mark.parametrize(
     ("flow", "name", "prediction", "variance", "message"),
     [
-        (True, "ddim", "velocity", "fixed_small", "'euler' and a rectified flow need each other, got 'ddim'"),
-        (False, "euler", "v", "fixed_small", "'euler' and a rectified flow need each other, got 'euler'"),
+        (True, "ddim", "velocity", "fixed_small", "a rectified flow is sampled by 'heun' or 'euler', got 'ddim'"),
+        (True, "dpm++", "velocity", "fixed_small", "a rectified flow is sampled by 'heun' or 'euler', got 'dpm"),
         (True, "euler", "v", "fixed_small", "'velocity' and a rectified flow need each other, got 'v'"),
         (False, "ddim", "velocity", "fixed_small", "'velocity' and a rectified flow need each other, got 'velocity'"),
         (True, "euler", "velocity", "learned_range", "no variance to learn"),

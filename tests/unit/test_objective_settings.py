@@ -30,18 +30,13 @@ def make(diffusion: dict[str, object], *, sampler: str = "ancestral", **train: o
             {"prediction": "velocity"},
             "ancestral",
             "schedule 'rectified_flow' and prediction 'velocity' need each other, got schedule 'linear' and prediction "
-            "'velocity'.* sample.sampler 'euler'",
+            "'velocity'; with both goes a fixed diffusion.variance",
         ),
         (FLOW | {"prediction": "v"}, "euler", "got schedule 'rectified_flow' and prediction 'v'"),
         (FLOW | {"variance": "learned_range"}, "euler", "prediction 'velocity' needs a fixed variance"),
         ({"prediction": "x_0"}, "ancestral", "prediction 'x_0' needs a fixed variance: set diffusion.variance to"),
         (FLOW | {"loss_weight": "min_snr"}, "euler", "'min_snr' is not defined for prediction 'velocity'"),
-        (FLOW, "dpm++", "'dpm.*' cannot sample diffusion.prediction 'velocity': set sample.sampler to 'euler'"),
-        (
-            {},
-            "euler",
-            "'euler' cannot sample diffusion.prediction 'epsilon': set sample.sampler to 'ancestral', 'ddim'",
-        ),
+        (FLOW, "dpm++", "'dpm.*' cannot sample diffusion.prediction 'velocity': .* 'auto' or one of 'heun', 'euler'"),
     ],
 )
 def test_settings_that_exclude_each_other(diffusion: dict[str, object], sampler: str, message: str) -> None:

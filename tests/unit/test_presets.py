@@ -64,7 +64,7 @@ def test_preset(name: str) -> None:
 def test_preset_keeps_the_published_diffusion(name: str) -> None:
     config = load_preset(name)
     assert config.diffusion == DiffusionConfig()
-    assert (config.sample.sampler, config.sample.steps) == ("ancestral", 250)
+    assert (config.sample.sampler, config.sample.steps) == ("auto", "auto")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The schema: its defaults, its bounds, and the rules between settings."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
@@ -21,7 +22,11 @@ def test_defaults_are_the_published_code_s() -> None:
     assert (model.d_state, model.d_conv, model.expand) == (16, 4, 2)
     assert (diffusion.num_timesteps, diffusion.schedule, diffusion.prediction) == (1000, "linear", "epsilon")
     assert (diffusion.variance, config.learn_sigma) == ("learned_range", True)
-    assert (config.sample.sampler, config.sample.steps) == ("ancestral", 250)
+
+
+def test_images_are_made_in_few_steps_unless_the_paper_s_are_asked_for() -> None:
+    assert RunConfig().sampling == ("dpm++", 25)
+    assert make(sample={"sampler": "ancestral"}).sampling == ("ancestral", 250)
 
 
 @pytest.mark.parametrize(
@@ -87,9 +92,16 @@ def test_size_of_an_image_in_pixels() -> None:
     assert (latent.pixel_size, latent.pixel_channels) == (256, 3)
 
 
-def test_engines_are_those_that_exist() -> None:
-    from typing import get_args
+def test_samplers_are_those_that_exist() -> None:
+    from dis_cli.config import sampling
+    from dis_cli.diffusion.schedulers import STRAIGHT, SamplerName
 
+    assert sampling.SamplerName == SamplerName
+    assert get_args(SamplerName) == sampling.SCHEDULE_SAMPLERS
+    assert sampling.FLOW_SAMPLERS == STRAIGHT
+
+
+def test_engines_are_those_that_exist() -> None:
     from dis_cli.scan.engines import ENGINES
 
     assert get_args(RunConfig.model_fields["engine"].annotation) == ENGINES
