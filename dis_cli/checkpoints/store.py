@@ -205,9 +205,10 @@ def resolve_checkpoint(path: Path, names: Iterable[str] | None = None, step: int
         return checkpoint
     root = checkpoints_of(path)
     if step is not None:
-        folders = {_step_of(folder): folder for folder in reversed(list_checkpoints(root))}
+        # Of two folders of a step the later one is what replaces the other.
+        folders = {_step_of(folder): folder for folder in list_checkpoints(root)}
         if step not in folders:
-            raise _no_step(path, step, sorted(folders))
+            raise _no_step(path, step, steps_in(root))
         return read_checkpoint(folders[step], names)
     checkpoint, notes = latest_checkpoint(root, names)
     if checkpoint is not None:
@@ -224,6 +225,11 @@ def resolve_checkpoint(path: Path, names: Iterable[str] | None = None, step: int
 def is_checkpoint_folder(path: Path) -> bool:
     """Whether a folder is one checkpoint, as opposed to a folder of several."""
     return (path / MANIFEST).exists() or _STEP_FOLDER.fullmatch(path.name) is not None
+
+
+def steps_in(root: Path) -> list[int]:
+    """The steps of the checkpoints in a folder, in order; whether they are sound is not looked at."""
+    return sorted({_step_of(folder) for folder in list_checkpoints(root)})
 
 
 def checkpoints_of(path: Path) -> Path:

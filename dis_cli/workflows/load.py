@@ -18,7 +18,7 @@ from dis_cli.workflows.averages import Average
 from dis_cli.workflows.build import build_model, pick_engine
 from dis_cli.workflows.mismatch import check_overrides, check_preset
 from dis_cli.workflows.resources import Form
-from dis_cli.workflows.saved import read_saved
+from dis_cli.workflows.saved import read_saved, run_of
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,7 @@ class LoadedModel:
     @property
     def run_folder(self) -> Path | None:
         """The run that the checkpoint is part of, or None."""
-        # "step-00000100" alone, given inside the folder of checkpoints, has no parents of its own.
-        path = self.path if len(self.path.parts) > 2 else self.path.absolute()
-        folder = path.parent.parent
-        return folder if self.form == "run" and (folder / "config.toml").exists() else None
+        return run_of(self.form, self.path)
 
 
 def load_model(

@@ -68,9 +68,22 @@ class SavedModel:
     notes: tuple[str, ...] = ()
 
     @property
+    def run_folder(self) -> Path | None:
+        """The run that the checkpoint is part of, or None."""
+        return run_of(self.form, self.path)
+
+    @property
     def vae_record(self) -> dict[str, Any] | None:
         """The VAE as files have it."""
         return None if self.vae is None else asdict(self.vae)
+
+
+def run_of(form: Form, path: Path) -> Path | None:
+    """The folder of the run that a checkpoint is part of; None when it is of none."""
+    # "step-00000100" alone, given inside the folder of checkpoints, has no parents of its own.
+    path = path if len(path.parts) > 2 else path.absolute()
+    folder = path.parent.parent
+    return folder if form == "run" and (folder / "config.toml").exists() else None
 
 
 def read_saved(path: Path, overrides: Sequence[str] = (), step: int | None = None) -> SavedModel:
