@@ -172,8 +172,8 @@ def read_folder_record(path: Path) -> Record:
     """The record of a folder, which both its files hold; the weights are not looked at, and nothing needs torch.
 
     Raises:
-        CheckpointError: A file is missing or damaged.
-        MismatchError: It is of another model, or of two exports.
+        CheckpointError: A file is missing or damaged, or they are of two exports.
+        MismatchError: It is of another model.
         RefusedError: It is made to do harm.
     """
     config = path / FOLDER_CONFIG
@@ -190,9 +190,9 @@ def read_folder_record(path: Path) -> Record:
         )
     record = read_record(path / FOLDER_WEIGHTS)
     if settings[RECORD] != record:
-        raise MismatchError(
-            f"`{config}` does not belong to `{FOLDER_WEIGHTS}` beside it: their records differ",
-            "Bring it back as it was written; settings are changed with KEY=VALUE when the model is used",
+        raise CheckpointError(
+            f"`{config}` and `{FOLDER_WEIGHTS}` beside it are not as they were written: their records differ",
+            "Bring both back; settings are changed with KEY=VALUE when the model is used or exported",
         )
     return record
 

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from dis_cli.errors import UsageError
 from dis_cli.models.backbone import DiS
 from dis_cli.runtime.device import pick_device
 from dis_cli.workflows import load
-from dis_cli.workflows.build import build_codec, build_model_as, pick_precision
+from dis_cli.workflows.build import build_codec, pick_precision
 from dis_cli.workflows.generate import generate
 from dis_cli.workflows.load import LoadedModel, parse_classes
 
@@ -70,12 +69,10 @@ def load_model(
             `MismatchError` where it is sound and of something else.
     """
     asked = [*overrides, *([] if ema is None else [f"sample.ema={as_text(ema)}"])]
-    loaded = load.load_model(Path(path), pick_device(device), asked, step=step)
-    with torch.device("meta"):
-        model = build_model_as(TrainedDiS, loaded.saved_config.model_copy(update={"engine": loaded.config.engine}))
-    model.load_state_dict(loaded.model.state_dict(), assign=True)
-    model.eval().requires_grad_(False)
-    model.origin = replace(loaded, model=model)
+    loaded = load.load_model(Path(path), pick_device(device), asked, step=step, kind=TrainedDiS)
+    model = loaded.model
+    assert isinstance(model, TrainedDiS)
+    model.origin = loaded
     return model
 
 

@@ -1,9 +1,7 @@
 """The only place where a configuration becomes objects: one function for each, with an explicit branch per choice."""
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
@@ -27,8 +25,6 @@ from dis_cli.scan.engines import ENGINES, Engine, choose_engine, unavailable
 from dis_cli.workflows.resources import named_vae
 
 Codec = PixelCodec | VaeCodec
-
-Model = TypeVar("Model", bound=DiS)
 
 
 def encodes_first(config: RunConfig) -> bool:
@@ -181,13 +177,13 @@ def choices(engine: Engine, precision: Precision) -> list[Note]:
     ]
 
 
-def build_model(config: RunConfig) -> DiS:
-    """The backbone on the CPU, its weights drawn from the run's seed whatever was drawn before."""
-    return build_model_as(DiS, config)
+def build_model(config: RunConfig, kind: type[DiS] = DiS) -> DiS:
+    """The backbone on the CPU, its weights drawn from the run's seed whatever was drawn before.
 
-
-def build_model_as(kind: Callable[..., Model], config: RunConfig) -> Model:
-    """The backbone as an object of ``kind``, a class that is made as `DiS` is."""
+    Args:
+        config: The run.
+        kind: The class to make it of.
+    """
     model = config.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator(config.seed, Stream.WEIGHTS).integers(2**63)))

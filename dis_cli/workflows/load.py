@@ -63,6 +63,7 @@ def load_model(
     overrides: Sequence[str] = (),
     preset: str | None = None,
     step: int | None = None,
+    kind: type[DiS] = DiS,
 ) -> LoadedModel:
     """Make the model of what `read_saved` reads.
 
@@ -72,6 +73,7 @@ def load_model(
         overrides: ``KEY=VALUE`` on the settings saved with it. ``sample.ema`` says which weights are read.
         preset: The preset that it must belong to; None accepts any.
         step: The checkpoint of a run folder to take instead of its newest sound one.
+        kind: The class to make the model of.
 
     Raises:
         UsageError: There is no such path or step, the run kept no such average, or an override, the preset or the
@@ -88,7 +90,7 @@ def load_model(
         check_preset(saved.path, saved.config, saved.vae, wanted)
     check_overrides(saved.path, saved.config, config)
     engine = pick_engine(config, device)
-    model = build_model(saved.config.model_copy(update={"engine": config.engine}))
+    model = build_model(saved.config.model_copy(update={"engine": config.engine}), kind)
     model.load_state_dict(saved.weights)
     model.to(device).eval().requires_grad_(False)
     return LoadedModel(
