@@ -135,9 +135,12 @@ def torch_bytes(record: Mapping[str, Any], weights: "Mapping[str, Tensor]") -> b
     return buffer.getvalue()
 
 
-def folder_config(record: Mapping[str, Any], backbone: Mapping[str, Any]) -> dict[str, Any]:
-    """What the ``config.json`` of a folder holds; ``backbone`` are the arguments of the model's constructor."""
-    return {"_class_name": CLASS_NAME, "_dis_version": record["versions"]["dis"], **backbone, RECORD: dict(record)}
+def folder_config(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the ``config.json`` of a folder holds: as diffusers has it the arguments of the model, and the record."""
+    model, diffusion = (record["config"].get(name) for name in ("model", "diffusion"))
+    arguments = model if isinstance(model, dict) else {}
+    learn_sigma = isinstance(diffusion, dict) and diffusion.get("variance") == "learned_range"
+    return {"_class_name": CLASS_NAME, **arguments, "learn_sigma": learn_sigma, RECORD: dict(record)}
 
 
 def is_folder(path: Path) -> bool:
@@ -189,9 +192,9 @@ def read_folder_record(path: Path) -> Record:
             _FOREIGN_HINT,
         )
     record = read_record(path / FOLDER_WEIGHTS)
-    if settings[RECORD] != record:
+    if settings != folder_config(record):
         raise CheckpointError(
-            f"`{config}` and `{FOLDER_WEIGHTS}` beside it are not as they were written: their records differ",
+            f"`{config}` and `{FOLDER_WEIGHTS}` beside it are not as they were written: their settings differ",
             "Bring both back; settings are changed with KEY=VALUE when the model is used or exported",
         )
     return record

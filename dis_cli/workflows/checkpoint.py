@@ -326,9 +326,8 @@ def _contents(
             data = torch_bytes(record, weights)
             return {out.name: ([data], len(data))}
         case "diffusers":
-            backbone = config.model.model_dump(mode="json") | {"learn_sigma": config.learn_sigma}
             texts = {
-                FOLDER_CONFIG: json.dumps(folder_config(record, backbone), indent=2, sort_keys=True) + "\n",
+                FOLDER_CONFIG: json.dumps(folder_config(record), indent=2, sort_keys=True) + "\n",
                 "README.md": model_card(saved, config, out.absolute().name, scores_of(saved)),
             }
             files: dict[str, _Content] = {name: ([text.encode()], len(text.encode())) for name, text in texts.items()}

@@ -187,7 +187,7 @@ def test_a_folder_has_settings_and_a_model_card(run: Path, tmp_path: Path, capsy
     settings["dis"]["config"]["sample"]["steps"] = 3
     (folder / "config.json").write_text(json.dumps(settings))
     assert dis("sample", "--ckpt", folder, "--dry-run") == 1
-    assert "their records differ" in capsys.readouterr().err
+    assert "their settings differ" in capsys.readouterr().err
     (folder / "config.json").write_text('{"_class_name": "UNet2DModel"}')
     assert dis("sample", "--ckpt", folder, "--dry-run") == 2
     assert "is of a UNet2DModel" in capsys.readouterr().err
