@@ -124,15 +124,19 @@ def safetensors_chunks(
     return itertools.chain([header], (bytes_of(weights[name]) for name in entries)), size
 
 
-def torch_bytes(record: Mapping[str, Any], weights: "Mapping[str, Tensor]") -> bytes:
+def torch_bytes(record: Mapping[str, Any], weights: "Mapping[str, Tensor]") -> memoryview:
     """The content of a ``.pt`` file; `torch.load` with ``weights_only=True`` reads it."""
     import torch
 
     buffer = io.BytesIO()
     group = "ema" if record["ema_decay"] else "model"
-    # A view's whole storage would be saved.
-    torch.save({group: {name: tensor.clone() for name, tensor in weights.items()}, RECORD: _text(record)}, buffer)
-    return buffer.getvalue()
+    # Of a view its whole storage would be saved.
+    own = {
+        name: tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+        for name, tensor in weights.items()
+    }
+    torch.save({group: own, RECORD: _text(record)}, buffer)
+    return buffer.getbuffer()
 
 
 def folder_config(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,8 +247,8 @@ def read_safetensors(path: Path) -> Portable:
 
 
 def has_record(content: object) -> TypeGuard[dict[str, Any]]:
-    """Whether what a ``.pt`` holds is one of these models."""
-    return isinstance(content, dict) and RECORD in content
+    """Whether what a ``.pt`` holds is one of these models; others call a discriminator so."""
+    return isinstance(content, dict) and isinstance(content.get(RECORD), str)
 
 
 def parse_torch(path: Path, content: Mapping[str, Any]) -> Portable:

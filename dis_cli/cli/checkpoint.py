@@ -156,7 +156,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
     marks = {True: "sound", False: "DAMAGED", None: ""}
     files = [[file["file"], size(file["size_bytes"]), marks[file["verified"]]] for file in found["files"]]
     return [
-        *(f"{name:13}{value}" for name, value in rows.items() if value is not None),
+        # Names of classes can hold anything.
+        *(f"{name:13}{' '.join(value.split())}" for name, value in rows.items() if value is not None),
         *(f"{'' if index else 'files':13}{line}" for index, line in enumerate(table(files))),
     ]
 

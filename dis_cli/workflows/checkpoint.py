@@ -178,7 +178,7 @@ def import_model(path: Path, out: Path, *, overrides: Sequence[str] = (), dry_ru
     yield from (Note(message=note, level="warning") for note in saved.notes)
     others = [decay for decay in saved.held if decay != saved.average.decay]
     found = [saved, *(read_saved(path, [*overrides, f"sample.ema={as_text(decay)}"]) for decay in others)]
-    config = _imported_config(saved, overrides)
+    config = _imported_config(saved, overrides, [each.average.decay for each in found])
     kept = averages_kept(config)
     groups = {kept[each.average.decay]: each.weights for each in found}
     step = saved.step or 0
@@ -296,15 +296,14 @@ def _portable_config(saved: SavedModel, overrides: Sequence[str]) -> RunConfig:
     )
 
 
-def _imported_config(saved: SavedModel, overrides: Sequence[str]) -> RunConfig:
-    """The settings of the run to be: those that lead to the weights that there are."""
+def _imported_config(saved: SavedModel, overrides: Sequence[str], decays: Sequence[float]) -> RunConfig:
+    """The settings of the run to be: those that lead to the weights that there are, of which ``saved`` is usual."""
     config = apply_overrides(saved.config, overrides)
     check_overrides(saved.path, saved.config, config)
+    if not averages_kept(config).keys() >= set(decays):
+        config = config.model_copy(update={"train": config.train.model_copy(update={"ema_decay": max(decays)})})
     decay = saved.average.decay
-    kept = averages_kept(config)
-    if decay not in kept:
-        return config.model_copy(update={"train": config.train.model_copy(update={"ema_decay": decay})})
-    ema = None if kept[decay] == "ema" else decay
+    ema = None if averages_kept(config)[decay] == "ema" else decay
     return config.model_copy(update={"sample": config.sample.model_copy(update={"ema": ema})})
 
 

@@ -179,7 +179,8 @@ def _of_portable(path: Path, form: Form, portable: Portable, overrides: Sequence
         config=config,
         average=average,
         held=(portable.ema_decay,),
-        weights=own_copies(portable.weights),
+        # Those of a .pt are mapped; of the other forms they are in memory already.
+        weights=own_copies(portable.weights) if form == "pt" else _in_float32(portable.weights),
         step=portable.step,
         class_names=_class_names(path, record, config),
         vae=_vae(path, record),
@@ -246,6 +247,10 @@ def _vae(path: Path, meta: Mapping[str, Any]) -> VaeRecord | None:
         return None if record is None else parse_vae(record)
     except (ValueError, KeyError, TypeError) as error:
         raise MismatchError(f"The VAE in the settings of `{path}` cannot be read: {error}") from error
+
+
+def _in_float32(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.float() for name, tensor in weights.items()}
 
 
 def _dtype(weights: Mapping[str, Tensor]) -> str:

@@ -296,6 +296,14 @@ def test_both_weights_of_a_published_file_are_kept(tmp_path: Path, capsys: Captu
         assert own == sampled(tmp_path / "x.pt", tmp_path / asked, "sample.steps=2", f"sample.ema={asked}")
 
 
+def test_the_decay_of_an_import_is_that_of_its_weights(tmp_path: Path) -> None:
+    torch.save({"model": weights_of(1), "ema": weights_of(2)}, tmp_path / "x.pt")
+    asked = ["train.ema_decay=0.5", "sample.ema=0"]
+    assert dis("checkpoint", "import", tmp_path / "x.pt", "--out", tmp_path / "run", "-q", *asked) == 0
+    saved = read_saved(tmp_path / "run")
+    assert (saved.held, saved.average.decay, saved.config.train.ema_decay) == ((0.9999, 0.0), 0.0, 0.9999)
+
+
 def test_a_bare_state_dict_becomes_a_run(tmp_path: Path) -> None:
     torch.save(weights_of(1), tmp_path / "x.pt")
     assert dis("checkpoint", "import", tmp_path / "x.pt", "--out", tmp_path / "run", "-q", "sample.steps=2") == 0

@@ -209,6 +209,11 @@ def test_weights_that_are_not_finite_are_told(number: float, said: Refusal, tmp_
             assert "NaN or infinite: `norm_f.weight`" in said(*command, status=1)[0]
 
 
+def test_a_pt_whose_dis_is_a_discriminator(said: Refusal, tmp_path: Path) -> None:
+    torch.save({"gen": {"conv.weight": torch.zeros(3)}, "dis": {"conv.weight": torch.zeros(3)}}, tmp_path / "gan.pt")
+    assert "does not hold weights alone" in said("checkpoint", "show", tmp_path / "gan.pt")[0]
+
+
 def test_a_pt_without_the_weights_it_speaks_of(run: Path, tmp_path: Path) -> None:
     file = exported(run, tmp_path, "pt")
     content = torch.load(file, weights_only=True)

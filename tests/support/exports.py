@@ -8,7 +8,13 @@ from support.saved import DIGITS, config_of
 from support.tiny import dis
 from torch import Tensor
 
-from dis_cli.checkpoints.portable import FOLDER_WEIGHTS, make_record, safetensors_chunks, torch_bytes
+from dis_cli.checkpoints.portable import (
+    FOLDER_WEIGHTS,
+    content_sha256,
+    make_record,
+    safetensors_chunks,
+    torch_bytes,
+)
 from dis_cli.checkpoints.store import write_checkpoint
 from dis_cli.config.presets import dump_toml
 from dis_cli.config.schema import RunConfig
@@ -56,12 +62,10 @@ def forge(path: Path, weights: dict[str, Tensor], **changes: Any) -> Path:
     inner = {name: changes.pop(name) for name in list(changes) if name in fields}
     record = make_record(weights, **(fields | inner))
     if changes:
-        from dis_cli.checkpoints.portable import content_sha256
-
         record |= changes
         record["sha256"] = content_sha256(record, weights)
-    data = torch_bytes(record, weights) if path.suffix == ".pt" else b"".join(safetensors_chunks(record, weights)[0])
-    path.write_bytes(data)
+    chunks = [torch_bytes(record, weights)] if path.suffix == ".pt" else safetensors_chunks(record, weights)[0]
+    path.write_bytes(b"".join(chunks))
     return path
 
 
