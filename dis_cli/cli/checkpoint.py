@@ -78,7 +78,7 @@ def export_checkpoint(
     # Before torch is imported, which takes seconds.
     read_config(Path(path), overrides or (), step)
 
-    from dis_cli.workflows.checkpoint import export
+    from dis_cli.workflows.export import export
 
     output = Output(as_json=as_json, quiet=quiet)
     result = output.render(
@@ -117,7 +117,7 @@ def import_checkpoint(
 
     Example: dis checkpoint import dis-h-imagenet-256.pt --out runs/dis-h codec.vae=vae/
     """
-    from dis_cli.workflows.checkpoint import import_model
+    from dis_cli.workflows.import_model import import_model
 
     output = Output(as_json=as_json, quiet=quiet)
     result = output.render(import_model(Path(path), out, overrides=overrides or (), dry_run=dry_run))
