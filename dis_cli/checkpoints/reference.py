@@ -5,12 +5,9 @@ Such a file is ``torch.save`` of a dictionary with the keys ``model``, ``ema``, 
 against their CRC-32, and the model's settings are told from the names and shapes of the weights alone.
 """
 
-import argparse
 import math
-import pickle
 import re
-import warnings
-import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,15 +15,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dis_cli.errors import CheckpointError, DisError, MismatchError, RefusedError
-from dis_cli.runtime.untrusted import check_torch_file, refused_pickle
+from dis_cli.checkpoints.torch_file import DAMAGED_HINT, FOREIGN_HINT, read_torch_file
+from dis_cli.errors import CheckpointError, MismatchError, RefusedError
 
 _PREFIX = "module."
 _SHOWN = 4
 _LONGEST_NAME = 80
 _MEANING = {"ema": "moving average (`ema`)", "model": "weights as they were trained (`model`)"}
-_DAMAGED_HINT = "Copy or download the file again"
-_FOREIGN_HINT = "Give a checkpoint of the published DiS code, or a run folder of `dis train`"
 
 Shape = tuple[int, ...]
 Source = Literal["ema", "model"]
@@ -55,8 +50,7 @@ def read_reference(path: Path, source: Source | None = None) -> ReferenceCheckpo
 
     Args:
         path: The file.
-        source: Which of its weights; None takes the moving average if there is one. A bare state dict counts as
-            weights that were trained.
+        source: As in `parse_reference`.
 
     Raises:
         CheckpointError: The file is missing or damaged, or its weights are NaN or infinite.
@@ -64,10 +58,23 @@ def read_reference(path: Path, source: Source | None = None) -> ReferenceCheckpo
             does not hold the weights asked for.
         RefusedError: It holds more than weights and plain settings: names it.
     """
-    _check(path)
-    content = _load(path)
+    return parse_reference(path, read_torch_file(path), source)
+
+
+def parse_reference(path: Path, content: object, source: Source | None = None) -> ReferenceCheckpoint:
+    """The published checkpoint in what a file holds.
+
+    Args:
+        path: The file, to be named.
+        content: What `read_torch_file` has found in it.
+        source: Which of its weights; None takes the moving average if there is one. A bare state dict counts as
+            weights that were trained.
+
+    Raises:
+        CheckpointError, MismatchError, RefusedError: As in `read_reference`.
+    """
     if not isinstance(content, dict):
-        raise MismatchError(f"`{path}` holds a {type(content).__name__}, not a dictionary of weights", _FOREIGN_HINT)
+        raise MismatchError(f"`{path}` holds a {type(content).__name__}, not a dictionary of weights", FOREIGN_HINT)
     sources: tuple[Source, ...] = ("ema", "model")
     groups: dict[Source, object] = {name: content[name] for name in sources if isinstance(content.get(name), dict)}
     groups = groups or {"model": content}
@@ -80,13 +87,25 @@ def read_reference(path: Path, source: Source | None = None) -> ReferenceCheckpo
         )
     state = _weights(path, groups[source])
     kwargs = infer_model_kwargs(path, {name: tuple(tensor.shape) for name, tensor in state.items()})
-    # The file is mapped, not read: copy the weights out of it, so that they do not depend on it any more. A number that
-    # is finite in float64 need not be so in float32, in which they are used.
-    layout = torch.contiguous_format
-    state = {name: tensor.to(torch.float32, copy=True, memory_format=layout) for name, tensor in state.items()}
-    if broken := [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]:
-        raise CheckpointError(f"`{path}` holds weights that are NaN or infinite: {_some(broken)}", _DAMAGED_HINT)
+    state = own_copies(state)
+    check_finite(path, state)
     return ReferenceCheckpoint(model_kwargs=kwargs, state_dict=state, source=source, held=held)
+
+
+def own_copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Mapped weights in memory of their own and in float32, in which they are used."""
+    layout = torch.contiguous_format
+    return {name: tensor.to(torch.float32, copy=True, memory_format=layout) for name, tensor in weights.items()}
+
+
+def check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights that no training can have meant.
+
+    Raises:
+        CheckpointError: Some are NaN or infinite: names them.
+    """
+    if broken := [name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]:
+        raise CheckpointError(f"`{path}` holds weights that are NaN or infinite: {_some(broken)}", DAMAGED_HINT)
 
 
 def parameter_shapes(
@@ -158,7 +177,7 @@ def infer_model_kwargs(path: Path, found: dict[str, Shape]) -> dict[str, Any]:
     """
 
     def foreign(what: str) -> MismatchError:
-        return MismatchError(f"`{path}` does not hold a DiS model: {what}", _FOREIGN_HINT)
+        return MismatchError(f"`{path}` does not hold a DiS model: {what}", FOREIGN_HINT)
 
     def dims(name: str, count: int) -> Shape:
         if name not in found:
@@ -206,51 +225,10 @@ def infer_model_kwargs(path: Path, found: dict[str, Shape]) -> dict[str, Any]:
     return kwargs
 
 
-def _check(path: Path) -> None:
-    """Refuse a file that is not an undamaged archive of `torch.save`, or that holds more than weights and settings."""
-    if not path.is_file():
-        what = "is not a file" if path.exists() else "does not exist"
-        raise CheckpointError(f"Cannot read `{path}`: it {what}", _FOREIGN_HINT)
-    try:
-        opened = path.open("rb")
-    except OSError as error:
-        raise CheckpointError(f"Cannot read `{path}`: {error.strerror or error}") from error
-    try:
-        with opened as file:
-            check_torch_file(path, file, _FOREIGN_HINT)
-            if not zipfile.is_zipfile(file):
-                raise MismatchError(
-                    f"`{path}` is of the format that PyTorch wrote before 1.6, which has no checksums",
-                    "Load it with torch.load and write it again with torch.save, if you trust whoever made it",
-                )
-    except DisError:
-        raise
-    except (zipfile.BadZipFile, ValueError) as error:
-        raise CheckpointError(
-            f"`{path}` is damaged or not a PyTorch file: {error} ({path.stat().st_size} bytes)",
-            "A checkpoint is written by torch.save of PyTorch 1.6 or later; if it is one, copy or download it again",
-        ) from error
-    # A damaged archive can raise anything.
-    except Exception as error:
-        raise CheckpointError(f"`{path}` is damaged: {_first_line(error)}", _DAMAGED_HINT) from error
-
-
-def _load(path: Path) -> object:
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise refused_pickle(path, "PyTorch's loader of weights refuses it") from error
-    # A damaged or hostile pickle can raise anything.
-    except Exception as error:
-        raise CheckpointError(f"`{path}` cannot be read: {_first_line(error)}", _DAMAGED_HINT) from error
-
-
 def _weights(path: Path, raw: object) -> dict[str, Tensor]:
     """The dictionary of floating-point tensors in ``raw``, without the prefix of a wrapped model."""
     if not isinstance(raw, dict) or not raw:
-        raise MismatchError(f"`{path}` holds no weights", _FOREIGN_HINT)
+        raise MismatchError(f"`{path}` holds no weights", FOREIGN_HINT)
     state: dict[str, Tensor] = {}
     for key, value in raw.items():
         if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_floating_point():
@@ -263,12 +241,12 @@ def _weights(path: Path, raw: object) -> dict[str, Tensor]:
         name = str(key).removeprefix(_PREFIX)
         if name in state:
             raise MismatchError(
-                f"`{path}` holds {_some([name])} twice, with and without the prefix `{_PREFIX}`", _FOREIGN_HINT
+                f"`{path}` holds {_some([name])} twice, with and without the prefix `{_PREFIX}`", FOREIGN_HINT
             )
         state[name] = value
     # A tensor with stride 0 can claim any size; copying it would take memory that the file does not have.
     if sum(tensor.nbytes for tensor in state.values()) > path.stat().st_size:
-        raise RefusedError(f"`{path}` was refused: its weights are larger than the file", _FOREIGN_HINT)
+        raise RefusedError(f"`{path}` was refused: its weights are larger than the file", FOREIGN_HINT)
     return state
 
 
@@ -286,7 +264,7 @@ def _compare(path: Path, found: dict[str, Shape], expected: dict[str, Shape]) ->
         if names
     ]
     if complaints:
-        raise MismatchError(f"`{path}` does not hold a DiS model: {'; '.join(complaints)}", _FOREIGN_HINT)
+        raise MismatchError(f"`{path}` does not hold a DiS model: {'; '.join(complaints)}", FOREIGN_HINT)
 
 
 def _some(names: list[str]) -> str:
@@ -298,7 +276,3 @@ def _one_line(name: str) -> str:
     """A name as a foreign file has it, which can be of any length and hold anything."""
     shown = name if name.isprintable() else ascii(name)[1:-1]
     return shown if len(shown) <= _LONGEST_NAME else f"{shown[:_LONGEST_NAME]}..."
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -29,27 +29,17 @@ from dis_cli.checkpoints.manifest import (
     verify_file,
     verify_folder,
 )
-from dis_cli.errors import CheckpointError, RefusedError, StorageError
+from dis_cli.checkpoints.tensors import bytes_of, stored
+from dis_cli.errors import CheckpointError, RefusedError, StorageError, UsageError
 from dis_cli.runtime.files import atomic_folder, discard_folder, storage_error, write_durably, write_hashed
-from dis_cli.runtime.safetensors_layout import Stored, layout
+from dis_cli.runtime.safetensors_layout import layout
 from dis_cli.runtime.untrusted import check_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# What the format calls the types of tensors.
-_DTYPES = {
-    "torch.float64": "F64",
-    "torch.float32": "F32",
-    "torch.float16": "F16",
-    "torch.bfloat16": "BF16",
-    "torch.int64": "I64",
-    "torch.int32": "I32",
-    "torch.uint8": "U8",
-    "torch.bool": "BOOL",
-}
-
 _META = "meta.json"
+_MOST_STEPS = 20
 _SUFFIX = ".safetensors"
 _GROUP = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
 # A checkpoint that takes another's place waits beside it under this ending until the other one is gone.
@@ -109,8 +99,8 @@ def write_checkpoint(
         entries: Entries = {}
         for group, group_tensors in tensors.items():
             name = group + _SUFFIX
-            header, _, size = layout(stored_tensors := _stored(group_tensors))
-            chunks = itertools.chain([header], (_bytes_of(group_tensors[key]) for key in stored_tensors))
+            header, _, size = layout(stored_tensors := stored(group_tensors))
+            chunks = itertools.chain([header], (bytes_of(group_tensors[key]) for key in stored_tensors))
             sha256 = write_hashed(folder / name, chunks, size=size, shown_as=final / name)
             entries[name] = {"size": size, "sha256": sha256}
         settings = to_json({"step": step, **meta})
@@ -196,19 +186,30 @@ def latest_checkpoint(root: Path, names: Iterable[str] | None = None) -> tuple[C
     return None, notes
 
 
-def resolve_checkpoint(path: Path, names: Iterable[str] | None = None) -> Checkpoint:
+def resolve_checkpoint(path: Path, names: Iterable[str] | None = None, step: int | None = None) -> Checkpoint:
     """Read the checkpoint that a path stands for: a run folder, its ``checkpoints``, or one ``step-*`` folder.
 
     Args:
         path: For the first two, the newest checkpoint that is sound is read, and ``notes`` tells what was passed over.
         names: As in `read_checkpoint`.
+        step: The one to read instead of the newest.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: There is none, or the one of ``step`` is damaged.
+        UsageError: There is none of ``step``: lists those there are.
     """
-    if (path / MANIFEST).exists() or _STEP_FOLDER.fullmatch(path.name):
-        return read_checkpoint(path, names)
-    root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    if is_checkpoint_folder(path):
+        checkpoint = read_checkpoint(path, names)
+        if step not in (None, checkpoint.step):
+            raise _no_step(path, step, [checkpoint.step])
+        return checkpoint
+    root = checkpoints_of(path)
+    if step is not None:
+        # Of two folders of a step the later one is what replaces the other.
+        folders = {_step_of(folder): folder for folder in list_checkpoints(root)}
+        if step not in folders:
+            raise _no_step(path, step, steps_in(root))
+        return read_checkpoint(folders[step], names)
     checkpoint, notes = latest_checkpoint(root, names)
     if checkpoint is not None:
         return checkpoint
@@ -219,6 +220,21 @@ def resolve_checkpoint(path: Path, names: Iterable[str] | None = None) -> Checkp
             f"The run `{path}` has no checkpoint yet", "`dis train` saves every train.save_every steps"
         )
     raise _no_manifest(path)
+
+
+def is_checkpoint_folder(path: Path) -> bool:
+    """Whether a folder is one checkpoint, as opposed to a folder of several."""
+    return (path / MANIFEST).exists() or _STEP_FOLDER.fullmatch(path.name) is not None
+
+
+def steps_in(root: Path) -> list[int]:
+    """The steps of the checkpoints in a folder, in order; whether they are sound is not looked at."""
+    return sorted({_step_of(folder) for folder in list_checkpoints(root)})
+
+
+def checkpoints_of(path: Path) -> Path:
+    """The folder of checkpoints in a run folder; one that has none is taken for it itself."""
+    return path / "checkpoints" if (path / "checkpoints").is_dir() else path
 
 
 def prune(
@@ -311,20 +327,10 @@ def _read_tensors(folder: Path, name: str, entries: Entries) -> "dict[str, Tenso
         raise CheckpointError(f"`{path}` is not a safetensors file: {error}") from error
 
 
-def _stored(tensors: "Mapping[str, Tensor]") -> dict[str, Stored]:
-    """What a file says of its tensors, in the order in which they lie in it."""
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    return {
-        name: Stored(_DTYPES[str(tensor.dtype)], list(tensor.shape), tensor.numel() * tensor.element_size())
-        for name, tensor in ordered
-    }
-
-
-def _bytes_of(tensor: "Tensor") -> memoryview:
-    # By way of plain bytes: NumPy has no bfloat16.
-    import torch
-
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+def _no_step(path: Path, step: int | None, there: list[int]) -> UsageError:
+    shown = ", ".join(map(str, there[-_MOST_STEPS:]))
+    few = f"the last are {shown}" if len(there) > _MOST_STEPS else f"there are {shown or 'none'}"
+    return UsageError(f"`{path}` has no checkpoint of step {step}: {few}", "Without a step the newest is taken")
 
 
 def _no_manifest(path: Path) -> CheckpointError:

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from dis_cli import __version__
-from dis_cli.cli import output, presets
+from dis_cli.cli import checkpoint, output, presets
 from dis_cli.cli.doctor import doctor
 from dis_cli.cli.encode_latents import encode_latents
 from dis_cli.cli.eval_fid import eval_fid
@@ -41,6 +41,7 @@ app.command("runs")(runs)
 app.command("flops")(flops)
 app.command("doctor")(doctor)
 app.add_typer(presets.app, name="presets")
+app.add_typer(checkpoint.app, name="checkpoint")
 
 
 @app.callback(invoke_without_command=True)

@@ -16,6 +16,7 @@ from dis_cli.cli.options import (
     Overrides,
     PresetOption,
     QuietFlag,
+    StepOption,
     VerboseFlag,
 )
 from dis_cli.cli.output import Output
@@ -60,6 +61,7 @@ def eval_fid(
     cfg_schedule: CfgScheduleOption = None,
     vae: VaeOption = None,
     preset: PresetOption = None,
+    step: StepOption = None,
     out: OutOption = None,
     device: DeviceOption = "auto",
     dry_run: DryRunFlag = False,
@@ -93,7 +95,7 @@ def eval_fid(
     from dis_cli.workflows.resources import look_for_inception, look_for_vae, read_config
 
     # Before torch is imported, which takes seconds.
-    config = read_config(Path(ckpt), settings)
+    config = read_config(Path(ckpt), settings, step)
     look_for_inception(config, inception)
     if not dry_run:
         look_for_vae(config, vae)
@@ -106,6 +108,7 @@ def eval_fid(
             inception=inception,
             overrides=settings,
             preset=preset,
+            step=step,
             out=out,
             device=device,
             dry_run=dry_run,

@@ -66,8 +66,15 @@ PresetOption = Annotated[
 CkptOption = Annotated[
     str,
     typer.Option(
-        "--ckpt", metavar="PATH", help="Checkpoint folder, run folder (its newest one) or published .pt file."
+        "--ckpt",
+        metavar="PATH",
+        help="Run folder (its newest checkpoint), checkpoint folder, exported file or folder, or published .pt file.",
     ),
+]
+
+StepOption = Annotated[
+    int | None,
+    typer.Option("--step", metavar="N", min=0, help="The run's checkpoint of this step, instead of the newest."),
 ]
 
 DataOption = Annotated[

@@ -15,6 +15,7 @@ from dis_cli.cli.options import (
     Overrides,
     PresetOption,
     QuietFlag,
+    StepOption,
     VerboseFlag,
 )
 from dis_cli.cli.output import Output
@@ -53,6 +54,7 @@ def sample(
     cfg_schedule: CfgScheduleOption = None,
     vae: VaeOption = None,
     preset: PresetOption = None,
+    step: StepOption = None,
     out: OutOption = None,
     device: DeviceOption = "auto",
     dry_run: DryRunLongFlag = False,
@@ -83,7 +85,7 @@ def sample(
     from dis_cli.workflows.resources import look_for_vae, read_config
 
     # Before torch is imported, which takes seconds.
-    config = read_config(Path(ckpt), settings)
+    config = read_config(Path(ckpt), settings, step)
     if not dry_run:
         look_for_vae(config, vae)
 
@@ -97,6 +99,7 @@ def sample(
             classes=classes or (),
             overrides=settings,
             preset=preset,
+            step=step,
             out=out,
             device=device,
             dry_run=dry_run,

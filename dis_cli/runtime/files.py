@@ -23,9 +23,19 @@ _CHUNK_BYTES = 1 << 20
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
-    """Write a file that has, at any moment, either its old content or all of the new.
+    """Write a file that has, at any moment, either its old content or all of the new; see `atomic_write_chunks`."""
+    atomic_write_chunks(path, [data], size=len(data))
+
+
+def atomic_write_chunks(path: Path, chunks: Iterable[bytes | memoryview], *, size: int) -> None:
+    """Write a file piece by piece that has, at any moment, either its old content or all of the new.
 
     Missing parent folders are made. A symbolic link is followed. The mode follows the umask.
+
+    Args:
+        path: The file.
+        chunks: Its content.
+        size: Of all of them, in bytes.
 
     Raises:
         StorageError: Nothing was written; names the path, the bytes needed and the bytes free.
@@ -37,11 +47,12 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
         if final.exists() and not final.is_file():
             raise StorageError(f"Cannot write `{path}`: it exists and is not a regular file", "Choose another path")
         final.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(temporary, data, shown_as=path)
+        with _durable_file(temporary, size, path) as file:
+            file.writelines(chunks)
         temporary.replace(final)
         _fsync(final.parent)
     except OSError as error:
-        raise storage_error(path, error, len(data)) from error
+        raise storage_error(path, error, size) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

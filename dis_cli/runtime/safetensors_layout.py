@@ -23,14 +23,17 @@ class Stored(NamedTuple):
     size_bytes: int
 
 
-def layout(tensors: Mapping[str, Stored]) -> tuple[bytes, dict[str, int], int]:
+def layout(
+    tensors: Mapping[str, Stored], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, int], int]:
     """The header of a file, where its tensors begin, and its size, all in bytes from the start of the file.
 
     Args:
         tensors: By name, in the order in which they lie; those of larger numbers first, so that all are aligned.
+        metadata: What else the header is to hold.
     """
     begins: dict[str, int] = {}
-    entries: dict[str, object] = {}
+    entries: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
     end = 0
     for name, (dtype, shape, size) in tensors.items():
         begins[name] = end

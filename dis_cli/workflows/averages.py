@@ -44,12 +44,8 @@ def choose_average(saved: RunConfig, decay: float | None) -> Average:
     Raises:
         ConfigError: The run kept no such average: lists those there are.
     """
-    train = saved.train
-    kept = {train.ema_decay: "ema"}
-    for index, further in enumerate(train.ema_more):
-        kept.setdefault(further, f"ema_more_{index}")
-    kept.setdefault(0.0, "model")
-    decay = train.ema_decay if decay is None else decay
+    kept = averages_kept(saved)
+    decay = saved.train.ema_decay if decay is None else decay
     if decay not in kept:
         allowed = ", ".join([*(as_text(known) for known in kept if known), "0 (the weights themselves)"])
         raise ConfigError(
@@ -57,6 +53,33 @@ def choose_average(saved: RunConfig, decay: float | None) -> Average:
             "A run keeps the averages of train.ema_decay and train.ema_more: others cannot be had from it",
         )
     return Average(decay, kept[decay], is_default=kept[decay] == "ema")
+
+
+def averages_kept(saved: RunConfig) -> dict[float, str]:
+    """The decay of each average that a run keeps, 0 for the weights themselves, and the group that it is in."""
+    kept = {saved.train.ema_decay: "ema"}
+    for index, further in enumerate(saved.train.ema_more):
+        kept.setdefault(further, f"ema_more_{index}")
+    kept.setdefault(0.0, "model")
+    return kept
+
+
+def choose_held(held: float, decay: float | None) -> Average:
+    """The weights that ``sample.ema`` asks for, of a file that holds one set.
+
+    Args:
+        held: The decay of the average that they are; 0 for the weights as they were trained.
+        decay: As in `choose_average`; None takes what there is.
+
+    Raises:
+        ConfigError: They are others.
+    """
+    if decay not in (None, held):
+        raise ConfigError(
+            f"`{_KEY}`: got `{as_text(decay)}`, allowed: {as_text(held)}, the only weights that were exported",
+            "Export the others from the run: `dis checkpoint export RUN --out FILE sample.ema=DECAY`",
+        )
+    return Average(held, "ema" if held else "model", is_default=True)
 
 
 def choose_published(overrides: Sequence[str]) -> Average | None:

@@ -178,12 +178,17 @@ def choices(engine: Engine, precision: Precision) -> list[Note]:
     ]
 
 
-def build_model(config: RunConfig) -> DiS:
-    """The backbone on the CPU, its weights drawn from the run's seed whatever was drawn before."""
+def build_model(config: RunConfig, kind: type[DiS] = DiS) -> DiS:
+    """The backbone on the CPU, its weights drawn from the run's seed whatever was drawn before.
+
+    Args:
+        config: The run.
+        kind: The class to make it of.
+    """
     model = config.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator(config.seed, Stream.WEIGHTS).integers(2**63)))
-        return DiS(
+        return kind(
             image_size=model.image_size,
             patch_size=model.patch_size,
             in_channels=model.in_channels,

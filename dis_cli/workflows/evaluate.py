@@ -47,6 +47,7 @@ def evaluate(
     inception: Path | None = None,
     overrides: Sequence[str] = (),
     preset: str | None = None,
+    step: int | None = None,
     out: Path | None = None,
     device: str = "auto",
     dry_run: bool = False,
@@ -58,10 +59,11 @@ def evaluate(
     ``inception`` the score is FID proper.
 
     Args:
-        checkpoint: Run folder, checkpoint folder or published ``.pt`` file.
+        checkpoint: Run folder, checkpoint folder, exported file or folder, or published ``.pt`` file.
         inception: The Inception weights that FID is defined with; None takes the digit classifier, for the digits only.
         overrides: ``KEY=VALUE`` on the checkpoint's settings, such as ``evaluate.num_samples=10000``.
         preset: The preset that the checkpoint must belong to; None accepts any.
+        step: The checkpoint of a run folder to take instead of its newest sound one.
         out: The result file; None puts it into the run's ``evaluations``.
         device: "auto", "cpu", "cuda" or "cuda:N".
         dry_run: Only say what would be done.
@@ -71,7 +73,7 @@ def evaluate(
         DisError: The checkpoint, the data, the device or the disk do not allow it.
     """
     place = pick_device(device)
-    loaded = load_model(checkpoint, place, overrides, preset)
+    loaded = load_model(checkpoint, place, overrides, preset, step)
     yield from (Note(message=note, level="warning") for note in loaded.notes)
     config = loaded.config
     precision = pick_precision(config.sample.precision, config, place)

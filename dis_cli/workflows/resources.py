@@ -1,72 +1,105 @@
 """What a command needs beside the weights of a checkpoint, looked for without torch, which takes seconds to import."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from dis_cli.checkpoints.store import Checkpoint, resolve_checkpoint
+from dis_cli.checkpoints.portable import is_folder, is_safetensors, mentions_record, read_folder_record, read_record
+from dis_cli.checkpoints.store import checkpoints_of, is_checkpoint_folder, list_checkpoints, resolve_checkpoint
 from dis_cli.codecs.locate import locate_vae
 from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.schema import RunConfig
 from dis_cli.config.settings import as_text, explain
 from dis_cli.errors import MismatchError, UsageError, listed
 from dis_cli.metrics.locate import locate_inception
-from dis_cli.workflows.averages import choose_average, choose_published
+from dis_cli.workflows.averages import choose_average, choose_held, choose_published
+
+# A run or checkpoint folder, a folder in diffusers' layout, and files; "published" is told from "pt" by its content.
+Form = Literal["run", "folder", "safetensors", "pt", "published"]
 
 
-def read_config(checkpoint: Path, overrides: Sequence[str]) -> RunConfig | None:
+def read_config(checkpoint: Path, overrides: Sequence[str], step: int | None = None) -> RunConfig | None:
     """The settings that a command will work with.
 
     Args:
-        checkpoint: Run folder, checkpoint folder or published ``.pt`` file.
+        checkpoint: Run folder, checkpoint folder, exported file or folder, or published ``.pt`` file.
         overrides: ``KEY=VALUE`` on the settings saved with it.
+        step: The checkpoint of a run folder to take instead of its newest sound one.
 
     Returns:
-        None for a published file: its settings are told from its weights, which only torch reads.
+        None for a ``.pt`` file, which only torch reads.
 
     Raises:
-        UsageError: There is no such path, an override is wrong, or the run kept no such average of its weights.
+        UsageError: There is no such path or step, an override is wrong, or there is no such average of its weights.
         CheckpointError: It is damaged, or not a checkpoint.
     """
-    if is_published(checkpoint):
-        choose_published(overrides)
+    form = form_of(checkpoint)
+    if form == "run":
+        found = resolve_checkpoint(checkpoint, (), step)
+        saved = saved_config(found.path, found.meta)
+        config = apply_overrides(saved, overrides)
+        choose_average(saved, config.sample.ema)
+        return config
+    refuse_step(checkpoint, step)
+    if form == "pt":
+        if not mentions_record(checkpoint):
+            choose_published(overrides)
         return None
-    saved = saved_config(resolve_checkpoint(checkpoint, names=()))
-    config = apply_overrides(saved, overrides)
-    choose_average(saved, config.sample.ema)
+    record = read_folder_record(checkpoint) if form == "folder" else read_record(checkpoint)
+    config = apply_overrides(saved_config(checkpoint, record), overrides)
+    choose_held(record["ema_decay"], config.sample.ema)
     return config
 
 
-def is_published(checkpoint: Path) -> bool:
-    """Whether a path names a published file, as opposed to a folder.
+def form_of(checkpoint: Path) -> Form:
+    """What a path names, by a look at it: a folder that is nothing else counts as a run, a file as a ``.pt``.
 
     Raises:
-        UsageError: It is neither.
+        UsageError: There is nothing.
     """
-    if not checkpoint.is_file() and not checkpoint.is_dir():
+    if checkpoint.is_dir():
+        is_own = is_checkpoint_folder(checkpoint) or list_checkpoints(checkpoints_of(checkpoint))
+        return "folder" if not is_own and is_folder(checkpoint) else "run"
+    if not checkpoint.is_file():
         raise UsageError(
             f"No checkpoint at `{checkpoint}`",
-            "Give a run folder, one of its checkpoints/step-* folders, or a published .pt file",
+            "Give a run folder, one of its checkpoints/step-* folders, a file of `dis checkpoint export`, or a "
+            "published .pt file",
         )
-    return checkpoint.is_file()
+    return "safetensors" if is_safetensors(checkpoint) else "pt"
 
 
-def saved_config(checkpoint: Checkpoint) -> RunConfig:
+def refuse_step(checkpoint: Path, step: int | None) -> None:
+    """Refuse to look for a step in what holds one model.
+
+    Raises:
+        UsageError: A step is asked for.
+    """
+    if step is not None:
+        raise UsageError(f"`{checkpoint}` is one model, not a run with step {step}", "Leave `--step` out")
+
+
+def saved_config(path: Path, meta: Mapping[str, Any]) -> RunConfig:
     """The settings saved with a checkpoint.
+
+    Args:
+        path: The checkpoint, to be named.
+        meta: What was saved beside its weights.
 
     Raises:
         MismatchError: They are of another version, or it is a checkpoint of something else: lists what is wrong.
     """
-    settings = checkpoint.meta.get("config")
+    settings = meta.get("config")
     if not isinstance(settings, dict):
-        raise MismatchError(f"`{checkpoint.path}` holds no settings of a run", "Give a run folder of `dis train`")
+        raise MismatchError(f"`{path}` holds no settings of a run", "Give a run folder of `dis train`")
     try:
         return RunConfig.model_validate(settings)
     except ValidationError as error:
         problems = [problem.message for problem in explain(error, settings, as_text)]
         raise MismatchError(
-            f"The settings in `{checkpoint.path}` are not ones that this version reads:{listed(problems)}",
+            f"The settings in `{path}` are not ones that this version reads:{listed(problems)}",
             "They may be of a later version: install a newer `dis`",
         ) from error
 

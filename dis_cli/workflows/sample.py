@@ -34,6 +34,7 @@ def sample(
     classes: Sequence[str] = (),
     overrides: Sequence[str] = (),
     preset: str | None = None,
+    step: int | None = None,
     out: Path | None = None,
     device: str = "auto",
     dry_run: bool = False,
@@ -41,12 +42,13 @@ def sample(
     """Generate images and write them with their settings and a grid; image i has seed ``seed + i``.
 
     Args:
-        checkpoint: Run folder, checkpoint folder or published ``.pt`` file.
+        checkpoint: Run folder, checkpoint folder, exported file or folder, or published ``.pt`` file.
         num_images: How many.
         seed: Seed of the first image.
         classes: Numbers, names, or "all"; several take turns. None lets each image's seed choose.
         overrides: ``KEY=VALUE`` on the checkpoint's settings, such as ``sample.steps=50``.
         preset: The preset that the checkpoint must belong to; None accepts any.
+        step: The checkpoint of a run folder to take instead of its newest sound one.
         out: The folder to write, replaced when it holds earlier samples; None puts it into the run's ``samples``.
         device: "auto", "cpu", "cuda" or "cuda:N".
         dry_run: Only say what would be done.
@@ -56,7 +58,7 @@ def sample(
         DisError: The checkpoint, the VAE, the device or the disk do not allow it.
     """
     place = pick_device(device)
-    loaded = load_model(checkpoint, place, overrides, preset)
+    loaded = load_model(checkpoint, place, overrides, preset, step)
     yield from (Note(message=note, level="warning") for note in loaded.notes)
     config = loaded.config
     if not dry_run:

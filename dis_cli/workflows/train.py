@@ -16,7 +16,7 @@ from dis_cli.config.schema import RunConfig
 from dis_cli.data.files import FileSource
 from dis_cli.data.latents import LatentSource
 from dis_cli.data.source import ImageSource
-from dis_cli.errors import CheckpointError, ConfigError, DisError, Interrupted
+from dis_cli.errors import CheckpointError, ConfigError, DisError, Interrupted, MismatchError
 from dis_cli.events import Event, Finished, Note, Started, Stopped
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.distributed import Part
@@ -216,6 +216,11 @@ def _restore(job: Job, state: TrainingState) -> tuple[list[str], dict[str, objec
         raise CheckpointError(
             f"All checkpoints of `{job.run.path}` are damaged. {'. '.join(notes)}",
             "Begin a new run with `--out DIR`, start this one over with `--fresh`, or remove the damaged folders",
+        )
+    if checkpoint is not None and "optimizer" not in checkpoint.tensors:
+        raise MismatchError(
+            f"`{checkpoint.path}` holds weights only, and not what the optimizer needs to go on",
+            "It was imported: it can be sampled and scored. Train in another folder with `--out DIR`",
         )
     if checkpoint is not None:
         check_weights(checkpoint.path, checkpoint.tensors["model"], job.config)

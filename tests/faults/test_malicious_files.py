@@ -155,6 +155,19 @@ def test_pickles_as_checkpoints(pickles: list[Path], tmp_path: Path) -> None:
     assert not (pickles[0].parent / "executed").exists()
 
 
+def test_what_is_shown_exported_and_imported(pickles: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "text.pt").write_text("hello")
+    files = [path for path in pickles if path.suffix == ".pt"]
+    for name, data in safetensors_files().items():
+        files.append(tmp_path / f"{name}.safetensors")
+        files[-1].write_bytes(data)
+    commands: list[list[object]] = [["checkpoint", "show", path] for path in files]
+    commands += [["checkpoint", "export", path, "--out", tmp_path / "out.pt"] for path in files]
+    commands += [["checkpoint", "import", path, "--out", tmp_path / "run"] for path in files]
+    assert_refused(tmp_path, ["checkpoint", "show", tmp_path / "text.pt"], *commands)
+    assert not (pickles[0].parent / "executed").exists()
+
+
 def test_pickles_as_inception(pickles: list[Path], digits_run: Path, tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("hello")
     with (tmp_path / "large.pth").open("wb") as file:
@@ -241,7 +254,6 @@ def test_safetensors_where_other_files_belong(digits_run: Path, tmp_path: Path) 
     for name, content in safetensors_files().items():
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(content)
-        commands.append(["sample", "--ckpt", path, "--out", tmp_path / "out"])
         commands.append(["eval-fid", "--ckpt", digits_run, "--inception", path])
     for command, outcome in zip(commands, outcomes(*commands), strict=True):
         assert outcome["status"] == 2, (command, outcome)

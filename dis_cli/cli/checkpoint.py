@@ -1,0 +1,176 @@
+"""`dis checkpoint`: what a checkpoint is, and models to and from other places."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from dis_cli.cli.options import DryRunFlag, JsonFlag, Overrides, QuietFlag, StepOption
+from dis_cli.cli.output import Output
+from dis_cli.cli.text import size, table
+from dis_cli.errors import CheckpointError
+
+app = typer.Typer(help="Show, export and import checkpoints.", rich_markup_mode=None)
+
+_MOST_NAMES = 12
+
+CheckpointPath = Annotated[
+    str,
+    typer.Argument(
+        metavar="PATH",
+        help="Run folder (its newest checkpoint), checkpoint folder, exported file or folder, or published .pt file.",
+    ),
+]
+
+
+@app.command("show")
+def show(
+    path: CheckpointPath,
+    overrides: Overrides = None,
+    step: StepOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Verify a checkpoint and say what it is; exit with 1 when it, or a file beside its weights, is damaged.
+
+    Example: dis checkpoint show runs/dis-xs-digits
+    """
+    from dis_cli.workflows.checkpoint import describe
+
+    output = Output(as_json=as_json)
+    found = describe(Path(path), overrides or (), step)
+    for note in found["notes"]:
+        output.warning(note)
+    output.result(_lines(found), found)
+    if damaged := [file["file"] for file in found["files"] if file["verified"] is False]:
+        raise CheckpointError(
+            f"`{found['checkpoint']}` is damaged: {', '.join(damaged)}", "Its weights are sound, and can be exported"
+        )
+
+
+@app.command("export")
+def export_checkpoint(
+    path: CheckpointPath,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="PATH", help="x.safetensors, x.pt, or a folder (diffusers' layout).")
+    ],
+    overrides: Overrides = None,
+    form: Annotated[
+        Literal["safetensors", "pt", "diffusers"] | None,
+        typer.Option("--format", help="What to write, when the name does not tell it."),
+    ] = None,
+    dtype: Annotated[
+        Literal["fp32", "bf16", "fp16"], typer.Option("--dtype", help="Type of the weights; only fp32 keeps every bit.")
+    ] = "fp32",
+    step: StepOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    dry_run: DryRunFlag = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Write a model, and all that is needed to use it, to one file or folder.
+
+    Weights are the run's average unless sample.ema=DECAY says otherwise; other KEY=VALUE become the model's settings.
+
+    Example: dis checkpoint export runs/dis-xs-digits --out digits.safetensors sample.steps=50
+    """
+    from dis_cli.workflows.resources import read_config
+
+    # Before torch is imported, which takes seconds.
+    read_config(Path(path), overrides or (), step)
+
+    from dis_cli.workflows.export import export
+
+    output = Output(as_json=as_json, quiet=quiet)
+    result = output.render(
+        export(
+            Path(path),
+            out,
+            form=form,
+            dtype=dtype,
+            overrides=overrides or (),
+            step=step,
+            force=force,
+            dry_run=dry_run,
+        )
+    )
+    lines = [
+        f"model   {result['parameters']:,} parameters in {result['dtype']}, step {_or_unknown(result['step'])}, "
+        f"{_average(result['ema_decay'])}",
+        f"sha256  {result['sha256']}",
+        f"{'would be' if dry_run else 'wrote':8}{result['out']} ({size(result['size_bytes'])}, {result['format']})",
+    ]
+    output.result(lines, result)
+
+
+@app.command("import")
+def import_checkpoint(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="Published .pt file, or an exported file or folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The run folder to make.")],
+    overrides: Overrides = None,
+    dry_run: DryRunFlag = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Make a run folder of a model from elsewhere, where its samples and scores find their place.
+
+    It has every set of weights that the file has. It cannot be trained further: the optimizer's state is not kept.
+
+    Example: dis checkpoint import dis-h-imagenet-256.pt --out runs/dis-h codec.vae=vae/
+    """
+    from dis_cli.workflows.import_model import import_model
+
+    output = Output(as_json=as_json, quiet=quiet)
+    result = output.render(import_model(Path(path), out, overrides=overrides or (), dry_run=dry_run))
+    lines = [
+        f"model   {result['parameters']:,} parameters, step {_or_unknown(result['step'])}, "
+        + ", ".join(map(_average, result["averages"])),
+        f"{'would be' if dry_run else 'run':8}{result['run']}",
+    ]
+    output.result(lines, result)
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    from dis_cli.config.schema import RunConfig
+    from dis_cli.workflows.model_card import describe_model, describe_objective, describe_sampling
+
+    config = RunConfig.model_validate(found["config"])
+    names: list[str] = found["class_names"]
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    rows = {
+        "kind": {"pt": "exported .pt", "folder": "exported folder"}.get(found["kind"], found["kind"]),
+        "path": found["checkpoint"],
+        "step": _or_unknown(found["step"]),
+        "steps there": ", ".join(map(str, found["steps"])) if found["steps"] else None,
+        "parameters": f"{found['parameters']:,} in {found['dtype']}",
+        "model": describe_model(config),
+        "objective": describe_objective(config),
+        "sampling": describe_sampling(config),
+        "classes": ", ".join(names[:_MOST_NAMES]) + more if names else None,
+        "weights": ", ".join(map(_average, found["averages"])),
+        "taken": _average(found["ema_decay"]),
+        "vae": _vae(found["vae"], config.codec.vae) if config.codec.kind == "vae" else None,
+        "versions": ", ".join(f"{name} {version}" for name, version in found["versions"].items()) or None,
+        "sha256": found["sha256"],
+        "size": f"{size(found['size_bytes'])} ({found['size_bytes']:,} bytes)",
+    }
+    marks = {True: "sound", False: "DAMAGED", None: ""}
+    files = [[file["file"], size(file["size_bytes"]), marks[file["verified"]]] for file in found["files"]]
+    return [
+        # Names of classes can hold anything.
+        *(f"{name:13}{' '.join(value.split())}" for name, value in rows.items() if value is not None),
+        *(f"{'' if index else 'files':13}{line}" for index, line in enumerate(table(files))),
+    ]
+
+
+def _average(decay: float) -> str:
+    return f"average of decay {decay:g}" if decay else "weights as trained"
+
+
+def _or_unknown(step: int | None) -> str:
+    return "unknown" if step is None else f"{step}"
+
+
+def _vae(record: dict[str, Any] | None, named: str | None) -> str:
+    if record is None:
+        return f"{named or 'not named'} (not recorded which)"
+    return f"{record['name']} (weights of sha256 {record['weights_sha256'][:12]})"
