@@ -74,7 +74,8 @@ def count_uvit(size: Size, grid: Shape, num_patches: int | None = None) -> PeerC
 
     Args:
         size: Its width and layers, odd.
-        grid: Whose grid, patch size and classes it has; it predicts no variance. The rest is not looked at.
+        grid: Whose grid (of pixels when it has 3 channels), patch size and classes it has; it predicts no variance.
+            The rest is not looked at.
         num_patches: Another number of patches than the grid's.
     """
     D, layers = size.embed_dim, size.depth

@@ -22,7 +22,8 @@ LATENT_RESOLUTIONS, PIXEL_RESOLUTIONS = (256, 512, 1024, 2048), (32, 64, 128, 25
 PRECISIONS = ("fp32", "bf16")
 
 # What the lines of a plot span, at least.
-_PLOTTED_TOKENS = (64, 65_536)
+_PLOTTED_PATCHES = (64, 65_536)
+_POINTS = 97
 
 Record = dict[str, object]
 
@@ -176,10 +177,11 @@ def plotted(models: Sequence[AskedModel], pixel_sizes: Sequence[int]) -> "Iterat
 
     for group, model in enumerate(models):
         for one in contenders(model):
-            marks = [one.cost(model.patched(model.shape.patch_size, pixels).shape, None) for pixels in pixel_sizes]
-            first, last = min(_PLOTTED_TOKENS[0], marks[0].tokens), max(_PLOTTED_TOKENS[1], marks[-1].tokens)
-            steps = 96
-            line = [one.cost(model.shape, round(first * (last / first) ** (step / steps))) for step in range(steps + 1)]
+            grids = [model.patched(model.shape.patch_size, pixels).shape for pixels in pixel_sizes]
+            first = min(_PLOTTED_PATCHES[0], grids[0].num_patches)
+            ratio = max(_PLOTTED_PATCHES[1], grids[-1].num_patches) / first
+            marks = [one.cost(grid, None) for grid in grids]
+            line = [one.cost(model.shape, round(first * ratio ** (point / (_POINTS - 1)))) for point in range(_POINTS)]
             yield Series(
                 name=one.name,
                 line=tuple((cost.tokens, 2 * cost.macs / 1e9) for cost in line),
