@@ -107,7 +107,7 @@ def comparison_tables(report: Report) -> list[Table]:
     pixels = report["image_sizes_pixels"]
     seen = "latents of images" if report["latent"] else "images"
     labels = f"{report['num_classes']} classes" if report["num_classes"] else "unconditional"
-    header = ["MODEL", "PARAMETERS", *(f"{side:,} PX" for side in pixels), "DIS IS CHEAPER FROM"]
+    header = ["MODEL", "PARAMETERS", *(f"{side:,} PX" for side in pixels), "DIS IS CHEAPER"]
     tables: list[Table] = []
     for comparison in report["comparisons"]:
         models = comparison["models"]
@@ -249,7 +249,7 @@ def _crossing(start: Report | None, *, is_own: bool) -> str:
         return ""
     if start is None or start["num_patches"] == 1:
         return "always" if start else "never"
-    return f"{start['num_tokens']:,} tokens ({start['image_size_pixels']:,} px)"
+    return f"from {start['num_tokens']:,} tokens ({start['image_size_pixels']:,} px)"
 
 
 def _giga(number: int) -> str:

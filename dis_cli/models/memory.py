@@ -81,7 +81,6 @@ def estimate_memory(shape: Shape, *, batch: int, precision: str, guided: bool = 
     if precision not in _BYTES:
         raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}")
     weights = _FLOAT * count(shape).parameters
-    head = _head(shape, batch, precision)
     blocks = shape.depth * _block(shape, batch, precision) + shape.depth // 2 * _skip(shape, batch, precision)
     again = _block(shape, batch, precision) + (_skip(shape, batch, precision) if shape.depth > 1 else 0)
     return Memory(
@@ -89,8 +88,8 @@ def estimate_memory(shape: Shape, *, batch: int, precision: str, guided: bool = 
         gradients=weights,
         optimizer=2 * weights,
         ema=weights,
-        activations=head + blocks,
-        checkpointed_activations=head + _block_inputs(shape, batch, precision) + again,
+        activations=_head(shape, batch, precision) + blocks,
+        checkpointed_activations=kept_with_checkpointing(shape, batch=batch, precision=precision) + again,
         sampling_work=_sampling(shape, batch * (2 if guided else 1), precision),
     )
 
@@ -100,10 +99,6 @@ def kept_with_checkpointing(shape: Shape, *, batch: int, precision: str) -> int:
     return _head(shape, batch, precision) + _block_inputs(shape, batch, precision)
 
 
-def _tokens(shape: Shape) -> int:
-    return shape.num_patches + shape.num_extras
-
-
 def _casts(precision: str, weights: int) -> int:
     """Rounded copies of a layer's weights, which a backward needs; in fp32 the weights themselves serve."""
     return weights * _BYTES[precision] if precision == "bf16" else 0
@@ -111,12 +106,12 @@ def _casts(precision: str, weights: int) -> int:
 
 def _states_kept(shape: Shape) -> int:
     """Numbers in the states between chunks, of one direction and image."""
-    return max(0, -(-_tokens(shape) // KERNEL_CHUNK) - 1) * shape.d_state * shape.inner_dim
+    return max(0, -(-shape.num_tokens // KERNEL_CHUNK) - 1) * shape.d_state * shape.inner_dim
 
 
 def _block(shape: Shape, batch: int, precision: str) -> int:
     """A block without its skip: norm (the sum, 1 / rms), in_proj's input, [x, z], [dt, B, C], states, y."""
-    C, E, L, a = shape.embed_dim, shape.inner_dim, _tokens(shape), _BYTES[precision]
+    C, E, L, a = shape.embed_dim, shape.inner_dim, shape.num_tokens, _BYTES[precision]
     linear = L * (C + 2 * E + E)
     scan = 2 * (L * (shape.dt_rank + 2 * shape.d_state) + _states_kept(shape))
     return batch * (a * linear + _FLOAT * (L * (C + 1) + scan)) + _casts(precision, 2 * C * E + E * C)
@@ -125,7 +120,7 @@ def _block(shape: Shape, batch: int, precision: str) -> int:
 def _skip(shape: Shape, batch: int, precision: str) -> int:
     """The hidden state and the skip, side by side."""
     C = shape.embed_dim
-    return batch * _BYTES[precision] * _tokens(shape) * 2 * C + _casts(precision, 2 * C * C)
+    return batch * _BYTES[precision] * shape.num_tokens * 2 * C + _casts(precision, 2 * C * C)
 
 
 def _block_inputs(shape: Shape, batch: int, precision: str) -> int:
@@ -133,14 +128,14 @@ def _block_inputs(shape: Shape, batch: int, precision: str) -> int:
 
     A skip is the hidden state of another block, and costs nothing of its own.
     """
-    numbers = batch * _tokens(shape) * shape.embed_dim
+    numbers = batch * shape.num_tokens * shape.embed_dim
     later = shape.depth - 1
     return numbers * (_FLOAT + later * (_BYTES[precision] + _FLOAT))
 
 
 def _head(shape: Shape, batch: int, precision: str) -> int:
     """Everything but the blocks: patches and time going in, both last norms, modulation and projection."""
-    C, P, L, a = shape.embed_dim, shape.num_patches, _tokens(shape), _BYTES[precision]
+    C, P, L, a = shape.embed_dim, shape.num_patches, shape.num_tokens, _BYTES[precision]
     linear = P * shape.patch_values + C + 2 * _TIME_MLP_RATIO * C + P * C
     # The sum with its 1 / rms, its norm, and the layer norm's mean and 1 / deviation.
     numbers = L * (C + 1) + L * C + 2 * P
@@ -155,7 +150,7 @@ def _head(shape: Shape, batch: int, precision: str) -> int:
 
 def _sampling(shape: Shape, batch: int, precision: str) -> int:
     """In the first out-block, whose skips are all still there, while its mixer scans from the last token."""
-    C, E, L, a = shape.embed_dim, shape.inner_dim, _tokens(shape), _BYTES[precision]
+    C, E, L, a = shape.embed_dim, shape.inner_dim, shape.num_tokens, _BYTES[precision]
     # Skips, hidden state before and after skip_linear; the stream before and after the sum, its norm.
     hidden = a * (shape.depth // 2 + 2) * C + _FLOAT * 3 * C
     # [x, z], y, and u and delta of both directions; in bf16 also [x, z] in float32, and delta before it is.

@@ -81,6 +81,11 @@ class Shape:
         return 2 if self.num_classes else 1
 
     @property
+    def num_tokens(self) -> int:
+        """Length L of the sequence."""
+        return self.num_patches + self.num_extras
+
+    @property
     def inner_dim(self) -> int:
         """Inner width E of a mixer, in channels."""
         return self.expand * self.embed_dim
