@@ -1,6 +1,6 @@
 """Parameters and multiply-accumulates of a DiS model in closed form; nothing is built or run. No torch.
 
-Counts are of one forward pass on one image, part by part. Four conventions stand side by side (`CONVENTIONS`), because
+Counts are of one forward pass on one image, part by part. Conventions stand side by side (`CONVENTIONS`), because
 they differ by an order of magnitude and published figures seldom say which one they are in.
 
 Symbols: C embed_dim, E = expand C, N d_state, R = ceil(C / 16), K d_conv, P patches, L tokens.

@@ -31,8 +31,8 @@ class Memory:
         optimizer: AdamW's two moments.
         ema: One average of the weights.
         activations: What a training forward keeps for its backward; in bf16 with the weights' rounded copies.
-        checkpointed_activations: The same with gradient checkpointing, and what one block keeps when it is computed
-            again.
+        checkpointed_activations: The same with gradient checkpointing, and the larger of what one block keeps when it
+            is computed again and the rounded weights, which stay until the forward is over.
         sampling_work: What a forward for sampling holds at its highest, beyond the weights; less for small models and
             large batches, whose mixers the kernel computes whole.
     """
@@ -83,13 +83,17 @@ def estimate_memory(shape: Shape, *, batch: int, precision: str, guided: bool = 
     weights = _FLOAT * count(shape).parameters
     blocks = shape.depth * _block(shape, batch, precision) + shape.depth // 2 * _skip(shape, batch, precision)
     again = _block(shape, batch, precision) + (_skip(shape, batch, precision) if shape.depth > 1 else 0)
+    C, E = shape.embed_dim, shape.inner_dim
+    # Of the blocks, and of the two layers that see data, whose weights no backward needs.
+    first = shape.patch_values * C + _TIME_MLP_RATIO * C * C
+    rounded = _casts(precision, shape.depth * 3 * C * E + shape.depth // 2 * 2 * C * C + first)
     return Memory(
         weights=weights,
         gradients=weights,
         optimizer=2 * weights,
         ema=weights,
         activations=_head(shape, batch, precision) + blocks,
-        checkpointed_activations=kept_with_checkpointing(shape, batch=batch, precision=precision) + again,
+        checkpointed_activations=kept_with_checkpointing(shape, batch=batch, precision=precision) + max(again, rounded),
         sampling_work=_sampling(shape, batch * (2 if guided else 1), precision),
     )
 

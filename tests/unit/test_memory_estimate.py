@@ -132,19 +132,39 @@ def test_state_is_that_of_a_training_s_objects() -> None:
 
 @needs_kernel
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_training_step_holds_no_more_than_is_estimated(checkpointing: bool) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_training_step_holds_no_more_than_is_estimated(precision: str, checkpointing: bool) -> None:
     shape, batch = Shape(16, 2, 4, 96, 9), 3
     model = DiS(**asdict(shape)).train()
     model.gradient_checkpointing = checkpointing
     given = inputs(shape, batch)
 
     def run() -> None:
-        model(*given).square().mean().backward()
+        with linear_precision(precision, "cpu"):
+            out = model(*given)
+        out.float().square().mean().backward()
 
-    estimate = estimate_memory(shape, batch=batch, precision="fp32")
+    estimate = estimate_memory(shape, batch=batch, precision=precision)
     kept = estimate.checkpointed_activations if checkpointing else estimate.activations
     # Gradients come while activations go, so that the sum is not reached.
     assert 0.7 < peak_bytes(run) / (kept + estimate.gradients) < 1
+
+
+@needs_kernel
+def test_rounded_weights_stay_until_a_checkpointed_forward_is_over() -> None:
+    # Wide and short, so that weights outweigh all else.
+    shape = Shape(4, 2, 4, 256, 5)
+    model = DiS(**asdict(shape)).train()
+    model.gradient_checkpointing = True
+    given = inputs(shape, 1)
+
+    def run() -> Tensor:
+        with linear_precision("bf16", "cpu"):
+            return model(*given)
+
+    estimate = estimate_memory(shape, batch=1, precision="bf16")
+    assert peak_bytes(run) == pytest.approx(estimate.checkpointed_activations, rel=0.03)
+    assert estimate.checkpointed_activations > 2 * kept_with_checkpointing(shape, batch=1, precision="bf16")
 
 
 def test_guidance_doubles_the_images_and_an_unknown_precision_is_refused() -> None:
