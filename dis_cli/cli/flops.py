@@ -1,50 +1,18 @@
-"""``dis flops``: parameters and operations of a model, in closed form."""
+"""``dis flops``: parameters, operations and memory of a model, in closed form."""
 
-import dataclasses
-from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dis_cli.cli.options import JsonFlag, PresetOption
-from dis_cli.cli.output import result
-from dis_cli.errors import UsageError, did_you_mean
-from dis_cli.models.flops import Flops, count
-from dis_cli.models.sizes import SIZES, Size
+from dis_cli.cli import flops_tables
+from dis_cli.cli.options import DeviceOption, JsonFlag, PresetOption
+from dis_cli.cli.output import Output
+from dis_cli.errors import UsageError
+from dis_cli.models.sizes import SIZES
 
-_LATENT_CHANNELS = 4
-_PIXEL_CHANNELS = 3
-_PIXELS_PER_LATENT = 8
-_LATENT_IMAGE_SIZE = 256
-_PIXEL_IMAGE_SIZE = 32
-
-
-@dataclass(frozen=True)
-class _Model:
-    # The arguments of count() but for the grid's side, which follows from the image's.
-    pixel_size: int
-    pixels_per_latent: int  # 1 when the model sees pixels
-    patch_size: int
-    in_channels: int
-    embed_dim: int
-    depth: int
-    num_classes: int
-    learn_sigma: bool = True
-    d_state: int = 16
-    d_conv: int = 4
-    expand: int = 2
-
-    @property
-    def is_latent(self) -> bool:
-        return self.pixels_per_latent > 1
-
-    @property
-    def grid_size(self) -> int:
-        return self.pixel_size // self.pixels_per_latent
-
-    @property
-    def size(self) -> str | None:
-        return next((name for name, size in SIZES.items() if size == Size(self.embed_dim, self.depth)), None)
+if TYPE_CHECKING:
+    from dis_cli.workflows.asked_model import AskedModel
 
 
 def flops(
@@ -54,6 +22,10 @@ def flops(
         typer.Option("--patch", metavar="N", min=1, help="Side of a patch, in pixels of the model's grid; 2 if unset."),
     ] = None,
     preset: PresetOption = None,
+    ckpt: Annotated[
+        Path | None,
+        typer.Option("--ckpt", metavar="PATH", help="Checkpoint folder, run folder or published .pt file."),
+    ] = None,
     image_size: Annotated[
         int | None,
         typer.Option(
@@ -76,161 +48,138 @@ def flops(
         int | None,
         typer.Option("--classes", metavar="N", min=0, help="Number of classes, 0 for unconditional; 1000 if unset."),
     ] = None,
+    batch: Annotated[
+        int, typer.Option("--batch", metavar="N", min=1, help="Images per training step, and generated at a time.")
+    ] = 1,
+    steps: Annotated[
+        int, typer.Option("--steps", metavar="N", min=1, help="Evaluations of the model for a generated image.")
+    ] = 250,
+    cfg: Annotated[
+        bool, typer.Option("--cfg", help="Sample with classifier-free guidance: every evaluation twice.")
+    ] = False,
+    all_sizes: Annotated[bool, typer.Option("--all", help="The table of every size and patch.")] = False,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare", help="Beside DiT and U-ViT of the same size name; all sizes that have one, without --size."
+        ),
+    ] = False,
+    resolutions: Annotated[
+        str | None,
+        typer.Option(
+            "--resolutions",
+            metavar="PIXELS,...",
+            help="Sides of the images compared; includes --compare. If unset: 256,512,1024,2048, or 32,64,128,256 "
+            "with --pixel.",
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE.png", help="Draw GFLOPs against tokens; includes --compare."),
+    ] = None,
+    time: Annotated[
+        bool, typer.Option("--time", help="Measure a forward and a training step on this machine.")
+    ] = False,
+    device: DeviceOption = "auto",
     as_json: JsonFlag = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print the table as comma-separated values.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
 ) -> None:
-    """Count a model's parameters and operations, the scan included, without building it.
+    """Count a model's parameters, operations and memory, the scan included, without building it.
 
-    Give --size, or --preset, whose model the other options then change.
+    Give --size, --preset or --ckpt, whose model the other options then change; or --all, or --compare.
+
+    Example: dis flops --size xl --patch 2
     """
-    named = _named_size(size) if size is not None else None
-    if preset is not None:
-        model = _from_preset(preset, pixel)
-    elif named is not None:
-        model = _from_size(named, pixel)
+    compare = compare or plot is not None or resolutions is not None
+    _require_at_most_one(json=as_json, csv=as_csv, markdown=as_markdown)
+    _require_at_most_one(all=all_sizes, compare=compare, time=time)
+    _require_at_most_one(all=all_sizes, size=size is not None)
+    no_model = size is None and preset is None and ckpt is None
+    if no_model and not (all_sizes or compare):
+        raise UsageError(
+            f"No model given: need --size ({', '.join(SIZES)}), --preset or --ckpt",
+            "Try `dis flops --size xl --patch 2`, or `dis flops --all`",
+        )
+
+    from dis_cli.workflows.asked_model import ask_model
+    from dis_cli.workflows.flops import comparison_report, model_report, sizes_report
+
+    model = ask_model(
+        size=size,
+        preset=preset,
+        ckpt=ckpt,
+        patch_size=patch,
+        pixel_size=image_size,
+        pixel=pixel,
+        num_classes=classes,
+    )
+    output = Output(as_json=as_json)
+    report: dict[str, Any]
+    if compare:
+        models = _compared(model) if no_model else [model]
+        pixels = _resolutions(resolutions, model)
+        report = comparison_report(models, pixels)
+        if plot is not None:
+            _draw(plot, models, pixels)
+            output.note(f"wrote plot: {plot}")
+        tables, records = flops_tables.comparison_tables(report), flops_tables.comparison_records(report)
+    elif all_sizes:
+        report = sizes_report(model, patch)
+        tables, records = flops_tables.sizes_tables(report), flops_tables.sizes_records(report)
     else:
+        report = model_report(model, batch=batch, steps=steps, guided=cfg)
+        if time:
+            from dis_cli.workflows.flops_time import time_model
+
+            report["time"] = output.render(time_model(model, batch=batch, device=device))
+        tables, records = flops_tables.model_tables(report), flops_tables.model_records(report)
+    if as_csv:
+        output.result(flops_tables.as_csv(records), report)
+    elif as_markdown:
+        output.result(flops_tables.as_markdown(tables), report)
+    else:
+        output.result(flops_tables.as_text(tables), report)
+
+
+def _require_at_most_one(**flags: bool) -> None:
+    given = [f"--{name}" for name, is_given in flags.items() if is_given]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} exclude each other", "Give one of them")
+
+
+def _compared(model: "AskedModel") -> list["AskedModel"]:
+    from dis_cli.workflows.flops import compared_sizes
+
+    return [model.resized(SIZES[name]) for name in compared_sizes()]
+
+
+def _resolutions(text: str | None, model: "AskedModel") -> list[int]:
+    from dis_cli.workflows.flops import LATENT_RESOLUTIONS, PIXEL_RESOLUTIONS
+
+    if text is None:
+        return list(LATENT_RESOLUTIONS if model.is_latent else PIXEL_RESOLUTIONS)
+    sides = text.split(",")
+    if not all(side.strip().isdecimal() and int(side) for side in sides):
         raise UsageError(
-            f"No model given: need --size ({', '.join(SIZES)}) or --preset", "Try `dis flops --size xl --patch 2`"
+            f"--resolutions: got `{text}`, allowed: sides in pixels, from 1, separated by commas",
+            "Try `--resolutions 256,512,1024`",
         )
-    if named is not None:
-        model = dataclasses.replace(model, embed_dim=named.embed_dim, depth=named.depth)
-    given = {"patch_size": patch, "pixel_size": image_size, "num_classes": classes}
-    model = dataclasses.replace(model, **{name: value for name, value in given.items() if value is not None})
-    cost = _count(model)
-    result(_lines(model, cost), _data(model, cost), as_json)
+    return sorted({int(side) for side in sides})
 
 
-def _named_size(name: str) -> Size:
-    if name.lower() in SIZES:
-        return SIZES[name.lower()]
-    closest = did_you_mean(name.lower(), SIZES)
-    raise UsageError(
-        f"Unknown size: got `{name}`, allowed: {', '.join(SIZES)}",
-        f"Did you mean `{closest}`?" if closest else "Try `dis flops --size xl --patch 2`",
+def _draw(path: Path, models: list["AskedModel"], pixels: list[int]) -> None:
+    # Imported late: pillow takes a while, and only this needs it.
+    from dis_cli.runtime.files import atomic_write_bytes
+    from dis_cli.workflows.flops import plotted
+    from dis_cli.workflows.plot import log_log_png
+
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"--plot: got `{path}`, allowed: a name that ends in .png", "Try `--plot flops.png`")
+    picture = log_log_png(
+        list(plotted(models, pixels)),
+        title="One evaluation of one image, attention and scan counted",
+        x_label="tokens",
+        y_label="GFLOPs (2 x GMAC)",
     )
-
-
-def _from_size(size: Size, pixel: bool | None) -> _Model:
-    return _Model(
-        pixel_size=_PIXEL_IMAGE_SIZE if pixel else _LATENT_IMAGE_SIZE,
-        pixels_per_latent=1 if pixel else _PIXELS_PER_LATENT,
-        patch_size=2,
-        in_channels=_PIXEL_CHANNELS if pixel else _LATENT_CHANNELS,
-        embed_dim=size.embed_dim,
-        depth=size.depth,
-        num_classes=1000,
-    )
-
-
-def _from_preset(name: str, pixel: bool | None) -> _Model:
-    # Imported late: reading a preset takes longer than everything else here.
-    from dis_cli.config.presets import load_preset
-
-    config = load_preset(name)
-    shape = config.model
-    model = _Model(
-        pixel_size=config.pixel_size,
-        pixels_per_latent=config.codec.downsample if config.codec.kind == "vae" else 1,
-        patch_size=shape.patch_size,
-        in_channels=shape.in_channels,
-        embed_dim=shape.embed_dim,
-        depth=shape.depth,
-        num_classes=shape.num_classes,
-        learn_sigma=config.learn_sigma,
-        d_state=shape.d_state,
-        d_conv=shape.d_conv,
-        expand=shape.expand,
-    )
-    if pixel is None or pixel == (config.codec.kind == "pixel"):
-        return model
-    return dataclasses.replace(
-        model,
-        pixels_per_latent=1 if pixel else config.codec.downsample,
-        in_channels=_PIXEL_CHANNELS if pixel else _LATENT_CHANNELS,
-    )
-
-
-def _count(model: _Model) -> Flops:
-    multiple = model.pixels_per_latent * model.patch_size
-    if model.pixel_size % multiple:
-        nearest = max(1, round(model.pixel_size / multiple)) * multiple
-        reason = f"{model.pixels_per_latent} per latent x patch {model.patch_size}" if model.is_latent else "the patch"
-        raise UsageError(
-            f"The image does not divide into patches: got an image size of `{model.pixel_size}`, allowed: a multiple "
-            f"of {multiple} pixels ({reason})",
-            f"Try `--image-size {nearest}`, or another `--patch`",
-        )
-    return count(
-        image_size=model.grid_size,
-        patch_size=model.patch_size,
-        in_channels=model.in_channels,
-        embed_dim=model.embed_dim,
-        depth=model.depth,
-        num_classes=model.num_classes,
-        learn_sigma=model.learn_sigma,
-        d_state=model.d_state,
-        d_conv=model.d_conv,
-        expand=model.expand,
-    )
-
-
-def _lines(model: _Model, cost: Flops) -> list[str]:
-    name = model.size.upper() if model.size else f"{model.embed_dim}x{model.depth}"
-    grid = f"{model.grid_size}x{model.grid_size}x{model.in_channels}"
-    seen = f"{grid} latents of {model.pixel_size}x{model.pixel_size} pixels" if model.is_latent else f"{grid} pixels"
-    labels = f"{model.num_classes} classes" if model.num_classes else "unconditional"
-    parts = [
-        f"{part:16}  {macs / 1e9:10.4f}  {100 * macs / cost.macs:5.1f} %" for part, macs in cost.macs_by_part.items()
-    ]
-    totals = [
-        (f"{cost.macs / 1e9:.4f} GMAC", "true: every matrix product, convolution and scan, in both directions"),
-        (f"{cost.flops / 1e9:.4f} GFLOPs", "the same, 2 per MAC"),
-        (f"{cost.macs_with_elementwise / 1e9:.4f} GMAC", "+ew: also the scan's elementwise products"),
-        (
-            f"{cost.published_macs / 1e9:.4f} GMAC",
-            "published convention: no projection, convolution or scan of a mixer",
-        ),
-        (f"{cost.published_flops / 1e9:.4f} GFLOPs", "the same, 2 per MAC, as the published script prints it"),
-        (f"{cost.true_over_published:.2f} x", "true / published"),
-    ]
-    numbers, units = zip(*(amount.split() for amount, _ in totals), strict=True)
-    width = max(map(len, numbers))
-    return [
-        f"DiS-{name}/{model.patch_size}: {seen}, {labels}, {cost.tokens} tokens",
-        f"parameters {cost.parameters / 1e6:.1f} M ({cost.parameters:,})",
-        "",
-        "One evaluation for one image:",
-        f"{'part':16}  {'GMAC':>10}  {'share':>7}",
-        *parts,
-        "",
-        *(
-            f"{number:>{width}} {unit:6}  {meaning}"
-            for number, unit, (_, meaning) in zip(numbers, units, totals, strict=True)
-        ),
-    ]
-
-
-def _data(model: _Model, cost: Flops) -> dict[str, object]:
-    return {
-        "size": model.size,
-        "image_size_pixels": model.pixel_size,
-        "grid_size": model.grid_size,
-        "latent": model.is_latent,
-        "patch_size": model.patch_size,
-        "in_channels": model.in_channels,
-        "embed_dim": model.embed_dim,
-        "depth": model.depth,
-        "num_classes": model.num_classes,
-        "learn_sigma": model.learn_sigma,
-        "d_state": model.d_state,
-        "d_conv": model.d_conv,
-        "expand": model.expand,
-        "num_tokens": cost.tokens,
-        "num_parameters": cost.parameters,
-        "true_macs_by_part": cost.macs_by_part,
-        "true_macs": cost.macs,
-        "true_flops": cost.flops,
-        "true_macs_with_elementwise": cost.macs_with_elementwise,
-        "published_macs": cost.published_macs,
-        "published_flops": cost.published_flops,
-        "true_over_published_ratio": cost.true_over_published,
-    }
+    atomic_write_bytes(path, picture)

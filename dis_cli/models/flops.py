@@ -1,56 +1,86 @@
-"""Parameters and multiply-accumulates of a DiS model in closed form; nothing is built or run.
+"""Parameters and multiply-accumulates of a DiS model in closed form; nothing is built or run. No torch.
 
-A multiply-accumulate (MAC) is one product and one sum, so FLOPs = 2 MAC. All figures are of one forward pass on one
-image. Two counts stand side by side:
+Counts are of one forward pass on one image, part by part. Conventions stand side by side (`CONVENTIONS`), because
+they differ by an order of magnitude and published figures seldom say which one they are in.
 
-- true: every matrix product, every convolution and the selective scan, in both directions;
-- published: what the reference's profiler script reports. It counts modules that are *called*, and the fused path
-  never calls the sub-modules of a mixer, so no in-projection, convolution, scan or out-projection is in it. Its
-  "FLOPs" are twice its MACs.
-
-Symbols: C embed_dim, E = expand C, N d_state, R = ceil(C / 16), K d_conv, P patches, L tokens, p patch_size.
+Symbols: C embed_dim, E = expand C, N d_state, R = ceil(C / 16), K d_conv, P patches, L tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
+
+from dis_cli.models.sizes import Shape
 
 _DIRECTIONS = 2
 _TIME_MLP_RATIO = 4
-_DT_RANK_DIVISOR = 16
+
+CONVENTIONS: Final[dict[str, str]] = {
+    "MACs": "multiply-accumulates of every matrix product, convolution and scan, in both directions",
+    "FLOPs": "product and sum each count: 2 x MACs",
+    "+ elementwise": "MACs and the scan's unfused multiplies: delta A, (delta u) B, delta u and the gate",
+    "as published": "MACs that thop sees in the published code, which calls no module inside a mixer",
+    "as printed": "what the published test prints as FLOPs: 2 x as published",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one kind of layer costs, summed over the blocks.
+
+    Args:
+        parameters: Trainable parameters.
+        macs: MACs of a forward for one image.
+        elementwise_macs: Multiplications that a fused scan hides; not in ``macs``.
+        published_macs: What the published convention counts here.
+    """
+
+    parameters: int
+    macs: int = 0
+    elementwise_macs: int = 0
+    published_macs: int = 0
 
 
 @dataclass(frozen=True)
 class Flops:
     """What one model costs: parameters, and MACs of one forward pass on one image.
 
+    Exponentials, softplus, SiLU, norms, sums, the optimizer and the weight average are not counted anywhere.
+
     Args:
-        parameters: Number of trainable parameters; a DiS has no other state.
-        tokens: Length of the sequence: patches, the time token and, in a conditional model, the label token.
-        macs_by_part: True MACs of each kind of layer, summed over the blocks, in the order of the data flow.
-        elementwise_macs: Multiplications of the scan that a fused kernel hides: delta A, (delta u) B, delta u and the
-            gate. Exponentials, softplus and SiLU are not counted anywhere.
-        published_macs: MACs by the published convention.
+        tokens: Length of the sequence: patches, the time token and, in a conditional model, the class token.
+        parts: The kinds of layers, in the order of the data flow.
+        data_gradient_macs: Products that a backward leaves out: gradients of the image and of the timestep's sinusoids.
     """
 
-    parameters: int
     tokens: int
-    macs_by_part: dict[str, int]
-    elementwise_macs: int
-    published_macs: int
+    parts: dict[str, Part]
+    data_gradient_macs: int
+
+    @property
+    def parameters(self) -> int:
+        """Trainable parameters; a DiS has no other state."""
+        return self._sum(lambda part: part.parameters)
 
     @property
     def macs(self) -> int:
         """True MACs."""
-        return sum(self.macs_by_part.values())
+        return self._sum(lambda part: part.macs)
 
     @property
     def macs_with_elementwise(self) -> int:
         """True MACs and the scan's elementwise multiplications."""
-        return self.macs + self.elementwise_macs
+        return self.macs + self._sum(lambda part: part.elementwise_macs)
 
     @property
     def flops(self) -> int:
         """True FLOPs, 2 per MAC."""
         return 2 * self.macs
+
+    @property
+    def published_macs(self) -> int:
+        """MACs by the published convention."""
+        return self._sum(lambda part: part.published_macs)
 
     @property
     def published_flops(self) -> int:
@@ -62,105 +92,84 @@ class Flops:
         """How many times the published convention's count the true one is."""
         return self.macs / self.published_macs
 
+    @property
+    def training_macs(self) -> int:
+        """MACs of a forward and its backward, which takes two products for each: gradients of weight and of input."""
+        return 3 * self.macs - self.data_gradient_macs
 
-def count(
-    image_size: int,
-    patch_size: int,
-    in_channels: int,
-    embed_dim: int,
-    depth: int,
-    num_classes: int = 0,
-    learn_sigma: bool = True,
-    d_state: int = 16,
-    d_conv: int = 4,
-    expand: int = 2,
-) -> Flops:
-    """Parameters and MACs of the DiS with these settings.
+    @property
+    def recomputed_macs(self) -> int:
+        """MACs that gradient checkpointing adds: each block again, up to the input of its last product."""
+        return sum(part.macs for name, part in self.parts.items() if name not in ("embeddings", "head", "out_proj"))
 
-    The convolution is counted at the L positions that are kept, although libraries compute L + K - 1.
+    def sampling_macs(self, steps: int, *, guided: bool) -> int:
+        """MACs of one generated image.
+
+        Args:
+            steps: Evaluations of the model for the image.
+            guided: Whether each is done twice, with the class and without it (classifier-free guidance).
+        """
+        return steps * (2 if guided else 1) * self.macs
+
+    def _sum(self, number: Callable[[Part], int]) -> int:
+        return sum(map(number, self.parts.values()))
+
+
+def count(shape: Shape, num_patches: int | None = None) -> Flops:
+    """Parameters and MACs of a DiS.
+
+    The convolution is counted at the L positions that are kept, although libraries compute L + K - 1. The gate counts
+    in each direction, and the head takes all L tokens, both as published; here the directions are added before one
+    gate, and the 1 or 2 tokens that are no patches leave before the head.
 
     Args:
-        image_size: Side of the square grid the model sees, in its own pixels (latent pixels with a VAE).
-        patch_size: Side of a patch, in grid pixels; divides ``image_size``.
-        in_channels: Channels of the grid.
-        embed_dim: Width C of a token, in channels.
-        depth: Number of blocks, odd.
-        num_classes: Number of classes; 0 is an unconditional model.
-        learn_sigma: Whether the model also predicts the variance, with as many output channels again.
-        d_state: State size N of the scan, per channel.
-        d_conv: Taps K of the causal convolution, in tokens.
-        expand: Inner width E of a mixer, as a multiple of ``embed_dim``.
+        shape: The model.
+        num_patches: Another number of patches than that of its grid, which need not be a square; None is the grid's.
 
     Returns:
         The counts, as exact integers.
-
-    Raises:
-        ValueError: ``depth`` is even, ``patch_size`` does not divide ``image_size``, or a number is out of range.
     """
-    if min(image_size, patch_size, in_channels, embed_dim, depth, d_state, d_conv, expand) < 1 or num_classes < 0:
-        raise ValueError("sizes must be at least 1 and num_classes at least 0")
-    if depth % 2 == 0:
-        raise ValueError(f"depth must be odd (half in, one middle, half out), got {depth}")
-    if image_size % patch_size:
-        raise ValueError(f"patch_size {patch_size} does not divide image_size {image_size}")
-
-    C, N, K = embed_dim, d_state, d_conv
-    E = expand * C
-    R = -(-C // _DT_RANK_DIVISOR)
-    P = (image_size // patch_size) ** 2
-    L = P + (2 if num_classes else 1)
-    num_skips = depth // 2
-    patch_values = patch_size**2 * in_channels
-    output_values = patch_values * (2 if learn_sigma else 1)
+    C, E, N, K, R = shape.embed_dim, shape.inner_dim, shape.d_state, shape.d_conv, shape.dt_rank
+    P = shape.num_patches if num_patches is None else num_patches
+    L = P + shape.num_extras
+    conditional = shape.num_classes > 0
+    skips = shape.depth // 2
+    scans = shape.depth * _DIRECTIONS
 
     # Weights of the linear layers and convolutions, without biases: what one token multiplies with.
-    patch_embed = patch_values * C
-    time_embed = 2 * _TIME_MLP_RATIO * C * C
+    patch_embed = shape.patch_values * C
+    time_in = _TIME_MLP_RATIO * C * C
+    time_embed = 2 * time_in
     in_proj = 2 * C * E
-    conv1d = E * K
+    conv = E * K
     x_proj = E * (R + 2 * N)
     dt_proj = R * E
     out_proj = E * C
     skip_linear = 2 * C * C
-    final_linear = C * output_values
-    ada_ln = 2 * C * C if num_classes else 0
+    ada_ln = 2 * C * C if conditional else 0
+    final_linear = C * shape.output_values
 
-    direction = (conv1d + E) + x_proj + (dt_proj + E) + E * N + E
-    block = in_proj + _DIRECTIONS * direction + out_proj + C
-    parameters = (
-        L * C
-        + (patch_embed + C)
-        + (time_embed + _TIME_MLP_RATIO * C + C)
-        + ((num_classes + 1) * C if num_classes else 0)
-        + depth * block
-        + num_skips * (skip_linear + C)
-        + C
-        + (final_linear + output_values)
-        + (ada_ln + 2 * C if num_classes else 0)
-    )
-
-    scans = depth * _DIRECTIONS
-    macs_by_part = {
-        "patch_embed": P * patch_embed,
-        "time_embed": time_embed,
-        "in_proj": depth * L * in_proj,
-        "conv1d": scans * L * conv1d,
-        "x_proj": scans * L * x_proj,
-        "dt_proj": scans * L * dt_proj,
-        # The state update, its read-out with C, and D u.
-        "scan": scans * L * (2 * E * N + E),
-        "out_proj": depth * L * out_proj,
-        "skip_linear": num_skips * L * skip_linear,
-        "adaLN_modulation": ada_ln,
-        "final_layer": L * final_linear,
+    embedding_macs = P * patch_embed + time_embed
+    embedding_biases = C + _TIME_MLP_RATIO * C + C
+    tables = L * C + ((shape.num_classes + 1) * C if conditional else 0)
+    head_macs = ada_ln + L * final_linear
+    head_biases = shape.output_values + (2 * C if conditional else 0)
+    skip_macs = skips * L * skip_linear
+    parts = {
+        "embeddings": Part(
+            patch_embed + time_embed + embedding_biases + tables, embedding_macs, published_macs=embedding_macs
+        ),
+        "norms": Part(shape.depth * C + C),
+        "in_proj": Part(shape.depth * in_proj, shape.depth * L * in_proj),
+        "conv": Part(scans * (conv + E), scans * L * conv),
+        "x_proj": Part(scans * x_proj, scans * L * x_proj),
+        "dt_proj": Part(scans * (dt_proj + E), scans * L * dt_proj),
+        # A and D; the state update, its read-out with C, and D u; delta A, (delta u) B, and delta u.
+        "scan": Part(scans * (E * N + E), scans * L * (2 * E * N + E), elementwise_macs=scans * L * (2 * E * N + E)),
+        "gate": Part(0, elementwise_macs=scans * L * E),
+        "out_proj": Part(shape.depth * out_proj, shape.depth * L * out_proj),
+        "skip": Part(skips * (skip_linear + C), skip_macs, published_macs=skip_macs),
+        # The profiler adds 2 per element for the last norm, which the true count leaves out like all norms.
+        "head": Part(final_linear + ada_ln + head_biases, head_macs, published_macs=head_macs + 2 * L * C),
     }
-    seen_by_profiler = ("patch_embed", "time_embed", "skip_linear", "adaLN_modulation", "final_layer")
-    # The profiler adds 2 per element for the final layer norm, which the true count leaves out like all norms.
-    published_macs = sum(macs_by_part[part] for part in seen_by_profiler) + 2 * L * C
-    return Flops(
-        parameters=parameters,
-        tokens=L,
-        macs_by_part=macs_by_part,
-        elementwise_macs=scans * L * (2 * E * N + 2 * E),
-        published_macs=published_macs,
-    )
+    return Flops(tokens=L, parts=parts, data_gradient_macs=P * patch_embed + time_in)

@@ -2,12 +2,13 @@
 
 from dis_cli.config.schema import RunConfig
 from dis_cli.models.flops import Flops, count
+from dis_cli.models.sizes import Shape
 
 
-def model_cost(config: RunConfig) -> Flops:
-    """Parameters and operations of one forward of the configured model for one image."""
+def model_shape(config: RunConfig) -> Shape:
+    """The settings of the configured model that decide what it costs."""
     model = config.model
-    return count(
+    return Shape(
         image_size=model.image_size,
         patch_size=model.patch_size,
         in_channels=model.in_channels,
@@ -19,3 +20,8 @@ def model_cost(config: RunConfig) -> Flops:
         d_conv=model.d_conv,
         expand=model.expand,
     )
+
+
+def model_cost(config: RunConfig) -> Flops:
+    """Parameters and operations of one forward of the configured model for one image."""
+    return count(model_shape(config))

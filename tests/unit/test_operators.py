@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dis_cli.models import DiS
 from dis_cli.models.flops import count
 from dis_cli.models.mixer import Mixer
+from dis_cli.models.sizes import Shape
 from dis_cli.scan import add_rms_norm, bidirectional, bidirectional_scan, causal_conv_silu, norm, selective_scan
 
 ENGINES = [Case("torch", torch.float32), Case("kernel", torch.float32)]
@@ -149,7 +150,7 @@ def test_flops_of_one_scan_and_one_convolution(case) -> None:
 def test_flops_of_a_model_are_twice_its_macs(num_classes, case) -> None:
     settings: dict[str, Any] = {"image_size": 8, "patch_size": 2, "in_channels": 3, "embed_dim": 40, "depth": 3}
     settings |= {"num_classes": num_classes, "d_state": 5, "d_conv": 3}
-    cost = count(**settings)
+    cost = count(Shape(**settings))
     model = DiS(**settings, engine=case.engine)
     batch = 4
     labels = torch.arange(batch) % num_classes if num_classes else None
@@ -159,9 +160,9 @@ def test_flops_of_a_model_are_twice_its_macs(num_classes, case) -> None:
     dropped = model.extras * 40 * 2**2 * 6
     assert cost.tokens == model.extras + 16
     assert counter.get_total_flops() == batch * 2 * (cost.macs - dropped)
-    parts = ("conv1d", "x_proj", "dt_proj", "scan")
+    parts = ("conv", "x_proj", "dt_proj", "scan")
     mixers = counter.get_flop_counts()["Global"][torch.ops.dis.bidirectional_scan]
-    assert mixers == batch * 2 * sum(cost.macs_by_part[part] for part in parts)
+    assert mixers == batch * 2 * sum(cost.parts[part].macs for part in parts)
     with FlopCounterMode(display=False) as counter:
         out.sum().backward()
     mixers_backward = counter.get_flop_counts()["Global"][torch.ops.dis.bidirectional_scan_backward]

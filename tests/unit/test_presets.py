@@ -14,6 +14,7 @@ from dis_cli.config.presets import dump_toml, load_preset, preset_dir, preset_na
 from dis_cli.config.schema import DiffusionConfig, RunConfig
 from dis_cli.errors import ConfigError
 from dis_cli.models.flops import count
+from dis_cli.models.sizes import Shape
 
 # name: recipe in the first comment, (steps, batch, lr, warm-up), parameters of the published model (None: no such row)
 PRESETS: dict[str, tuple[str, tuple[int, int, float, int], int | None]] = {
@@ -34,7 +35,7 @@ PRESETS: dict[str, tuple[str, tuple[int, int, float, int], int | None]] = {
 def parameters(config: RunConfig) -> int:
     model = config.model
     shape = (model.image_size, model.patch_size, model.in_channels, model.embed_dim, model.depth, model.num_classes)
-    return count(*shape, config.learn_sigma, model.d_state, model.d_conv, model.expand).parameters
+    return count(Shape(*shape, config.learn_sigma, model.d_state, model.d_conv, model.expand)).parameters
 
 
 def write(folder: Path, text: str | bytes) -> Path:

@@ -1,0 +1,23 @@
+"""Random small models."""
+
+from hypothesis import strategies as st
+
+from dis_cli.models.sizes import Shape
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> Shape:
+    """Models that are quick to build, of all kinds: with and without classes, one block and more, odd widths."""
+    patch_size = draw(st.integers(1, 3))
+    return Shape(
+        image_size=patch_size * draw(st.integers(1, 9)),
+        patch_size=patch_size,
+        in_channels=draw(st.integers(1, 4)),
+        embed_dim=draw(st.integers(4, 40)),
+        depth=draw(st.sampled_from([1, 3, 5])),
+        num_classes=draw(st.sampled_from([0, 1, 5])),
+        learn_sigma=draw(st.booleans()),
+        d_state=draw(st.sampled_from([4, 16])),
+        d_conv=draw(st.integers(2, 4)),
+        expand=draw(st.integers(1, 3)),
+    )
