@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dis_cli.checkpoints.manifest import MANIFEST, read_manifest, verify_file
-from dis_cli.checkpoints.portable import (
-    FOLDER_CONFIG,
-    FOLDER_WEIGHTS,
-)
+from dis_cli.checkpoints.portable import FOLDER_CONFIG, FOLDER_WEIGHTS
 from dis_cli.checkpoints.store import checkpoints_of, is_checkpoint_folder, steps_in
 from dis_cli.errors import CheckpointError
 from dis_cli.runtime.files import sha256_file
