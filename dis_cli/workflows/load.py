@@ -1,6 +1,5 @@
 """From what ``--ckpt`` names to a model that can be sampled."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from dis_cli.config.presets import load_preset
 from dis_cli.config.schema import RunConfig
 from dis_cli.config.settings import as_text, explain
 from dis_cli.data.shards import VaeRecord, parse_vae
-from dis_cli.errors import MismatchError, UsageError, did_you_mean, listed
+from dis_cli.errors import MismatchError, listed
 from dis_cli.models.backbone import DiS
 from dis_cli.scan.engines import Engine
 from dis_cli.workflows.averages import Average, choose_average, choose_published
@@ -211,37 +210,3 @@ def _read_published(path: Path, overrides: Sequence[str]) -> _Found:
         vae=None,
         notes=notes,
     )
-
-
-def parse_classes(values: list[str], loaded: LoadedModel) -> list[int]:
-    """Class numbers from what the user wrote: numbers, names, comma-separated lists of them, or "all".
-
-    Raises:
-        UsageError: The model has no classes, or not this one.
-    """
-    count = loaded.saved_config.model.num_classes
-    wanted = [part.strip() for value in values for part in value.split(",") if part.strip()]
-    if not wanted:
-        return []
-    if count == 0:
-        raise UsageError(f"The model is unconditional and has no class {wanted[0]}", "Leave `--class` out")
-    if wanted == ["all"]:
-        return list(range(count))
-    return [_parse_class(text, count, loaded.class_names) for text in wanted]
-
-
-def _parse_class(text: str, count: int, names: tuple[str, ...]) -> int:
-    if text in names:
-        return names.index(text)
-    if re.fullmatch(r"-?[0-9]{1,18}", text):
-        if 0 <= int(text) < count:
-            return int(text)
-        raise UsageError(f"Class {text} is out of range: the model has {count} classes, 0 to {count - 1}")
-    close = did_you_mean(text, names)
-    if close:
-        hint = f"Did you mean `{close}`?"
-    elif names:
-        hint = f"Classes are numbers, 0 to {count - 1}, or names such as `{names[0]}`, or `all`"
-    else:
-        hint = f"Classes are numbers, 0 to {count - 1}, or `all`; this checkpoint does not name them"
-    raise UsageError(f"Unknown class: `{text}`", hint)
