@@ -1,7 +1,7 @@
 """`dis sample`: images from a checkpoint."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -30,6 +30,8 @@ from dis_cli.cli.sample_options import (
     VaeOption,
     sample_settings,
 )
+from dis_cli.cli.text import size
+from dis_cli.runtime.distributed import part_from_environment
 
 
 def sample(
@@ -38,13 +40,22 @@ def sample(
     classes: Annotated[
         list[str] | None,
         typer.Option(
-            "--class", metavar="CLASS", help="Number or name; repeat it or separate by commas; all is every class."
+            "--class",
+            metavar="CLASS",
+            help="Numbers, names, ranges (200-207) or all, separated by commas or repeated; several take turns. Left "
+            "out, each image's seed draws one, all being equally likely.",
         ),
     ] = None,
-    num_images: Annotated[int, typer.Option("--num", "-n", metavar="N", min=1, help="Number of images.")] = 16,
+    num_images: Annotated[
+        int | None, typer.Option("--num", "-n", metavar="N", min=1, help="Number of images; 16, or as many as --seeds.")
+    ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", metavar="N", min=0, max=2**31 - 1, help="Seed of the first image; image i adds i.")
-    ] = 0,
+        int | None,
+        typer.Option("--seed", metavar="N", min=0, max=2**31 - 1, help="Seed of the first image; image i adds i."),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", metavar="LIST", help="All seeds instead, such as 0-15,40.")
+    ] = None,
     steps: StepsOption = None,
     sampler: SamplerOption = None,
     eta: EtaOption = None,
@@ -56,6 +67,21 @@ def sample(
     preset: PresetOption = None,
     step: StepOption = None,
     out: OutOption = None,
+    form: Annotated[
+        Literal["png", "npz", "zip"] | None,
+        typer.Option(
+            "--format",
+            help="png: a folder with a grid; npz: one array, as evaluators read it; zip: PNGs in one file. Left out, "
+            "--out tells it by its ending.",
+        ),
+    ] = None,
+    trajectory: Annotated[
+        Literal["strip", "gif"] | None,
+        typer.Option("--trajectory", help="Also show how the first 8 images came about: steps in rows, or moving."),
+    ] = None,
+    compile_model: Annotated[
+        bool, typer.Option("--compile", help="Compile the model first; pays for many images. Needs a C++ compiler.")
+    ] = False,
     device: DeviceOption = "auto",
     dry_run: DryRunLongFlag = False,
     as_json: JsonFlag = False,
@@ -65,11 +91,15 @@ def sample(
 ) -> None:
     """Generate images and a labelled grid.
 
-    Several classes take turns. An image depends on its seed and class only.
+    An image depends on its seed and class only. The same command continues where it was stopped; under torchrun,
+    processes share the work.
 
     Example: dis sample --ckpt runs/dis-xs-digits --class 3 -n 64
     """
-    output = Output(quiet=quiet, verbose=verbose, progress=not no_progress, as_json=as_json)
+    is_leader = part_from_environment().index == 0
+    output = Output(
+        quiet=quiet or not is_leader, verbose=verbose and is_leader, progress=not no_progress, as_json=as_json
+    )
     settings = sample_settings(
         steps=steps,
         sampler=sampler,
@@ -96,24 +126,36 @@ def sample(
             Path(ckpt),
             num_images=num_images,
             seed=seed,
+            seeds=seeds,
             classes=classes or (),
             overrides=settings,
             preset=preset,
             step=step,
             out=out,
+            form=form,
+            trajectory=trajectory,
+            compile_model=compile_model,
             device=device,
             dry_run=dry_run,
         )
     )
-    output.result(_lines(result), result)
+    if is_leader:
+        output.result(_lines(result), result)
 
 
 def _lines(result: dict[str, Any]) -> list[str]:
     how, evaluations, guided = result["sample"], result["model_evaluations"], result["guided_evaluations"]
     where = f" in {guided} of them" if 0 < guided < evaluations else ""
     lines = [
-        f"images  {result['num_images']} of {result['image_size']} pixels, seeds from {result['seed']}",
+        f"images  {result['num_images']} of {result['image_size']} pixels, seeds {result['facts']['seeds']}",
         f"how     {how['sampler']}, {evaluations} evaluations, guidance {how['cfg_scale']:g}{where}",
-        f"folder  {result['out']}",
+        f"{'folder' if result['format'] == 'png' else 'file  '}  {result['out']}",
     ]
-    return lines if "dry_run" in result else [*lines, f"grid    {result['grid']}"]
+    if "dry_run" in result:
+        files = "1 file" if result["num_files"] == 1 else f"{result['num_files']} files"
+        return [
+            *lines,
+            f"batch   {result['batch_size']} images",
+            f"disk    {files}, at most {size(result['result_bytes'])}; twice that on the way",
+        ]
+    return [*lines, f"grid    {result['grid']}"] if "grid" in result else lines

@@ -271,7 +271,9 @@ class SampleConfig(Section):
         default=None,
         description="decay of the weight average to take (train.ema_more); none takes train.ema_decay, 0 the weights",
     )
-    batch_size: PositiveInt = Field(default=64, description="images generated at a time; does not change the images")
+    batch_size: Literal["auto"] | PositiveInt = Field(
+        default="auto", description="images generated at a time, which does not change them; 'auto' goes by the memory"
+    )
     precision: PrecisionName = Field(
         default="auto", description="numbers of the linear layers; 'auto' takes bf16 where it is faster, at every start"
     )

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dis_cli.models.embed import FinalLayer, LabelEmbed, PatchEmbed, timestep_embedding, unpatchify
+from dis_cli.models.embed import FinalLayer, LabelEmbed, PatchEmbed, rowwise, timestep_embedding, unpatchify
 from dis_cli.models.mixer import Mixer
 from dis_cli.scan import add_rms_norm
 
@@ -212,7 +212,8 @@ class DiS(nn.Module):
         """
         self._check(x, labels)
         keeps = self._keep_factors(x, drop_path_uniform)
-        time_token = self.time_embed(timestep_embedding(t, self.embed_dim).to(self.pos_embed.dtype))
+        embedding = timestep_embedding(t, self.embed_dim).to(self.pos_embed.dtype)
+        time_token = self.time_embed(embedding) if self.training else rowwise(self.time_embed, embedding)
         tokens = [time_token[:, None], self.patch_embed(x)]
         condition = None
         if self.label_emb is not None and labels is not None:

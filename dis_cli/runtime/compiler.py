@@ -6,7 +6,7 @@ from torch import Tensor
 from dis_cli.errors import ConfigError
 
 
-def require_compiler(device: torch.device) -> None:
+def require_compiler(device: torch.device, asked: str = "`train.compile`: got true") -> None:
     """Compile a sum, so that what is missing is told before the work begins and not at its first step.
 
     It takes some seconds, most of which the model would spend later: to load torch's compiler. That a compiler is
@@ -14,6 +14,7 @@ def require_compiler(device: torch.device) -> None:
 
     Args:
         device: What the model computes on.
+        asked: What asked for it, for the beginning of the message.
 
     Raises:
         ConfigError: It cannot.
@@ -24,8 +25,8 @@ def require_compiler(device: torch.device) -> None:
         # torch wraps what a backend raises.
         cause = str(getattr(error, "inner_exception", error)).partition("\n")[0].rstrip(".")
         raise ConfigError(
-            f"`train.compile`: got true, but torch cannot compile on this machine: {cause}",
-            "Install a C++ compiler (g++, or name one in the variable CXX), or set train.compile=false",
+            f"{asked}, but torch cannot compile on this machine: {cause}",
+            "Install a C++ compiler (g++, or name one in the variable CXX), or do without compiling",
         ) from error
 
 

@@ -64,10 +64,12 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 
 def publish(temporary: Path, final: Path) -> None:
-    """Force a finished file to the disk and give it its final name, in place of what had it.
+    """Force a finished file, or a folder of forced files, to the disk and give it its final name.
+
+    A file takes the place of what had the name; a folder only that of an empty folder.
 
     Args:
-        temporary: The file, on the same file system.
+        temporary: The file or folder, on the same file system.
         final: Its name to be.
 
     Raises:

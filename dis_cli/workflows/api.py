@@ -16,8 +16,9 @@ from dis_cli.models.backbone import DiS
 from dis_cli.runtime.device import pick_device
 from dis_cli.workflows import load
 from dis_cli.workflows.build import build_codec, pick_precision
+from dis_cli.workflows.classes import parse_classes
 from dis_cli.workflows.generate import generate
-from dis_cli.workflows.load import LoadedModel, parse_classes
+from dis_cli.workflows.load import LoadedModel
 
 _DEFAULT_IMAGES = 16
 
@@ -90,7 +91,7 @@ def sample_images(
 ) -> npt.NDArray[np.uint8]:
     """Images from a model: those that `dis sample` writes for the same seeds, classes and settings, bit for bit.
 
-    An image depends on its seed and class only, but for the last bits of sums, which depend on the batch size.
+    An image depends on its seed and class only.
 
     Args:
         model: From `load_model`.
@@ -98,7 +99,7 @@ def sample_images(
         classes: A number or name, or several that take turns, or "all"; () lets each image's seed choose.
         seeds: One an image, 0 or more; None takes 0 to n - 1.
         steps: Model evaluations an image, instead of the run's.
-        sampler: As ``--sampler``, instead of the run's.
+        sampler: As ``--sampler``, instead of the run's; with its usual steps, unless ``steps`` says how many.
         cfg_scale: Classifier-free guidance; 1 is none.
         vae: Folder, or cached hub id, of the VAE that decodes latents.
         overrides: ``KEY=VALUE`` on the model's settings, such as "sample.batch_size=8".
@@ -112,7 +113,8 @@ def sample_images(
     """
     loaded = model.origin
     options = {
-        "sample.steps": steps,
+        # The run's number of steps is that of its own sampler.
+        "sample.steps": "auto" if steps is None and sampler is not None else steps,
         "sample.sampler": sampler,
         "sample.cfg_scale": cfg_scale,
         "codec.vae": None if vae is None else os.fspath(vae),

@@ -252,8 +252,7 @@ def _generated(
         precision=precision.name,
     )
     for batch in batches:
-        size = min(config.sample.batch_size, num_samples - batch.start)
-        yield Progress(done=batch.start + int(batch.share * size), total=num_samples, unit="images")
+        yield Progress(done=batch.num_done, total=num_samples, unit="images")
         if batch.images is not None:
             yield batch.images
 

@@ -13,19 +13,22 @@ MIN_TILE = 32
 MARGIN = 4
 
 
-def labelled_grid(images: Sequence[npt.NDArray[np.uint8]], labels: Sequence[str] | None) -> Image.Image:
+def labelled_grid(
+    images: Sequence[npt.NDArray[np.uint8]], labels: Sequence[str] | None, columns: int | None = None
+) -> Image.Image:
     """Rows of images, each class beginning a row of its own with its name at the left.
 
     Args:
         images: (h, w, c) each, all of one shape, c = 1 or 3.
         labels: Name of each image's class; None puts all in rows without a name.
+        columns: Images in a row; None makes a square of a single group, and else a row of each.
     """
     names = labels if labels is not None else [""] * len(images)
     groups: dict[str, list[npt.NDArray[np.uint8]]] = {}
     for name, image in zip(names, images, strict=True):
         groups.setdefault(name, []).append(image)
     largest = max(len(group) for group in groups.values())
-    columns = min(MAX_COLUMNS, math.ceil(math.sqrt(largest)) if len(groups) == 1 else largest)
+    columns = columns or min(MAX_COLUMNS, math.ceil(math.sqrt(largest)) if len(groups) == 1 else largest)
     rows = [
         (name if start == 0 else "", group[start : start + columns])
         for name, group in groups.items()
@@ -50,8 +53,10 @@ def labelled_grid(images: Sequence[npt.NDArray[np.uint8]], labels: Sequence[str]
     return canvas
 
 
-def grid_png(images: Sequence[npt.NDArray[np.uint8]], labels: Sequence[str] | None) -> bytes:
+def grid_png(
+    images: Sequence[npt.NDArray[np.uint8]], labels: Sequence[str] | None, columns: int | None = None
+) -> bytes:
     """``labelled_grid`` as a PNG file."""
     buffer = io.BytesIO()
-    labelled_grid(images, labels).save(buffer, format="PNG")
+    labelled_grid(images, labels, columns).save(buffer, format="PNG")
     return buffer.getvalue()

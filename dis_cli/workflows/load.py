@@ -1,6 +1,5 @@
 """From what ``--ckpt`` names to a model that can be sampled."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.presets import load_preset
 from dis_cli.config.schema import RunConfig
 from dis_cli.data.shards import VaeRecord
-from dis_cli.errors import UsageError, did_you_mean
 from dis_cli.models.backbone import DiS
 from dis_cli.scan.engines import Engine
 from dis_cli.workflows.averages import Average
@@ -33,6 +31,7 @@ class LoadedModel:
         engine: What computes its scan.
         form: What it was found in.
         path: The checkpoint read.
+        sha256: Of its content; see `SavedModel`.
         step: Optimizer steps it was trained for; None when the file does not say.
         class_names: One name a class; empty when unknown.
         vae: The VAE that its latents are of; None for pixels, or when the checkpoint does not say.
@@ -46,6 +45,7 @@ class LoadedModel:
     engine: Engine
     form: Form
     path: Path
+    sha256: str
     step: int | None
     class_names: tuple[str, ...]
     vae: VaeRecord | None
@@ -101,42 +101,9 @@ def load_model(
         engine=engine,
         form=saved.form,
         path=saved.path,
+        sha256=saved.sha256,
         step=saved.step,
         class_names=saved.class_names,
         vae=saved.vae,
         notes=saved.notes,
     )
-
-
-def parse_classes(values: list[str], loaded: LoadedModel) -> list[int]:
-    """Class numbers from what the user wrote: numbers, names, comma-separated lists of them, or "all".
-
-    Raises:
-        UsageError: The model has no classes, or not this one.
-    """
-    count = loaded.saved_config.model.num_classes
-    wanted = [part.strip() for value in values for part in value.split(",") if part.strip()]
-    if not wanted:
-        return []
-    if count == 0:
-        raise UsageError(f"The model is unconditional and has no class {wanted[0]}", "Leave `--class` out")
-    if wanted == ["all"]:
-        return list(range(count))
-    return [_parse_class(text, count, loaded.class_names) for text in wanted]
-
-
-def _parse_class(text: str, count: int, names: tuple[str, ...]) -> int:
-    if text in names:
-        return names.index(text)
-    if re.fullmatch(r"-?[0-9]{1,18}", text):
-        if 0 <= int(text) < count:
-            return int(text)
-        raise UsageError(f"Class {text} is out of range: the model has {count} classes, 0 to {count - 1}")
-    close = did_you_mean(text, names)
-    if close:
-        hint = f"Did you mean `{close}`?"
-    elif names:
-        hint = f"Classes are numbers, 0 to {count - 1}, or names such as `{names[0]}`, or `all`"
-    else:
-        hint = f"Classes are numbers, 0 to {count - 1}, or `all`; this checkpoint does not name them"
-    raise UsageError(f"Unknown class: `{text}`", hint)

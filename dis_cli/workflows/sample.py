@@ -1,180 +1,397 @@
-"""Sampling: a checkpoint, seeds and classes in; images, their settings and a grid out."""
+"""Sampling: a checkpoint, seeds and classes in; images with their settings out, as PNGs and a grid, or in one file.
 
-import io
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+Finished batches are kept beside the result until it is whole (see `unfinished_samples`), so that the same command
+continues after a kill. Under `torchrun` every process makes a share of the batches, and the leader the result.
+"""
+
+import contextlib
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import filelock
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
+import torch
 
+from dis_cli import __version__
 from dis_cli.config.schema import RunConfig
-from dis_cli.errors import UsageError
+from dis_cli.errors import StorageError, UsageError
 from dis_cli.events import Event, Finished, Note, Progress, Started, Wrote
+from dis_cli.runtime.compiler import require_compiler
 from dis_cli.runtime.device import pick_device
-from dis_cli.runtime.files import atomic_folder, discard_folder, write_durably
-from dis_cli.workflows.build import build_codec, build_guidance, build_sampler, choices, pick_precision
+from dis_cli.runtime.files import storage_error
+from dis_cli.runtime.precision import Precision
+from dis_cli.runtime.process_group import ProcessGroup, join_process_group
+from dis_cli.runtime.signals import StopRequest, stop_on_signals
+from dis_cli.workflows.batch_size import pick_batch_size
+from dis_cli.workflows.build import Codec, build_codec, build_guidance, build_sampler, choices, pick_precision
+from dis_cli.workflows.classes import as_ranges, choose_seeds, parse_classes
 from dis_cli.workflows.generate import generate
-from dis_cli.workflows.grid import grid_png
-from dis_cli.workflows.load import LoadedModel, load_model, parse_classes
+from dis_cli.workflows.load import LoadedModel, load_model
 from dis_cli.workflows.resources import look_for_vae
+from dis_cli.workflows.sample_output import GRID_FILE, Format, Result, read_facts, trajectory_images
+from dis_cli.workflows.unfinished_samples import Images, UnfinishedSamples, missing, require_same
 
-SETTINGS_FILE = "samples.json"
-GRID_FILE = "grid.png"
-MAX_GRID_IMAGES = 400
+Trajectory = Literal["strip", "gif"]
+
+TRAJECTORY_IMAGES = 8
+TRAJECTORY_STEPS = 10
+_POLL_SECONDS = 0.05
+# What may differ between the starts that make one result.
+_INFORMATION = ("dis",)
 
 
 def sample(
     checkpoint: Path,
     *,
-    num_images: int,
-    seed: int = 0,
+    num_images: int | None = None,
+    seed: int | None = None,
+    seeds: str | None = None,
     classes: Sequence[str] = (),
     overrides: Sequence[str] = (),
     preset: str | None = None,
     step: int | None = None,
     out: Path | None = None,
+    form: Format | None = None,
+    trajectory: Trajectory | None = None,
+    compile_model: bool = False,
     device: str = "auto",
     dry_run: bool = False,
 ) -> Iterator[Event]:
-    """Generate images and write them with their settings and a grid; image i has seed ``seed + i``.
+    """Generate images and write them with their settings; image i has seed ``seed + i``.
+
+    Under `torchrun` every process calls this; they must share a file system.
 
     Args:
         checkpoint: Run folder, checkpoint folder, exported file or folder, or published ``.pt`` file.
-        num_images: How many.
-        seed: Seed of the first image.
-        classes: Numbers, names, or "all"; several take turns. None lets each image's seed choose.
+        num_images: How many; None takes as many as there are ``seeds``, else 16.
+        seed: Seed of the first image; None is 0.
+        seeds: All seeds instead, such as "0-15,40".
+        classes: Numbers, names, ranges or "all"; several take turns. None lets each image's seed choose uniformly.
         overrides: ``KEY=VALUE`` on the checkpoint's settings, such as ``sample.steps=50``.
         preset: The preset that the checkpoint must belong to; None accepts any.
         step: The checkpoint of a run folder to take instead of its newest sound one.
-        out: The folder to write, replaced when it holds earlier samples; None puts it into the run's ``samples``.
+        out: The folder or file to write; None puts it into the run's ``samples``.
+        form: "png" is a folder with a grid, "npz" one array, "zip" one archive of PNGs; None goes by ``out``.
+        trajectory: Also show how the first images came about; with "png" only.
+        compile_model: Compile the model, which takes a minute and then makes each step faster.
         device: "auto", "cpu", "cuda" or "cuda:N".
         dry_run: Only say what would be done.
 
     Raises:
-        UsageError: A setting or class is wrong, or ``out`` holds something else.
+        UsageError: A setting, seed or class is wrong, or ``out`` holds something else.
+        Interrupted: A signal asked to stop; finished batches stay for the next start.
         DisError: The checkpoint, the VAE, the device or the disk do not allow it.
     """
+    chosen_seeds = choose_seeds(seed, seeds, num_images)
+    chosen_form = _form(form, out, trajectory)
     place = pick_device(device)
-    loaded = load_model(checkpoint, place, overrides, preset, step)
-    yield from (Note(message=note, level="warning") for note in loaded.notes)
-    config = loaded.config
-    if not dry_run:
-        # Of a published file this is known only now; what is built next takes seconds.
-        look_for_vae(config, None)
-    precision = pick_precision(config.sample.precision, config, place)
-    chosen = parse_classes(list(classes), loaded)
-    per_image = [chosen[index % len(chosen)] for index in range(num_images)] if chosen else None
-    sampler = build_sampler(config)
-    folder = out or default_folder(loaded, config, seed, num_images, chosen)
-    replaces = _check_replaceable(folder)
-    settings: dict[str, object] = {
+    with contextlib.ExitStack() as held:
+        stop = held.enter_context(stop_on_signals())
+        # A process that only looks needs no others.
+        group = ProcessGroup() if dry_run else held.enter_context(join_process_group(place, stop))
+        loaded = load_model(checkpoint, place, overrides, preset, step)
+        yield from (Note(message=note, level="warning") for note in loaded.notes)
+        config = loaded.config
+        if not dry_run:
+            # Of a published file this is known only now; what is built next takes seconds.
+            look_for_vae(config, None)
+        chosen = parse_classes(classes, loaded)
+        named = f"seeds-{seeds}" if seeds else f"seed-{chosen_seeds[0]}"
+        path = out or default_path(loaded, named, len(chosen_seeds), chosen, chosen_form)
+        precision = group.from_leader(lambda: _precision(path, config, place))
+        facts = _facts(loaded, precision, chosen_seeds, chosen, chosen_form, trajectory, compiled=compile_model)
+        result = Result(
+            out=path,
+            form=chosen_form,
+            facts=facts,
+            settings=_settings(loaded, facts, chosen_seeds, chosen),
+            seeds=chosen_seeds,
+            class_names=loaded.class_names,
+            shape=(config.pixel_size, config.pixel_size, config.pixel_channels),
+        )
+        batch_size = pick_batch_size(loaded.model, config, place)
+        job = _Job(loaded, result, group, stop, place, precision, chosen, batch_size, compiled=compile_model)
+        group.require_agreement(facts | {"out": str(path)})
+        if dry_run:
+            yield Finished(result=job.summary() | {"dry_run": True, **job.plan()})
+            return
+        if group.is_leader:
+            held.enter_context(_lock(path))
+        yield from job.run(trajectory)
+
+
+@dataclass
+class _Job:
+    """What stays the same from the first image to the last."""
+
+    loaded: LoadedModel
+    result: Result
+    group: ProcessGroup
+    stop: StopRequest
+    device: torch.device
+    precision: Precision
+    classes: list[int]
+    batch_size: int
+    compiled: bool
+
+    def __post_init__(self) -> None:
+        self.unfinished = UnfinishedSamples(self.result.out)
+        self.count = len(self.result.seeds)
+
+    def run(self, trajectory: Trajectory | None) -> Iterator[Event]:
+        """Make what is missing, then the result."""
+        began = time.monotonic()
+        # All that may be wrong is told before anything is written.
+        codec = build_codec(self.loaded.config, self.device, self.loaded.vae)
+        if self.compiled:
+            require_compiler(self.device, "`--compile` was given")
+            self.loaded.model.compile()
+        places = self.group.from_leader(self._begin)
+        if places is None:
+            yield Note(message=f"`{self.result.out}` holds these samples already: nothing to do")
+            yield Finished(result=self.summary() | {"images_generated": 0, "images_kept": self.count})
+            return
+        batches = missing(places, self.count, self.batch_size)
+        kept = self.count - sum(map(len, batches))
+        sample = self.loaded.config.sample
+        details: dict[str, object] = {"sampler": sample.sampler, "steps": sample.steps, "device": str(self.device)}
+        details |= {"batch size": self.batch_size}
+        details |= {"processes": self.group.world_size} if self.group.world_size > 1 else {}
+        yield Started(what="sampling", total=self.count, unit="images", first=kept, details=details)
+        yield from choices(self.loaded.engine, self.precision)
+        yield from self._fill(batches, kept, codec)
+        if self.group.is_leader:
+            extras = {} if trajectory is None else self._trajectory(codec, trajectory)
+            self.stop.obey(self._state(self.count))
+            try:
+                self.result.write(self.unfinished.parts(), self.unfinished.result, extras)
+            except BaseException:
+                self.unfinished.discard_result()
+                raise
+            self.unfinished.remove()
+        self.group.wait_for_leader(self.stop, self._state(self.count))
+        yield Wrote(what="images", path=self.result.out)
+        seconds = time.monotonic() - began
+        yield Finished(
+            result=self.summary()
+            | {"images_generated": self.count - kept, "images_kept": kept}
+            | {"seconds": round(seconds, 3), "images_per_second": round((self.count - kept) / seconds, 3)}
+        )
+
+    def summary(self) -> dict[str, object]:
+        """What ``--json`` prints of any run."""
+        result = self.result
+        grid = {"grid": str(result.out / GRID_FILE)} if result.form == "png" else {}
+        return result.settings | {"out": str(result.out), "batch_size": self.batch_size, **grid}
+
+    def plan(self) -> dict[str, object]:
+        """What there is to do, for a dry run."""
+        there = read_facts(self.result.out)
+        if there is not None:
+            require_same(self.result.out, _compared(there), _compared(self.result.facts))
+        # The PNGs, the grid and the settings.
+        num_files = self.count + 2 if self.result.form == "png" else 1
+        # Finished batches stay until the result is whole.
+        return {
+            "num_files": num_files,
+            "result_bytes": self.result.size_bytes,
+            "disk_bytes": 2 * self.result.size_bytes,
+        }
+
+    def _begin(self) -> list[range] | None:
+        """The places of the images that are there; None when all is done. On the leader."""
+        out, facts = self.result.out, _compared(self.result.facts)
+        there = read_facts(out)
+        if there is not None:
+            require_same(out, _compared(there), facts)
+            # A kill may have come before this.
+            self.unfinished.remove()
+            return None
+        self.unfinished.begin(facts)
+        return self.unfinished.sound_places()
+
+    def _fill(self, batches: list[range], kept: int, codec: Codec) -> Iterator[Event]:
+        """Generate this rank's batches and keep them; the leader then waits for those of the others."""
+        done = kept
+        sizes = {batch.start: len(batch) for batch in batches}
+        for batch in batches[self.group.rank :: self.group.world_size]:
+            labels = [self.classes[index % len(self.classes)] for index in batch] if self.classes else None
+            for step in generate(
+                self.loaded.model,
+                codec,
+                self.loaded.config,
+                seeds=[self.result.seeds[index] for index in batch],
+                classes=labels,
+                device=self.device,
+                precision=self.precision.name,
+                batch_size=self.batch_size,
+                whole_batches=self.compiled,
+            ):
+                if step.images is not None:
+                    own = None if step.labels is None else np.asarray(step.labels, dtype=np.int64)
+                    self.unfinished.add(batch.start, step.images.numpy(), own)
+                    done = kept + self._num_done(sizes)
+                    yield Progress(done=done, total=self.count, unit="images")
+                else:
+                    yield Progress(done=done + step.num_done, total=self.count, unit="images")
+                self.stop.obey(self._state(done))
+        if self.group.world_size == 1 or not self.group.is_leader:
+            return
+        while (now := kept + self._num_done(sizes)) < self.count:
+            if now > done:
+                done = now
+                yield Progress(done=done, total=self.count, unit="images")
+            self.stop.obey(self._state(done))
+            time.sleep(_POLL_SECONDS)
+
+    def _num_done(self, sizes: dict[int, int]) -> int:
+        return sum(sizes.get(start, 0) for start in self.unfinished.starts())
+
+    def _state(self, done: int) -> str:
+        return f"{done} of {self.count} images are finished and kept in `{self.unfinished.path}`"
+
+    def _trajectory(self, codec: Codec, trajectory: Trajectory) -> dict[str, bytes]:
+        """How the first images came about. They are made once more, which is the same images."""
+        few = range(min(TRAJECTORY_IMAGES, self.count))
+        estimates: list[Images] = []
+        for step in generate(
+            self.loaded.model,
+            codec,
+            self.loaded.config,
+            seeds=[self.result.seeds[index] for index in few],
+            classes=[self.classes[index % len(self.classes)] for index in few] if self.classes else None,
+            device=self.device,
+            precision=self.precision.name,
+            batch_size=len(few),
+            estimates=min(TRAJECTORY_STEPS, self.loaded.config.sampling[1]),
+        ):
+            if step.estimate is not None:
+                estimates.append(step.estimate.numpy())
+            self.stop.obey(self._state(self.count))
+        return trajectory_images(estimates, trajectory)
+
+
+def _precision(out: Path, config: RunConfig, device: torch.device) -> Precision:
+    """What was chosen for the images that are there already, when the choice is left to the machine."""
+    there = read_facts(out) or UnfinishedSamples(out).facts()
+    if there is not None and config.sample.precision == "auto" and there.get("precision") in ("fp32", "bf16"):
+        return Precision(str(there["precision"]), "it is that of the images that are there")
+    return pick_precision(config.sample.precision, config, device)
+
+
+def default_path(loaded: LoadedModel, seeds: str, num_images: int, classes: list[int], form: Format) -> Path:
+    """Where samples go unless told: the run's ``samples`` (or ./samples), under a name that says what is in it."""
+    root = loaded.run_folder / "samples" if loaded.run_folder else Path("samples")
+    sample = loaded.config.sample
+    origin = loaded.path.stem if loaded.step is None else f"step-{loaded.step:08d}"
+    # A list of many seeds would be too long for a name.
+    seeds = seeds if len(seeds) <= 40 else f"{seeds[:37]}..."
+    parts = [origin, sample.sampler.replace("+", "p"), f"{sample.steps}", seeds, f"n-{num_images}"]
+    if sample.cfg_scale != 1:
+        parts.append(f"cfg-{sample.cfg_scale:g}")
+    parts += (*sample.name_parts, *loaded.average.name_parts)
+    if classes:
+        all_of_them = classes == list(range(loaded.config.model.num_classes))
+        parts.append("class-all" if all_of_them else "class-" + "-".join(map(str, classes[:8])))
+    return root / ("_".join(parts) + ("" if form == "png" else f".{form}"))
+
+
+def _form(form: Format | None, out: Path | None, trajectory: Trajectory | None) -> Format:
+    suffixes: dict[str, Format] = {".npz": "npz", ".zip": "zip"}
+    told = None if out is None else suffixes.get(out.suffix)
+    if form is not None and told is not None and form != told:
+        raise UsageError(f"`--format {form}` contradicts `--out {out}`", "Leave `--format` out, or name another file")
+    chosen: Format = form or told or "png"
+    if out is not None and chosen != "png" and told is None:
+        raise UsageError(
+            f"`--format {chosen}` writes one file, and `{out}` does not end in .{chosen}",
+            f"Give `--out {out}.{chosen}`",
+        )
+    if trajectory is not None and chosen != "png":
+        raise UsageError(
+            f"`--trajectory` is put beside PNGs in a folder, and the format is {chosen}", "Give `--format png`"
+        )
+    return chosen
+
+
+def _facts(
+    loaded: LoadedModel,
+    precision: Precision,
+    seeds: Sequence[int],
+    classes: Sequence[int],
+    form: Format,
+    trajectory: Trajectory | None,
+    *,
+    compiled: bool,
+) -> dict[str, object]:
+    """All that the result's bytes depend on."""
+    config: RunConfig = loaded.config
+    facts: dict[str, object] = {
+        "dis": __version__,
+        "checkpoint_sha256": loaded.sha256,
+        "step": loaded.step,
+        "ema_decay": loaded.average.decay,
+        "seeds": as_ranges(seeds),
+        "classes": as_ranges(classes) if classes else None,
+        "format": form,
+        "trajectory": trajectory,
+        "sample": config.sample.model_dump(mode="json", exclude={"batch_size", "precision", "ema"}),
+        "engine": loaded.engine.name,
+        "precision": precision.name,
+        "compiled": compiled,
+    }
+    if config.codec.kind == "vae":
+        facts["codec"] = config.codec.model_dump(mode="json")
+    return facts
+
+
+def _settings(
+    loaded: LoadedModel, facts: dict[str, object], seeds: Sequence[int], classes: Sequence[int]
+) -> dict[str, object]:
+    timesteps = build_sampler(loaded.config).timesteps
+    return {
         "schema": 1,
         "checkpoint": str(loaded.path),
         "step": loaded.step,
         "ema_decay": loaded.average.decay,
-        "seed": seed,
-        "num_images": num_images,
-        "classes": chosen or None,
-        "sample": config.sample.model_dump(mode="json"),
-        "engine": asdict(loaded.engine),
-        "precision": asdict(precision),
-        "image_size": config.pixel_size,
-        "model_evaluations": len(sampler.timesteps),
-        "guided_evaluations": build_guidance(config).count_guided(sampler.timesteps),
-        "out": str(folder),
+        "seed": seeds[0],
+        "num_images": len(seeds),
+        "classes": list(classes) or None,
+        "sample": loaded.config.sample.model_dump(mode="json", exclude={"batch_size"}),
+        "engine": facts["engine"],
+        "precision": facts["precision"],
+        "format": facts["format"],
+        "image_size": loaded.config.pixel_size,
+        "model_evaluations": len(timesteps),
+        "guided_evaluations": build_guidance(loaded.config).count_guided(timesteps),
+        "facts": facts,
     }
-    if dry_run:
-        yield Finished(result=settings | {"dry_run": True})
-        return
-    codec = build_codec(config, place, loaded.vae)
-    yield Started(
-        what="sampling",
-        total=num_images,
-        unit="images",
-        details={"sampler": config.sample.sampler, "steps": len(sampler.timesteps), "device": str(place)},
-    )
-    yield from choices(loaded.engine, precision)
-    with atomic_folder(folder.with_name(folder.name + ".new") if replaces else folder) as temporary:
-        shown: list[npt.NDArray[np.uint8]] = []
-        records: list[dict[str, object]] = []
-        seeds = range(seed, seed + num_images)
-        batches = generate(
-            loaded.model,
-            codec,
-            config,
-            seeds=seeds,
-            classes=per_image,
-            device=place,
-            precision=precision.name,
-        )
-        for batch in batches:
-            if batch.images is None:
-                size = min(config.sample.batch_size, num_images - batch.start)
-                yield Progress(done=batch.start + int(batch.share * size), total=num_images, unit="images")
-                continue
-            for offset, image in enumerate(batch.images.numpy()):
-                label = None if batch.labels is None else batch.labels[offset]
-                own_seed = seed + batch.start + offset
-                name = f"{own_seed:06d}.png" if label is None else f"{own_seed:06d}_class-{label}.png"
-                write_durably(temporary / name, png_bytes(image), shown_as=folder / name)
-                records.append({"file": name, "seed": own_seed, "class": label})
-                if len(shown) < MAX_GRID_IMAGES:
-                    shown.append(image)
-            yield Progress(done=batch.start + len(batch.images), total=num_images, unit="images")
-        names = _names(records[: len(shown)], loaded.class_names)
-        write_durably(temporary / GRID_FILE, grid_png(shown, names), shown_as=folder / GRID_FILE)
-        text = json.dumps(settings | {"images": records}, indent=1) + "\n"
-        write_durably(temporary / SETTINGS_FILE, text.encode(), shown_as=folder / SETTINGS_FILE)
-    if replaces:
-        discard_folder(folder)
-        folder.with_name(folder.name + ".new").rename(folder)
-    yield Wrote(what="images", path=folder)
-    yield Finished(result=settings | {"grid": str(folder / GRID_FILE)})
 
 
-def default_folder(loaded: LoadedModel, config: RunConfig, seed: int, num_images: int, classes: list[int]) -> Path:
-    """Where samples go unless told: a folder in the run's ``samples`` (or ./samples) that names what is in it."""
-    root = loaded.run_folder / "samples" if loaded.run_folder else Path("samples")
-    origin = loaded.path.stem if loaded.step is None else f"step-{loaded.step:08d}"
-    parts = [
-        origin,
-        config.sample.sampler.replace("+", "p"),
-        f"{config.sample.steps}",
-        f"seed-{seed}",
-        f"n-{num_images}",
-    ]
-    if config.sample.cfg_scale != 1:
-        parts.append(f"cfg-{config.sample.cfg_scale:g}")
-    parts += (*config.sample.name_parts, *loaded.average.name_parts)
-    if classes:
-        all_of_them = classes == list(range(config.model.num_classes))
-        parts.append("class-all" if all_of_them else "class-" + "-".join(map(str, classes[:8])))
-    return root / "_".join(parts)
+def _compared(facts: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in facts.items() if key not in _INFORMATION}
 
 
-def png_bytes(image: npt.NDArray[np.uint8]) -> bytes:
-    """An (h, w, c) image as a PNG file, grey when c is 1."""
-    buffer = io.BytesIO()
-    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _names(records: list[dict[str, object]], class_names: tuple[str, ...]) -> list[str] | None:
-    labels = [record["class"] for record in records]
-    if any(label is None for label in labels):
-        return None
-    return [class_names[label] if isinstance(label, int) and class_names else str(label) for label in labels]
-
-
-def _check_replaceable(folder: Path) -> bool:
-    """Whether earlier samples stand there; anything else that stands there is not ours to replace."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return False
-    if (folder / SETTINGS_FILE).is_file():
-        return True
-    raise UsageError(
-        f"`{folder}` exists and holds no samples of this program", "Choose another folder with `--out DIR`"
-    )
+@contextlib.contextmanager
+def _lock(out: Path) -> Generator[None]:
+    """Keep other processes from writing the same result meanwhile."""
+    path = out.with_name(f".{out.name}.lock")
+    lock = filelock.FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+    except filelock.Timeout as error:
+        raise StorageError(
+            f"Another process is writing `{out}`", "Wait for it to end, or choose another `--out`"
+        ) from error
+    except (OSError, NotImplementedError) as error:
+        cause = error if isinstance(error, OSError) else OSError(str(error))
+        raise storage_error(out, cause) from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()

@@ -212,8 +212,7 @@ class Watcher:
             precision=precision.name,
         )
         for batch in batches:
-            size = min(self.config.sample.batch_size, len(mine) - batch.start)
-            yield Progress(done=batch.start + int(batch.share * size), total=len(mine), unit="images")
+            yield Progress(done=batch.num_done, total=len(mine), unit="images")
             if batch.images is not None:
                 parts.append(batch.images.numpy())
             elif self.stop.requested is not None:

@@ -16,7 +16,7 @@ from support.latents import Fork
 from support.tiny import dis, train, trained
 
 from dis_cli.runtime.run_dir import read_events
-from dis_cli.workflows.sample import GRID_FILE, SETTINGS_FILE
+from dis_cli.workflows.sample_output import GRID_FILE, SETTINGS_FILE
 
 SETTINGS = ["train.save_every=2", "train.keep_last=20", "data.num_workers=0"]
 FULL = re.compile(r"error: Cannot write `([^`]+)`: (File too large|No space left on device) \(needs ([\d,]+) bytes,")
@@ -162,17 +162,14 @@ SAMPLER = ["sample.sampler=ddim", "sample.steps=2"]
 
 
 # So many that the file is the largest one.
-@pytest.mark.parametrize(("name", "count"), [(GRID_FILE, 30), (SETTINGS_FILE, 1)])
-@pytest.mark.parametrize("there", [False, True])
-def test_no_room_for_samples(there: bool, name: str, count: int, begun: Path, tmp_path: Path) -> None:
-    # A long name, which makes the file of settings long.
-    out = tmp_path / ("o" * 200)
+@pytest.mark.parametrize(("name", "count"), [(GRID_FILE, 60), (SETTINGS_FILE, 1)])
+def test_no_room_for_samples(name: str, count: int, begun: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
     sample = ["sample", "--ckpt", begun, "--out", out, "-q", "-n", count, *SAMPLER]
     assert dis(*sample) == 0
     size = (out / name).stat().st_size
-    if not there:
-        shutil.rmtree(out)
-    before = files(tmp_path)
+    before = files(out)
+    shutil.rmtree(out)
 
     def work() -> int:
         limit_files(size - 1)
@@ -181,10 +178,29 @@ def test_no_room_for_samples(there: bool, name: str, count: int, begun: Path, tm
     process = Fork(work, tmp_path / "said")
     assert process.wait() == 1
     assert_told(process.errors, out / name, size)
-    for said in (process.said, process.said.with_suffix(".err")):
-        said.unlink()
-    assert files(tmp_path) == before
-    assert out.exists() == there
+    assert not out.exists()
+    # The images are kept, and nothing half-written beside them.
+    unfinished = tmp_path / "out.unfinished"
+    assert sorted(path.name for path in unfinished.iterdir()) == ["part-00000000.npz", "settings.json"]
+    assert dis(*sample) == 0
+    assert files(out) == before
+    assert not unfinished.exists()
+
+
+def test_no_room_for_finished_images(begun: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.npz"
+    sample = ["sample", "--ckpt", begun, "--out", out, "-q", "-n", 40, "sample.batch_size=40", *SAMPLER]
+
+    def work() -> int:
+        limit_files(2500)
+        return dis(*sample)
+
+    process = Fork(work, tmp_path / "said")
+    assert process.wait() == 1
+    assert_told(process.errors, tmp_path / "out.npz.unfinished" / "part-00000000.npz")
+    assert not out.exists()
+    assert dis(*sample) == 0
+    assert out.is_file()
 
 
 @pytest.mark.parametrize("there", [False, True])
