@@ -57,6 +57,8 @@ class Moments:
     Blocks of vectors are centred on their own mean and joined by the update of Chan, Golub and LeVeque (1979), so that
     a mean that dwarfs the spread costs no digits, as sums of outer products would. One stream gives the same bits
     however it is cut into batches; parts of it that are summed apart and merged differ from it by rounding alone.
+    The Frechet distance enlarges that rounding when there are fewer vectors than features (1e-8 at 2048): where ranks
+    must give the bits of one, each sends its batch of features to the leader, which adds them in the order of images.
 
     Args:
         size: Features of a vector, D.

@@ -23,6 +23,7 @@ import block
 import conv
 import data
 import memory
+import metrics
 import model
 import scan
 import train_step
@@ -40,6 +41,7 @@ SUBJECTS: dict[str, Callable[[Settings], Iterator[Record]]] = {
     "backbones": backbones.measure,
     "train_step": train_step.measure,
     "data": data.measure,
+    "metrics": metrics.measure,
     "training": training.measure,
 }
 EVERY_ISA = ("scan", "conv")
