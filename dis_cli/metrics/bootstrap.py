@@ -1,5 +1,6 @@
 """How far a Frechet distance would move had other images been drawn: an interval by the bootstrap."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -8,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dis_cli.metrics.frechet import frechet_distance, overlap
-from dis_cli.metrics.statistics import Moments, Statistics
+from dis_cli.metrics.statistics import Moments, Statistics, require_finite
 
 NUM_GROUPS = 20
 
@@ -45,13 +46,18 @@ class GroupedMoments:
             raise ValueError(f"num_groups must be at least 2, got {num_groups}")
         self.groups = [Moments(size) for _ in range(num_groups)]
 
-    def update(self, features: Float[Tensor, "b d"], first: int) -> None:
+    def update(self, features: Float[Tensor, "b d"], first: int, names: Sequence[str] | None = None) -> None:
         """Add vectors.
 
         Args:
-            features: One vector per row, finite.
+            features: One vector per row.
             first: The place of the first in the stream, which decides its group on whatever rank it is.
+            names: What to call their images when one is refused; None calls them by their place in the stream.
+
+        Raises:
+            DataError: A vector is not finite.
         """
+        require_finite(features, first, names)
         count = len(self.groups)
         for number, group in enumerate(self.groups):
             group.update(features[(number - first) % count :: count])

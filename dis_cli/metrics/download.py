@@ -67,7 +67,10 @@ def _require_answer(url: str) -> None:
     Raises:
         OSError: It cannot.
     """
-    place = urlsplit(urllib.request.getproxies().get(urlsplit(url).scheme) or url)
+    place = urlsplit(url)
+    proxy = urllib.request.getproxies().get(place.scheme)
+    if proxy and not urllib.request.proxy_bypass(place.hostname or ""):
+        place = urlsplit(proxy if "//" in proxy else f"//{proxy}")
     port = place.port or {"https": 443, "socks5": 1080}.get(place.scheme, 80)
     outcome: list[OSError | None] = []
 

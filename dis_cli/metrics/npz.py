@@ -17,6 +17,8 @@ from dis_cli.errors import DataError, MismatchError, RefusedError
 
 # What ADM's samples are called in their file.
 IMAGES_KEY = "arr_0"
+# The largest side of an image: a file that claims more is made to fill the memory.
+MAX_SIDE = 4096
 
 _OBJECTS_HINT = "Do not load it with allow_pickle either, unless you trust whoever made it"
 _DAMAGED_HINT = "It is damaged or incomplete: copy or fetch it anew"
@@ -117,7 +119,8 @@ def open_npz(path: Path) -> Generator[NpzFile]:
     try:
         with zipfile.ZipFile(path) as archive:
             yield NpzFile(path, archive)
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
+    # RuntimeError: it is encrypted
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
         raise DataError(f"`{path}` cannot be read as an .npz file ({error})", _DAMAGED_HINT) from error
     except OSError as error:
         raise DataError(f"`{path}` cannot be read ({error.strerror or error})", "Check the path") from error
@@ -147,6 +150,12 @@ class NpzImages:
                     f"`{path}`: {IMAGES_KEY} must be uint8 (N, H, W, 1 or 3), got {header.dtype} {shape}",
                     "Save images with `np.savez(path, images)`, channels last",
                 )
+        if max(shape[1:3]) > MAX_SIDE:
+            raise RefusedError(
+                f"`{path}` was refused: its images are of {shape[1]}x{shape[2]} pixels, at most {MAX_SIDE} a side are "
+                "allowed",
+                "It is made to fill the memory, or of another kind",
+            )
         if 0 in shape:
             raise DataError(f"`{path}`: {IMAGES_KEY} holds no images, its shape is {shape}")
         self.shape = shape

@@ -139,7 +139,7 @@ def require_same_extractor(reference: Reference, extractor: Extractor, path: Pat
 
 def _statistics(file: NpzFile, path: Path, mu: str, sigma: str, count: int | None) -> Statistics:
     mean = _floats(file, path, mu, MAX_FEATURES * 8)
-    covariance = _floats(file, path, sigma, mean.size**2 * 8)
+    covariance = _floats(file, path, sigma, min(mean.size, MAX_FEATURES) ** 2 * 8)
     try:
         return Statistics(mean, covariance, count)
     except ValueError as error:

@@ -149,9 +149,12 @@ def test_without_a_network_it_is_told_soon(url: str, hub: Path, monkeypatch: pyt
     assert list(hub.iterdir()) == []
 
 
-def test_a_proxy_is_what_must_answer(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "127.0.0.1:9"])
+def test_a_proxy_is_what_must_answer(proxy: str, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv(name, proxy)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(MissingResourceError, match="refused"):
         download.download_inception("http://192.0.2.1/weights")
 

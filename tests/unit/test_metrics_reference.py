@@ -200,6 +200,18 @@ def test_arrays_that_claim_more_than_they_have(tmp_path: Path) -> None:
         next(batches)
 
 
+def test_images_too_large_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "claims.npz"
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": (1, 1 << 20, 1 << 20, 3)}
+    )
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("arr_0.npy", header.getvalue())
+    with pytest.raises(RefusedError, match="1048576x1048576 pixels"):
+        NpzImages(path)
+
+
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("batch", [1, 4, 100])
 def test_images_are_read_in_blocks(compressed: bool, batch: int, tmp_path: Path) -> None:

@@ -77,6 +77,8 @@ def test_features_that_are_no_numbers_name_the_image(value: float) -> None:
     with pytest.raises(DataError, match=r"image c.png"):
         moments.update(bad, names=["a.png", "b.png", "c.png", "d.png"])
     assert len(moments) == 10
+    with pytest.raises(DataError, match=r"image number 32, counted from 0"):
+        GroupedMoments(5).update(bad, 30)
 
 
 def test_large_features_are_numbers() -> None:
