@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from dis_cli.metrics.frechet import frechet_distance, overlap
+from dis_cli.metrics.frechet import covariance_root, frechet_distance, overlap
 from dis_cli.metrics.statistics import Moments, Statistics, require_finite
 
 NUM_GROUPS = 20
@@ -95,8 +95,7 @@ def frechet_interval(
         raise ValueError(f"images must be in at least 2 groups, got {len(parts)}")
     counts = np.array([count for count, _, _ in parts])
     means = np.stack([mean for _, mean, _ in parts])
-    eigenvalues, eigenvectors = np.linalg.eigh(reference.covariance)
-    root = eigenvectors * np.sqrt(eigenvalues.clip(min=0))
+    root = covariance_root(reference)
     traces = np.array([np.trace(scatter) for _, _, scatter in parts])
     scatters = np.stack([root.T @ scatter @ root for _, _, scatter in parts])
 

@@ -13,10 +13,12 @@ IMAGES_PER_FEATURE = 5
 def frechet_distance(a: Statistics, b: Statistics) -> float:
     """The squared Frechet (2-Wasserstein) distance between the Gaussians with these statistics.
 
-    ``|m_a - m_b|^2 + tr S_a + tr S_b - 2 tr (S_a^(1/2) S_b S_a^(1/2))^(1/2)``, Dowson and Landau (1982), by two
-    symmetric eigendecompositions. With fewer vectors than features, the square roots of eigenvalues that are zero but
-    for rounding make the result too small, by 1e-8 of its value at 64 features and up to 1e-5 at 2048 (measured). So
-    they do in the published ones, and by more: they are kept, because without them scores would agree less.
+    ``|m_a - m_b|^2 + tr S_a + tr S_b - 2 tr (R' S_b R)^(1/2)`` with ``R R' = S_a``, Dowson and Landau (1982), by the
+    eigenvalues of a symmetric matrix.
+
+    With fewer vectors than features, the square roots of eigenvalues that are zero but for rounding make the result too
+    small, by 1e-8 of its value at 64 features and up to 1e-5 at 2048 (measured). So they do in the published ones, and
+    by more: they are kept, because without them scores would agree less.
 
     Args:
         a: One set's statistics.
@@ -33,15 +35,23 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     """
     if a.mean.size != b.mean.size:
         raise ValueError(f"mean must have the same length in both statistics, got {a.mean.size} and {b.mean.size}")
-    eigenvalues, eigenvectors = np.linalg.eigh(a.covariance)
-    root = (eigenvectors * np.sqrt(eigenvalues.clip(min=0))) @ eigenvectors.T
+    root = covariance_root(a)
     shift = a.mean - b.mean
-    distance = shift @ shift + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap(root @ b.covariance @ root)
-    return max(float(distance), 0.0)
+    distance = shift @ shift + np.trace(a.covariance) + np.trace(b.covariance)
+    return max(float(distance - 2 * overlap(root.T @ b.covariance @ root)), 0.0)
+
+
+def covariance_root(a: Statistics) -> Float[np.ndarray, "d d"]:
+    """``R`` with ``R R'`` equal to the covariance: Cholesky's, or the symmetric one when it is singular."""
+    try:
+        return np.linalg.cholesky(a.covariance)
+    except np.linalg.LinAlgError:
+        eigenvalues, eigenvectors = np.linalg.eigh(a.covariance)
+        return (eigenvectors * np.sqrt(eigenvalues.clip(min=0))) @ eigenvectors.T
 
 
 def overlap(product: Float[np.ndarray, "d d"]) -> float:
-    """The trace of the square root of a covariance between two roots of another, symmetric but for rounding."""
+    """The trace of the square root of ``R' S R``, symmetric but for rounding."""
     return float(np.sqrt(np.linalg.eigvalsh((product + product.T) / 2).clip(min=0)).sum())
 
 
