@@ -1,15 +1,15 @@
-"""Feature extractors for scores: a bundled classifier of 8x8 digits, and Inception from the user's own file.
+"""What a feature extractor is, the bundled classifier of 8x8 digits, and an extractor made of one's own function.
 
-An extractor has ``name`` and ``sha256`` (of its weights), which say what a score was measured with, ``num_features``,
-and ``features``. To add one, write a class with these and choose it in ``dis_cli/workflows/evaluate.py``.
+To add one, write a class with the members of Extractor (no base class to inherit) and choose it in
+``dis_cli/workflows/evaluate.py``.
 """
 
 import hashlib
-import io
-import pickle
-import zipfile
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Final, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +18,80 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from dis_cli.errors import MissingResourceError, RefusedError
-from dis_cli.metrics.locate import INCEPTION_FILE, INCEPTION_HINT
-from dis_cli.runtime.untrusted import check_torch_file, refused_pickle
+from dis_cli.errors import MissingResourceError
 
 DIGIT_WEIGHTS = Path(__file__).parent / "weights" / "digits.safetensors"
-# The published file has 95.6 MB.
-MAX_INCEPTION_BYTES = 100 << 20
+
+# The outputs of an extractor, by what they are for: distances; the classes of the Inception Score; sFID.
+FEATURES: Final = "features"
+LOGITS: Final = "logits"
+SPATIAL: Final = "spatial"
+
+# How scores are called that are measured with the published Inception; with anything else their names say what.
+METRICS: Final = ("fid", "sfid", "inception_score", "kid", "precision", "recall", "density", "coverage")
+_OTHER_NAMES: Final = {
+    "fid": "frechet",
+    "sfid": "frechet_spatial",
+    "inception_score": "classifier_score",
+    "kid": "kernel_distance",
+}
+
+
+@runtime_checkable
+class Extractor(Protocol):
+    """Turns images into the vectors that scores are measured with."""
+
+    @property
+    def name(self) -> str:
+        """The network and its width."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Of its weights, 64 hexadecimal digits."""
+        ...
+
+    @property
+    def preprocessing(self) -> str:
+        """What it does with an image first; scores of other preprocessing cannot be compared."""
+        ...
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """The width of each output: FEATURES always, LOGITS and SPATIAL where it has them."""
+        ...
+
+    @property
+    def label(self) -> str | None:
+        """What the names of its scores end with; None for the published Inception alone, whose score is the FID."""
+        ...
+
+    def outputs(self, images: Shaped[Tensor, "b h w c"]) -> dict[str, Float[Tensor, "b _"]]:
+        """All outputs of one pass, float32, on the extractor's device.
+
+        Args:
+            images: 8-bit images, channels last.
+
+        Raises:
+            ValueError: The images are of a type or shape that it does not take.
+        """
+        ...
+
+
+def score_names(extractor: Extractor) -> dict[str, str]:
+    """What each of METRICS is called in results; nothing but the standard FID is called FID, or what comes from it."""
+    if extractor.label is None:
+        return {metric: metric for metric in METRICS}
+    return {metric: f"{_OTHER_NAMES.get(metric, metric)}_{extractor.label}" for metric in METRICS}
+
+
+def identity(extractor: Extractor) -> dict[str, str]:
+    """What has to be equal for two sets of features to be comparable."""
+    return {
+        "extractor": extractor.name,
+        "extractor_sha256": extractor.sha256,
+        "preprocessing": extractor.preprocessing,
+    }
 
 
 class DigitNetwork(nn.Module):
@@ -64,7 +131,9 @@ class DigitFeatures:
     """
 
     name = "digits-cnn-64"
-    num_features = 64
+    label = "digits"
+    preprocessing = "8x8 grey, scaled to [-1, 1]"
+    sizes: Mapping[str, int] = MappingProxyType({FEATURES: 64, LOGITS: 10})
 
     def __init__(self, weights_path: Path | None = None) -> None:
         path = weights_path or DIGIT_WEIGHTS
@@ -97,98 +166,59 @@ class DigitFeatures:
         Raises:
             ValueError: When the images are of another type or shape.
         """
-        _require_uint8(images)
+        require_uint8(images)
         if images.shape[1:] != (8, 8, 1):
             raise ValueError(f"images must have shape (B, 8, 8, 1), got {tuple(images.shape)}")
         with torch.no_grad():
             features, logits = self._network(to_unit(images.cpu()).double())
         return features.float(), logits.float()
 
+    def outputs(self, images: Shaped[Tensor, "b h w c"]) -> dict[str, Float[Tensor, "b _"]]:
+        """Features and logits; see Extractor."""
+        features, logits = self.features(images)
+        return {FEATURES: features, LOGITS: logits}
 
-class InceptionFeatures:
-    """The 2048 pool features of the Inception network that FID is defined with (Heusel et al., 2017).
 
-    The graph and its resizing to 299x299 are torch-fidelity's, equal to the original TensorFlow ones. Nothing is
-    ever downloaded.
+class FunctionFeatures:
+    """An extractor made of a function of one's own, for use from Python.
 
     Args:
-        weights_path: ``pt_inception-2015-12-05-6726825d.pth``.
-        device: Where the network runs.
-
-    Attributes:
-        published: Whether the file is the published one, whose sha256 begins with the digits in its name; with any
-            other, scores cannot be compared with those of papers.
-
-    Raises:
-        MissingResourceError: The file is missing or holds something else.
-        RefusedError: It holds more than weights.
+        function: Takes uint8 images (B, H, W, C), gives float features (B, D).
+        num_features: D.
+        sha256: Of the weights behind it: what tells its scores from those of another version.
+        preprocessing: What it does with an image first, in words.
+        name: What to call it; None takes ``module:function``.
     """
 
-    name = "inception-v3-2048"
-    num_features = 2048
+    def __init__(
+        self,
+        function: Callable[[Tensor], Tensor],
+        *,
+        num_features: int,
+        sha256: str,
+        preprocessing: str = "its own",
+        name: str | None = None,
+    ) -> None:
+        self.name = name or f"{function.__module__}:{function.__qualname__}"
+        self.label = re.sub(r"\W+", "_", self.name)
+        self.sha256 = sha256
+        self.preprocessing = preprocessing
+        self.sizes: Mapping[str, int] = {FEATURES: num_features}
+        self._function = function
 
-    def __init__(self, weights_path: Path, *, device: torch.device | str = "cpu") -> None:
-        try:
-            data = _read_inception(weights_path)
-            check_torch_file(weights_path, io.BytesIO(data), INCEPTION_HINT)
-            # torch-fidelity itself would run any code that the file contains; this refuses such a file.
-            torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-            # imported here because torchvision takes a second to load
-            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-            # It gets the bytes that were looked at, whatever the file holds by now.
-            file: Any = io.BytesIO(data)
-            network = FeatureExtractorInceptionV3(self.name, ["2048"], feature_extractor_weights_path=file)
-        except pickle.UnpicklingError as error:
-            raise refused_pickle(weights_path, "PyTorch's loader of weights refuses it") from error
-        except (
-            zipfile.BadZipFile,
-            RuntimeError,
-            EOFError,
-            ValueError,
-            TypeError,
-            AttributeError,
-            LookupError,
-        ) as error:
-            raise MissingResourceError(
-                f"`{weights_path}` does not hold the Inception weights that FID is defined with", INCEPTION_HINT
-            ) from error
-        except OSError as error:
-            raise MissingResourceError(
-                f"Inception weights cannot be read: `{weights_path}` ({error.strerror or error})", INCEPTION_HINT
-            ) from error
-        self.sha256 = hashlib.sha256(data).hexdigest()
-        self.published = self.sha256.startswith(INCEPTION_FILE.removesuffix(".pth").rpartition("-")[2])
-        self._device = torch.device(device)
-        self._network = network.to(self._device)
-
-    def features(self, images: Shaped[Tensor, "b h w c"]) -> Float[Tensor, "b 2048"]:
-        """The pool features, float32 on the CPU.
-
-        Args:
-            images: uint8 (B, H, W, 3) of any size, or (B, H, W, 1), whose grey is used for all three colours.
+    def outputs(self, images: Shaped[Tensor, "b h w c"]) -> dict[str, Float[Tensor, "b _"]]:
+        """What the function gives, as float32; see Extractor.
 
         Raises:
-            ValueError: When the images are of another type or shape.
+            ValueError: It gives another shape.
         """
-        _require_uint8(images)
-        if images.shape[3] not in (1, 3):
-            raise ValueError(f"images must have 1 or 3 channels, got shape {tuple(images.shape)}")
-        colours = images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).to(self._device)
-        # TF32 would move a feature by a thousandth.
-        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-            (features,) = self._network(colours)
-        return features.cpu()
-
-
-def _read_inception(path: Path) -> bytes:
-    size = path.stat().st_size
-    if size > MAX_INCEPTION_BYTES:
-        raise RefusedError(
-            f"`{path}` was refused: it has {size:,} bytes, Inception weights at most {MAX_INCEPTION_BYTES:,}",
-            INCEPTION_HINT,
-        )
-    return path.read_bytes()
+        require_uint8(images)
+        with torch.no_grad():
+            features = self._function(images).float()
+        wanted = (len(images), self.sizes[FEATURES])
+        if features.shape != wanted:
+            raise ValueError(f"features of {self.name} must have shape {wanted}, got {tuple(features.shape)}")
+        return {FEATURES: features}
 
 
 def to_unit(images: Shaped[Tensor, "b h w c"]) -> Float[Tensor, "b c h w"]:
@@ -196,7 +226,8 @@ def to_unit(images: Shaped[Tensor, "b h w c"]) -> Float[Tensor, "b c h w"]:
     return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _require_uint8(images: Tensor) -> None:
+def require_uint8(images: Tensor) -> None:
+    """Refuse what are no 8-bit images, channels last, with a ValueError."""
     if images.dtype != torch.uint8:
         raise ValueError(f"images must be uint8, got {images.dtype}")
     if images.ndim != 4:

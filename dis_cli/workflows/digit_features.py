@@ -27,7 +27,8 @@ from dis_cli.data.digits import DigitsSource
 from dis_cli.events import Event, Finished, Metric, Progress
 from dis_cli.metrics.baselines import ClassGaussians
 from dis_cli.metrics.features import DIGIT_WEIGHTS, DigitFeatures, DigitNetwork, to_unit
-from dis_cli.metrics.frechet import frechet_distance, statistics
+from dis_cli.metrics.frechet import frechet_distance
+from dis_cli.metrics.statistics import statistics
 from dis_cli.runtime.files import atomic_write_bytes
 from dis_cli.runtime.seed import Stream, generator
 

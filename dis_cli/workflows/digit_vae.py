@@ -33,7 +33,8 @@ from dis_cli.codecs.vae import VaeCodec
 from dis_cli.data.digits import DigitsSource
 from dis_cli.events import Event, Finished, Metric, Progress
 from dis_cli.metrics.features import DigitFeatures
-from dis_cli.metrics.frechet import frechet_distance, statistics
+from dis_cli.metrics.frechet import frechet_distance
+from dis_cli.metrics.statistics import statistics
 from dis_cli.runtime.files import atomic_write_bytes, atomic_write_text
 from dis_cli.runtime.seed import Stream, generator
 from dis_cli.workflows.digit_features import as_digits

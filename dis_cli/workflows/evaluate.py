@@ -17,10 +17,12 @@ from dis_cli.data.source import ImageSource
 from dis_cli.errors import StorageError, UsageError
 from dis_cli.events import Event, Finished, Metric, Note, Progress, Started, Wrote
 from dis_cli.metrics.baselines import ClassGaussians
-from dis_cli.metrics.features import DigitFeatures, InceptionFeatures
-from dis_cli.metrics.frechet import Statistics, frechet_distance, statistics
+from dis_cli.metrics.features import FEATURES, DigitFeatures
+from dis_cli.metrics.frechet import frechet_distance
+from dis_cli.metrics.inception import InceptionFeatures
 from dis_cli.metrics.locate import locate_inception
 from dis_cli.metrics.memorization import copy_share
+from dis_cli.metrics.statistics import Statistics, statistics
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.files import atomic_write_text
 from dis_cli.runtime.precision import Precision
@@ -268,12 +270,12 @@ def make_extractor(config: RunConfig, inception: Path | None, device: torch.devi
 
 
 def _statistics(images: Tensor, extractor: InceptionFeatures) -> Statistics:
-    return statistics(torch.cat([extractor.features(part) for part in images.split(FEATURE_BATCH)]))
+    return statistics(torch.cat([extractor.outputs(part)[FEATURES].cpu() for part in images.split(FEATURE_BATCH)]))
 
 
 def _real_statistics(source: ImageSource, extractor: InceptionFeatures) -> Statistics:
     parts = [
-        extractor.features(to_uint8(torch.stack([source.load(index, None) for index in part])))
+        extractor.outputs(to_uint8(torch.stack([source.load(index, None) for index in part])))[FEATURES].cpu()
         for part in (
             range(start, min(start + FEATURE_BATCH, len(source))) for start in range(0, len(source), FEATURE_BATCH)
         )

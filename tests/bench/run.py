@@ -23,6 +23,7 @@ import block
 import conv
 import data
 import memory
+import metrics
 import model
 import sampling
 import scan
@@ -41,6 +42,7 @@ SUBJECTS: dict[str, Callable[[Settings], Iterator[Record]]] = {
     "backbones": backbones.measure,
     "train_step": train_step.measure,
     "data": data.measure,
+    "metrics": metrics.measure,
     "training": training.measure,
     "sampling": sampling.measure,
 }

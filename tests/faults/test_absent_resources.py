@@ -45,7 +45,14 @@ def said(folder: Path, *arguments: object, slow: bool = False) -> str:
     """What the command writes that must fail with exit status 1 and leave ``folder`` alone."""
     before = sorted(folder.rglob("*"))
     # An empty cache, and nothing that would keep the hub's library offline.
-    done = python("-c", SCRIPT, *map(str, arguments), HF_HOME=str(folder / "hf"), HF_HUB_OFFLINE="0")
+    done = python(
+        "-c",
+        SCRIPT,
+        *map(str, arguments),
+        HF_HOME=str(folder / "hf"),
+        TORCH_HOME=str(folder / "torch"),
+        HF_HUB_OFFLINE="0",
+    )
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stderr.count("error:") == 1
     assert done.stderr.count("hint:") == 1

@@ -1,7 +1,8 @@
 import pytest
 from support.oracle import load
 
-from dis_cli.metrics.frechet import frechet_distance, statistics
+from dis_cli.metrics.frechet import frechet_distance
+from dis_cli.metrics.statistics import statistics
 
 
 # rankdef has 20 vectors of 32 features. scipy's square root ("fid") and eigenvalues ("fid_eigen") of the published

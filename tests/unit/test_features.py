@@ -15,7 +15,8 @@ from torch import Tensor
 from dis_cli.codecs.pixel import to_uint8
 from dis_cli.data.digits import DigitsSource
 from dis_cli.errors import MissingResourceError, RefusedError
-from dis_cli.metrics.features import DIGIT_WEIGHTS, DigitFeatures, InceptionFeatures
+from dis_cli.metrics.features import DIGIT_WEIGHTS, FEATURES, LOGITS, SPATIAL, DigitFeatures
+from dis_cli.metrics.inception import InceptionFeatures
 from dis_cli.workflows import digit_features
 
 
@@ -124,22 +125,35 @@ def test_inception_features_of_images_in_our_layout(inception_file: Path) -> Non
     pixels = np.random.default_rng(0).integers(0, 256, (3, 10, 12, 3), dtype=np.uint8)
     pixels[2] = pixels[2, :, :, :1]
     extractor = InceptionFeatures(inception_file)
-    features = extractor.features(torch.from_numpy(pixels))
-    assert features.shape == (3, 2048)
-    assert features.dtype == torch.float32
-    network = FeatureExtractorInceptionV3("own", ["2048"], feature_extractor_weights_path=str(inception_file))
-    expected = network(torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, 3, 1))))[0]
+    outputs = extractor.outputs(torch.from_numpy(pixels))
+    features = outputs[FEATURES]
+    assert {name: tuple(output.shape) for name, output in outputs.items()} == {
+        name: (3, size) for name, size in extractor.sizes.items()
+    }
+    assert all(output.dtype == torch.float32 for output in outputs.values())
+    network = FeatureExtractorInceptionV3(
+        "own", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(inception_file)
+    )
+    seen: list[Tensor] = []
+    network.Mixed_6d.branch1x1.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    expected, logits = network(torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, 3, 1))))
+    torch.testing.assert_close(outputs[LOGITS], logits, rtol=1e-4, atol=1e-5)
+    # ADM's order: row, column, channel
+    spatial = outputs[SPATIAL].view(3, 17, 17, 7)
+    assert spatial.std() > 0.1
+    torch.testing.assert_close(spatial[1, 5, 11, 6], seen[0][1, 6, 5, 11], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(spatial[2, 16, 0, 0], seen[0][2, 0, 16, 0], rtol=1e-4, atol=1e-5)
     spread = float((expected[0] - expected[1]).abs().max())
     torch.testing.assert_close(features, expected, rtol=0, atol=1e-4 * spread)
     # grey images count as three equal colours, and an image's features do not depend on its batch
-    grey = extractor.features(torch.from_numpy(pixels[2:, :, :, :1]))
+    grey = extractor.outputs(torch.from_numpy(pixels[2:, :, :, :1]))[FEATURES]
     torch.testing.assert_close(grey, expected[2:], rtol=0, atol=1e-4 * spread)
     assert extractor.sha256 == hashlib.sha256(inception_file.read_bytes()).hexdigest()
     assert not extractor.published
     with pytest.raises(ValueError, match="channels"):
-        extractor.features(torch.zeros(1, 8, 8, 4, dtype=torch.uint8))
+        extractor.outputs(torch.zeros(1, 8, 8, 4, dtype=torch.uint8))
     with pytest.raises(ValueError, match="uint8"):
-        extractor.features(torch.zeros(1, 8, 8, 3))
+        extractor.outputs(torch.zeros(1, 8, 8, 3))
 
 
 def test_missing_inception_weights_say_what_to_fetch_and_where_to_name_it(tmp_path: Path) -> None:

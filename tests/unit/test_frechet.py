@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from dis_cli.metrics import frechet
-from dis_cli.metrics.frechet import Statistics, frechet_distance, statistics
+from dis_cli.metrics import statistics as statistics_module
+from dis_cli.metrics.frechet import frechet_distance, sample_size_notes
+from dis_cli.metrics.statistics import Statistics, statistics
 
 
 def random_statistics(size: int, seed: int, count: int = 5000) -> Statistics:
@@ -30,7 +33,7 @@ def test_statistics_are_numpys() -> None:
 
 
 def test_large_sets_are_accumulated_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frechet, "ROWS_AT_A_TIME", 8)
+    monkeypatch.setattr(statistics_module, "BLOCK_ROWS", 8)
     features = np.random.default_rng(0).normal(3, 2, (50, 7))
     np.testing.assert_allclose(statistics(features).covariance, np.cov(features, rowvar=False), rtol=1e-12)
 
@@ -124,3 +127,45 @@ def test_statistics_that_are_none(change: dict[str, Any], message: str) -> None:
 def test_features_of_other_extractors_are_not_compared() -> None:
     with pytest.raises(ValueError, match=r"^mean .* 3 and 2"):
         frechet_distance(diagonal([0, 0, 0], [1, 1, 1]), diagonal([0, 0], [1, 1]))
+
+
+@given(seed=st.integers(0, 10_000), count=st.integers(2, 40), other=st.integers(2, 40))
+@settings(max_examples=40, deadline=None)
+def test_it_is_a_distance_that_does_not_depend_on_the_axes(seed: int, count: int, other: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, y = rng.standard_normal((count, 12)), rng.standard_normal((other, 12)) * 2 + 1
+    distance = frechet_distance(statistics(x), statistics(y))
+    assert distance > 0
+    # with fewer vectors than axes, to what zeros that are off by rounding leave
+    bound = 1e-9 if min(count, other) > 12 else 1e-6
+    assert frechet_distance(statistics(y), statistics(x)) == pytest.approx(distance, rel=bound)
+    assert frechet_distance(statistics(x), statistics(x)) == pytest.approx(0, abs=bound)
+    rotation = np.linalg.qr(rng.standard_normal((12, 12)))[0]
+    assert frechet_distance(statistics(x @ rotation), statistics(y @ rotation)) == pytest.approx(distance, rel=bound)
+    assert frechet_distance(statistics(3 * x), statistics(3 * y)) == pytest.approx(9 * distance, rel=bound)
+
+
+def test_few_images_are_told() -> None:
+    few, small, many = random_statistics(16, 0, 10), random_statistics(16, 0, 60), random_statistics(16, 0, 200)
+    assert sample_size_notes(many, many) == []
+    (bias,) = sample_size_notes(small, many)
+    assert "biased upwards by about c / n, and n is 60" in bias
+    singular, bias = sample_size_notes(few, many)
+    assert singular.startswith("10 scored images for 16 features: their covariance is singular")
+    (singular,) = sample_size_notes(many, few)
+    assert singular.startswith("10 reference images")
+    assert sample_size_notes(dataclasses.replace(few, count=None), many) == []
+
+
+@pytest.mark.parametrize(("count", "other"), [(5000, 5000), (40, 50), (20, 5000)])
+def test_agrees_with_torch_fidelity_and_scipy_at_64(count: int, other: int) -> None:
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
+
+    a, b = random_statistics(64, 2, count), random_statistics(64, 3, other)
+    theirs = fid_statistics_to_metric(
+        {"mu": a.mean, "sigma": a.covariance}, {"mu": b.mean, "sigma": b.covariance}, verbose=False
+    )
+    cross = np.trace(scipy.linalg.sqrtm(a.covariance @ b.covariance)).real
+    root = ((a.mean - b.mean) ** 2).sum() + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross
+    assert frechet_distance(a, b) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-8)
+    assert frechet_distance(a, b) == pytest.approx(root, rel=1e-8)
