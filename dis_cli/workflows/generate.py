@@ -18,7 +18,7 @@ from dis_cli.runtime.seed import Stream, generator
 from dis_cli.workflows.batch_size import pick_batch_size
 from dis_cli.workflows.build import Codec, build_sampler
 
-# Matrix libraries sum products of fewer rows than a few for each thread in another order; see models.embed.rowwise.
+# Matrix libraries sum products of fewer rows than a few for each thread in another order; see models.embed.RowWise.
 _ROWS_PER_THREAD = 8
 
 
