@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from dis_cli.codecs.pixel import to_uint8
+from dis_cli.codecs.vae import DECODE_GROUP
 from dis_cli.config.schema import RunConfig
 from dis_cli.diffusion.guidance import guided_output
 from dis_cli.diffusion.samplers import sample_loop
@@ -86,7 +87,8 @@ def generate(
             return model(x, t, labels).float()
 
     def images_of(x: Tensor, count: int) -> Tensor:
-        return to_uint8(codec.decode(x[:count]).float()).cpu()
+        # In parts: decoded images in float32 would take more memory than the whole batch of latents.
+        return torch.cat([to_uint8(codec.decode(part).float()).cpu() for part in x[:count].split(DECODE_GROUP)])
 
     for start in range(0, len(seeds), batch_size):
         part = seeds[start : start + batch_size]
