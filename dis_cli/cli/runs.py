@@ -22,7 +22,7 @@ def runs(
 ) -> None:
     """List the runs below a folder, the one that was active last first.
 
-    A run is running, finished, stopped (by a signal or by train.max_minutes), failed, or killed.
+    A run is running, finished, stopped (by a signal or by train.max_minutes), failed, killed, or imported from a file.
 
     Example: dis runs runs/ablations
     """

@@ -27,6 +27,8 @@ _STEP_LINE = b'{"event": "step"'
 # What a run folder holds that cannot hold runs.
 _NOT_SEARCHED = frozenset({"checkpoints", "samples", "evaluations", "latents", "tensorboard", "wandb"})
 
+Status = Literal["running", "finished", "stopped", "failed", "imported", "killed"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
@@ -55,7 +57,8 @@ class RunSummary:
         loss: That of the last step; None also when it was not finite.
         best: The best score, of the kind that ``train.best_metric`` chooses when there is one.
         status: "running", "finished" (the last step was taken), "stopped" (by a signal or by ``train.max_minutes``),
-            "failed" (an error), or "killed" (none of these: it ended without a word).
+            "failed" (an error), "imported" (from a file, not trained), or "killed" (none of these: it ended without a
+            word).
         detail: What the user was told when it stopped or failed; the process that runs it.
         updated: When it last wrote something down.
         problems: What could not be read.
@@ -67,7 +70,7 @@ class RunSummary:
     steps: int | None
     loss: float | None
     best: Score | None
-    status: Literal["running", "finished", "stopped", "failed", "killed"]
+    status: Status
     detail: str | None
     updated: datetime
     problems: tuple[str, ...]
@@ -223,7 +226,7 @@ def _best(scores: list[Score], wanted: str) -> Score | None:
 
 def _status(
     run: RunDir, step: int | None, steps: int | None, records: list[dict[str, Any]]
-) -> tuple[Literal["running", "finished", "stopped", "failed", "killed"], str | None]:
+) -> tuple[Status, str | None]:
     holder = run.holder()
     if holder is not None:
         return "running", str(holder)
@@ -238,6 +241,10 @@ def _status(
                 return "failed" if reason == "error" else "stopped", str(record.get("message"))
             case _:
                 pass
+    with contextlib.suppress(OSError):
+        imported = _record(run.run_json.read_bytes()) if step is None else {}
+        if "imported" in imported:
+            return "imported", None
     return "killed", None
 
 

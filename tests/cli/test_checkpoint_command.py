@@ -15,6 +15,7 @@ from support.vae import save_tiny_vae
 
 from dis_cli.checkpoints.store import read_checkpoint
 from dis_cli.config.presets import read_config
+from dis_cli.workflows.runs import summarize_run
 from dis_cli.workflows.saved import read_saved
 
 Capture = pytest.CaptureFixture[str]
@@ -280,6 +281,7 @@ def test_an_exported_model_becomes_a_run(form: str, asked: str, decay: float, ru
     assert read_config(tmp_path / "imported" / "config.toml") == saved.config
     facts = json.loads((tmp_path / "imported" / "run.json").read_text())
     assert facts["from"]["sha256"] == read_saved(out).sha256
+    assert summarize_run(tmp_path / "imported").status == "imported"
 
 
 def test_both_weights_of_a_published_file_are_kept(tmp_path: Path, capsys: Capture) -> None:
