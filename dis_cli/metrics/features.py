@@ -13,7 +13,7 @@ from typing import Final, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Shaped, UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
@@ -224,6 +224,18 @@ class FunctionFeatures:
 def to_unit(images: Shaped[Tensor, "b h w c"]) -> Float[Tensor, "b c h w"]:
     """8-bit images, channels last, as float32 in [-1, 1], channels first."""
     return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_colours(images: Shaped[Tensor, "b h w c"]) -> UInt8[Tensor, "b 3 h w"]:
+    """8-bit images, channels last, as colours with channels first: the one channel of grey ones is taken for all three.
+
+    Raises:
+        ValueError: The images are of another type or shape.
+    """
+    require_uint8(images)
+    if images.shape[3] not in (1, 3):
+        raise ValueError(f"images must have 1 or 3 channels, got shape {tuple(images.shape)}")
+    return images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
 
 
 def require_uint8(images: Tensor) -> None:

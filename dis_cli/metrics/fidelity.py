@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from dis_cli.metrics.features import FEATURES, require_uint8
+from dis_cli.metrics.features import FEATURES, to_colours
 from dis_cli.metrics.locate import CLIP_MODEL, DINOV2_MODEL, locate_clip, locate_dinov2
 
 if TYPE_CHECKING:
@@ -53,13 +53,10 @@ class FidelityFeatures:
         Raises:
             ValueError: When the images are of another type or shape.
         """
-        require_uint8(images)
-        if images.shape[3] not in (1, 3):
-            raise ValueError(f"images must have 1 or 3 channels, got shape {tuple(images.shape)}")
         return {FEATURES: self._features(images)}
 
     def _features(self, images: Tensor) -> Tensor:
-        colours = images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).to(self._device)
+        colours = to_colours(images).to(self._device)
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
             (features,) = self._network(colours)
         return features

@@ -14,7 +14,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from dis_cli.errors import MissingResourceError, RefusedError
-from dis_cli.metrics.features import FEATURES, LOGITS, SPATIAL, require_uint8
+from dis_cli.metrics.features import FEATURES, LOGITS, SPATIAL, to_colours
 from dis_cli.metrics.locate import INCEPTION_HINT, INCEPTION_SHA256
 from dis_cli.runtime.untrusted import check_torch_file, refused_pickle
 
@@ -97,10 +97,7 @@ class InceptionFeatures:
         Raises:
             ValueError: When the images are of another type or shape.
         """
-        require_uint8(images)
-        if images.shape[3] not in (1, 3):
-            raise ValueError(f"images must have 1 or 3 channels, got shape {tuple(images.shape)}")
-        colours = images.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).to(self._device)
+        colours = to_colours(images).to(self._device)
         # TF32 would move a feature by a thousandth.
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
             features, logits = self._network(colours)

@@ -331,13 +331,3 @@ def _sparse_latents(folder: Path) -> Path:
             )
     write_manifest(folder, Manifest(settings=settings, skipped=(), shards=tuple(shards)))
     return folder
-
-
-def main() -> None:
-    settings = Settings("auto", quick="--quick" in sys.argv)
-    for record in measure(settings):
-        print(record.line("avx2"), flush=True)
-
-
-if __name__ == "__main__":
-    main()

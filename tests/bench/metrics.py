@@ -126,13 +126,3 @@ def _vectors(seed: int) -> torch.Tensor:
 
 def _drawn(seed: int) -> Statistics:
     return statistics(np.asarray(_vectors(seed)))
-
-
-def main() -> None:
-    settings = Settings("auto", quick="--quick" in sys.argv)
-    for record in measure(settings):
-        print(record.line("avx2"), flush=True)
-
-
-if __name__ == "__main__":
-    main()
