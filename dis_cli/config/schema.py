@@ -315,7 +315,7 @@ class EvaluateConfig(Section):
     features: Literal["auto", "inception", "digits", "clip", "dinov2"] = Field(
         default="auto", description="what looks at the images; 'auto' is 'digits' for the digits, else 'inception'"
     )
-    metrics: tuple[MetricName | Literal["all"], ...] = Field(
+    metrics: tuple[Literal["all", MetricName], ...] = Field(
         default=("fid",), min_length=1, description="what is measured; 'all' is all that the features allow"
     )
     split: Literal["auto", "train", "test", "all"] = Field(

@@ -77,7 +77,8 @@ def extract(
                 if isinstance(item, Unit):
                     part = _look(item, extractor, outputs, keep_images=keep_images, travels=group.world_size > 1)
                     break
-                yield Progress(done=done + int(item * in_all), total=count, unit="images")
+                if item < 1:
+                    yield Progress(done=done + int(item * in_all), total=count, unit="images")
         group.obey(stop, state)
         for found in group.gather(part) or ():
             if found is not None:

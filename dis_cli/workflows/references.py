@@ -187,7 +187,7 @@ class _Entries:
                 result.features = torch.from_numpy(arrays["features"])
                 _take_seen(arrays, result)
             else:
-                count = int(arrays["count"])
+                count = int(arrays["count"].item())
                 setattr(result, name, Statistics(arrays["mean"], arrays["covariance"], count))
                 _take_seen(arrays, result)
         return missing
