@@ -21,15 +21,18 @@ _WIDTH = 14
 def result_lines(result: dict[str, Any]) -> list[str]:
     """One result."""
     lines = [*_head(result), *_digit_lines(result)]
+    scores: list[tuple[str, str]] = []
     for name, value in scores_of(result).items():
         if name in _OF_DIGITS and "floor" in result:
             continue
         if not name.endswith("_std"):
-            lines.append(_line(name, _number(value) + _around(result, name)))
+            scores.append((name, _number(value) + _around(result, name)))
     for name, draw in result.get("draws", {}).items():
         if name in ("frechet_digits", "class_accuracy") or name not in (*_OF_DIGITS, *_stds(result)):
             values = ", ".join(_number(value) for value in draw["values"])
-            lines.append(_line(f"{name}, draws", f"{_number(draw['mean'])} +- {_number(draw['std'])}  ({values})"))
+            scores.append((f"{name}, draws", f"{_number(draw['mean'])} +- {_number(draw['std'])}  ({values})"))
+    width = max([_WIDTH, *(len(name) for name, _ in scores)])
+    lines += [f"{name:<{width}}  {text}" for name, text in scores]
     return [*lines, _line("result", result["result_file"])]
 
 

@@ -136,7 +136,7 @@ def curves_png(
     for index, tick in enumerate(ticks):
         _text(draw, (place((index, 0))[0] / _SCALE, _HEIGHT - _BOTTOM + 14), tick, size=13, anchor="mm")
     draw.line([(left, top), (left, bottom), (right, bottom)], fill=_INK, width=_SCALE)
-    legend = [Series(one.name, (), color=one.color) for one in curves]
+    legend = [Series(one.name, (), one.points, color=one.color) for one in curves]
     if level is not None:
         y = place((0, level[1]))[1]
         _stroke(draw, [(left, y), (right, y)], COLORS[-1], 2)
@@ -155,12 +155,14 @@ def curves_png(
 
 
 def _round_steps(low: float, high: float) -> list[float]:
-    """Round numbers at equal distances around two others."""
+    """Round numbers at equal distances around two others, which are not at the ends."""
     spread = (high - low) or abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(spread / 4))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= spread / 6)
-    first, last = math.floor(low / step), math.ceil(high / step)
-    return [number * step for number in range(first, max(last, first + 1) + 1)]
+    first, last = math.floor(low / step - 0.1), math.ceil(high / step + 0.1)
+    # No score is negative but by chance: an axis that could begin at zero does.
+    first = max(first, 0) if low >= 0 else first
+    return [number * step for number in range(first, last + 1)]
 
 
 def _finished(image: Image.Image, draw: ImageDraw.ImageDraw, *, title: str, x_label: str, y_label: str) -> bytes:
@@ -262,7 +264,8 @@ def _draw_legend(draw: ImageDraw.ImageDraw, series: Sequence[Series]) -> None:
         color = COLORS[one.color % len(COLORS)]
         start, end = (_SCALE * left, _SCALE * middle), (_SCALE * (left + 32), _SCALE * middle)
         _stroke(draw, [start, end], color, one.dash)
-        _draw_mark(draw, _between(start, end, 0.5), color, hollow=one.dash > 0)
+        if one.marks:
+            _draw_mark(draw, _between(start, end, 0.5), color, hollow=one.dash > 0)
         _text(draw, (left + 42, middle), one.name, size=14, anchor="lm")
 
 
