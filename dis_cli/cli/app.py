@@ -15,7 +15,7 @@ from dis_cli import __version__
 from dis_cli.cli import checkpoint, output, presets
 from dis_cli.cli.doctor import doctor
 from dis_cli.cli.encode_latents import encode_latents
-from dis_cli.cli.eval_fid import eval_fid
+from dis_cli.cli.eval_fid import ScoreCommand, eval_fid
 from dis_cli.cli.flops import flops
 from dis_cli.cli.options import JsonLinesCommand
 from dis_cli.cli.runs import runs
@@ -36,7 +36,7 @@ app = typer.Typer(
 app.command("train", cls=JsonLinesCommand)(train)
 app.command("sample")(sample)
 app.command("encode-latents")(encode_latents)
-app.command("eval-fid")(eval_fid)
+app.command("eval-fid", cls=ScoreCommand)(eval_fid)
 app.command("runs")(runs)
 app.command("flops")(flops)
 app.command("doctor")(doctor)

@@ -1,15 +1,29 @@
-"""`dis eval-fid`: score a checkpoint."""
+"""`dis eval-fid`: score a checkpoint, or images that are there; `dis eval-fid stats` is in a file of its own."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
+from dis_cli.cli.eval_fid_options import (
+    DownloadFlag,
+    FeaturesOption,
+    InceptionOption,
+    SplitOption,
+    evaluate_settings,
+    fetch,
+    is_looked_for,
+    output_of_rank,
+)
+from dis_cli.cli.eval_fid_stats import stats
+from dis_cli.cli.eval_fid_text import result_lines, sweep_lines
 from dis_cli.cli.options import (
-    CkptOption,
     DataOption,
     DeviceOption,
-    DryRunFlag,
+    DryRunLongFlag,
     JsonFlag,
     NoProgressFlag,
     OutOption,
@@ -19,7 +33,6 @@ from dis_cli.cli.options import (
     StepOption,
     VerboseFlag,
 )
-from dis_cli.cli.output import Output
 from dis_cli.cli.sample_options import (
     CfgChannelsOption,
     CfgIntervalOption,
@@ -31,26 +44,96 @@ from dis_cli.cli.sample_options import (
     VaeOption,
     sample_settings,
 )
-from dis_cli.errors import NegativeVerdict
+from dis_cli.errors import NegativeVerdict, UsageError
+from dis_cli.runtime.distributed import part_from_environment
+
+
+class ScoreCommand(TyperCommand):
+    """`dis eval-fid`, which is another command when its first word is ``stats``."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """The context of the command that is meant."""
+        if args[:1] == ["stats"]:
+            return typer.main.get_command(stats_app).make_context(f"{info_name} stats", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+stats_app = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+stats_app.command()(stats)
 
 
 def eval_fid(
-    ckpt: CkptOption,
     overrides: Overrides = None,
-    data: DataOption = None,
-    inception: Annotated[
+    ckpt: Annotated[
         Path | None,
-        typer.Option("--inception", metavar="PATH", help="Weights of the Inception that FID is defined with."),
+        typer.Option(
+            "--ckpt",
+            metavar="PATH",
+            help="Run folder (its newest checkpoint), checkpoint folder, exported file or folder, or published .pt "
+            "file: its images are generated on the way.",
+        ),
     ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", metavar="PATH", help="Images instead: a folder, zip or tar file, or an npz of ADM's."),
+    ] = None,
+    ref: Annotated[
+        str | None,
+        typer.Option(
+            "--ref",
+            metavar="data|PATH",
+            help="What they are compared with: the run's or preset's data, a folder, zip or tar file, an npz of images "
+            "or statistics. The data, with --ckpt.",
+        ),
+    ] = None,
+    split: SplitOption = None,
+    data: DataOption = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            "--metrics",
+            metavar="NAME,...",
+            help="fid, sfid, is, kid, precision, recall, density, coverage, or all; fid if unset.",
+        ),
+    ] = None,
+    features: FeaturesOption = None,
+    inception: InceptionOption = None,
+    download: DownloadFlag = False,
     num_samples: Annotated[
-        int | None, typer.Option("--num-samples", metavar="N", min=2, help="Generated images; default as many as real.")
-    ] = None,
-    fail_above: Annotated[
-        float | None,
-        typer.Option("--fail-above", metavar="X", min=0, help="Exit with 3 when the distance is above this."),
+        int | None,
+        typer.Option(
+            "--num-samples", "-n", metavar="N", min=2, help="Generated images; as many as the reference has if unset."
+        ),
     ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", metavar="N", min=0, max=2**31 - 1, help="Seed of the first image.")
+    ] = None,
+    repeat: Annotated[
+        int, typer.Option("--repeat", metavar="R", min=1, help="Draw R times as many images, and give the spread.")
+    ] = 1,
+    interval: Annotated[
+        bool, typer.Option("--interval", help="Give a 95 % interval of the Frechet distance, by the bootstrap.")
+    ] = False,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep",
+            metavar="KEY=A,B,...",
+            help="Score at all values of cfg, steps, sampler, ema, eta or a sample.* setting; further KEY=A,B,... may "
+            "follow. A table and a picture.",
+        ),
+    ] = None,
+    fail_above: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-above",
+            metavar="[NAME=]X",
+            help="Exit with 3 when the score is above this; fid=5, or 5 of the first.",
+        ),
+    ] = None,
+    save_images: Annotated[
+        Path | None,
+        typer.Option("--save-images", metavar="PATH", help="Keep generated images: a folder, or an .npz or .zip file."),
     ] = None,
     steps: StepsOption = None,
     sampler: SamplerOption = None,
@@ -64,22 +147,39 @@ def eval_fid(
     step: StepOption = None,
     out: OutOption = None,
     device: DeviceOption = "auto",
-    dry_run: DryRunFlag = False,
+    dry_run: DryRunLongFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
     no_progress: NoProgressFlag = False,
 ) -> None:
-    """Generate images and measure their distance to the real ones.
+    """Measure how near images are to real ones: of a checkpoint (--ckpt), or those of a folder or file (--images).
 
-    The bundled digits are scored by a bundled classifier (frechet_digits, class accuracy); everything else by Inception
-    (FID), whose weights you give with --inception.
+    The bundled digits are looked at by a bundled classifier (frechet_digits, class accuracy), everything else by
+    Inception (FID). `dis eval-fid stats --help` tells how a file of statistics is made. Under torchrun, processes
+    share the work.
 
     Example: dis eval-fid --ckpt runs/dis-xs-digits --fail-above 8
     """
-    output = Output(quiet=quiet, verbose=verbose, progress=not no_progress, as_json=as_json)
-    options = {"data.path": data, "evaluate.num_samples": num_samples, "evaluate.seed": seed}
+    output = output_of_rank(quiet=quiet, verbose=verbose, no_progress=no_progress, as_json=as_json)
+    given, axis_texts = _parted(overrides or [], sweep)
+    generation: dict[str, object] = {
+        "--num-samples": num_samples, "--seed": seed, "--step": step, "--save-images": save_images,
+        "--sweep": sweep, "--repeat": None if repeat == 1 else repeat, "--vae": vae,
+    }  # fmt: skip
+    _require_sense(ckpt, images, ref, preset, metrics, generation)
+    if save_images is not None and (sweep or repeat > 1):
+        raise UsageError(
+            "--save-images keeps one set of images", "Leave out --sweep and --repeat, or save them one by one"
+        )
+    options = {
+        "data.path": data,
+        "evaluate.num_samples": num_samples,
+        "evaluate.seed": seed,
+        "evaluate.metrics": None if metrics is None else _metric_names(metrics),
+    }
     settings = [f"{key}={value}" for key, value in options.items() if value is not None]
+    settings += evaluate_settings(features, split)
     settings += sample_settings(
         steps=steps,
         sampler=sampler,
@@ -89,59 +189,109 @@ def eval_fid(
         cfg_interval=cfg_interval,
         cfg_schedule=cfg_schedule,
         vae=vae,
-        overrides=overrides,
+        overrides=given,
     )
-
-    from dis_cli.workflows.resources import look_for_inception, look_for_vae, read_config
 
     # Before torch is imported, which takes seconds.
-    config = read_config(Path(ckpt), settings, step)
-    look_for_inception(config, inception)
-    if not dry_run:
-        look_for_vae(config, vae)
+    from dis_cli.config.sweep import check_points, parse_axes, points_of
 
-    from dis_cli.workflows.evaluate import check_bound, evaluate
+    axes = parse_axes(axis_texts)
+    config = _config(ckpt, preset, settings, step)
+    if config is not None:
+        check_points(config, points_of(axes))
+    fetch(download, inception)
+    _look(config, inception, vae, download=download, generates=ckpt is not None and not dry_run)
 
-    result = output.render(
-        evaluate(
-            Path(ckpt),
-            inception=inception,
-            overrides=settings,
-            preset=preset,
-            step=step,
-            out=out,
-            device=device,
-            dry_run=dry_run,
-        )
+    from dis_cli.workflows.bounds import check_bounds
+    from dis_cli.workflows.evaluate import Request, evaluate
+    from dis_cli.workflows.sweep import sweep as run_sweep
+
+    request = Request(
+        checkpoint=ckpt,
+        images=images,
+        ref=ref,
+        inception=inception,
+        overrides=settings,
+        preset=preset,
+        step=step,
+        out=out,
+        device=device,
+        interval=interval,
+        repeat=repeat,
+        save_images=save_images,
+        fail_above=fail_above or (),
+        command=shlex.join(["dis", *sys.argv[1:]]),
+        dry_run=dry_run,
     )
-    output.result(_lines(result), result)
-    failure = None if dry_run else check_bound(result, fail_above)
+    result = output.render(run_sweep(request, axes) if axes else evaluate(request))
+    if part_from_environment().index > 0:
+        return
+    output.result(sweep_lines(result) if axes else result_lines(result), result)
+    # Of a sweep, the best point is judged.
+    judged = result["points"][result["best"]] if axes and not dry_run else result
+    failure = None if dry_run else check_bounds(judged, result["bounds"])
     if failure:
         raise NegativeVerdict(failure)
 
 
-def _lines(result: dict[str, Any]) -> list[str]:
-    how = result["sample"]
-    lines = [
-        f"images          {result['num_samples']}, {how['sampler']} {how['steps']} steps, "
-        f"guidance {how['cfg_scale']:g}, seeds from {result['seed']}"
-    ]
-    if "fid" in result:
-        lines.append(f"fid             {result['fid']:.3f}")
-    if "frechet_digits" in result:
-        lines += [
-            f"frechet_digits  {result['frechet_digits']:.2f} to the test images  "
-            f"(floor: real training images {result['floor']:.2f}; class Gaussians {result['class_gaussians']:.1f})",
-            f"                {result['frechet_digits_train']:.2f} to the training images",
-        ]
-    if "class_accuracy" in result:
-        lines.append(
-            f"class accuracy  {result['class_accuracy']:.1%}  (real test images {result['class_accuracy_real']:.1%})"
+def _parted(overrides: list[str], sweep: list[str] | None) -> tuple[list[str], list[str]]:
+    """The settings, and the axes of the sweep: its short keys are no settings, and may stand by themselves."""
+    from dis_cli.config.sweep import SHORT_KEYS
+
+    if not sweep:
+        return overrides, []
+    axes = [text for text in overrides if text.partition("=")[0] in SHORT_KEYS]
+    return [text for text in overrides if text not in axes], [*sweep, *axes]
+
+
+def _require_sense(
+    ckpt: Path | None,
+    images: Path | None,
+    ref: str | None,
+    preset: str | None,
+    metrics: str | None,
+    generation: dict[str, object],
+) -> None:
+    if (ckpt is None) == (images is None):
+        raise UsageError(
+            "Give what is scored: a checkpoint with `--ckpt PATH`, or images with `--images PATH`"
+            + (", and not both" if ckpt is not None else ""),
+            "Try `dis eval-fid --ckpt runs/dis-xs-digits`",
         )
-    if "copy_share" in result:
-        lines.append(
-            f"copies          {result['copy_share']:.3f} nearer to a training image than the median neighbour, "
-            f"{result['near_copy_share']:.3f} than the 5 % nearest  "
-            f"(real test images {result['copy_share_real']:.3f}, {result['near_copy_share_real']:.3f})"
+    if images is None:
+        return
+    given = [name for name, value in generation.items() if value is not None]
+    if given:
+        raise UsageError(f"{', '.join(given)} is about generated images, and `{images}` is there already")
+    if ref is None and (metrics is None or _metric_names(metrics) != "inception_score"):
+        raise UsageError(
+            f"Give what `{images}` is compared with: `--ref PATH`, or `--ref data --preset NAME`",
+            "Only the Inception Score (`--metrics is`) needs none",
         )
-    return [*lines, f"result          {result['result_file']}"]
+    if ref == "data" and preset is None:
+        raise UsageError("`--ref data` is that of a preset here", "Name it with `--preset NAME`, or give `--ref PATH`")
+
+
+def _metric_names(text: str) -> str:
+    return ",".join("inception_score" if name == "is" else name for name in text.replace(" ", "").split(","))
+
+
+def _config(ckpt: Path | None, preset: str | None, settings: list[str], step: int | None) -> Any:
+    if ckpt is not None:
+        from dis_cli.workflows.resources import read_config
+
+        return read_config(ckpt, settings, step)
+    from dis_cli.config.overrides import apply_overrides
+    from dis_cli.config.presets import load_preset
+    from dis_cli.config.schema import RunConfig
+
+    return apply_overrides(RunConfig() if preset is None else load_preset(preset), settings)
+
+
+def _look(config: Any, inception: Path | None, vae: str | None, *, download: bool, generates: bool) -> None:
+    from dis_cli.workflows.resources import look_for_features, look_for_vae
+
+    if is_looked_for(download):
+        look_for_features(config, inception)
+    if generates:
+        look_for_vae(config, vae)

@@ -37,6 +37,8 @@ NoneWord = BeforeValidator(_read_none)
 
 OptionalSteps = Annotated[PositiveInt | None, NoneWord]
 
+MetricName = Literal["fid", "sfid", "inception_score", "kid", "precision", "recall", "density", "coverage"]
+
 
 class ModelConfig(Section):
     """The DiS backbone. The model sees a square grid: pixels, or latents when the codec is a VAE."""
@@ -308,7 +310,16 @@ class EvaluateConfig(Section):
         default=1_000_000, description="seed of the first generated image"
     )
     inception: Annotated[Path | None, NoneWord] = Field(
-        default=None, description="weights of the Inception that FID is defined with; none for the bundled digits"
+        default=None, description="weights of Inception; none takes those in torch's cache where they are needed"
+    )
+    features: Literal["auto", "inception", "digits", "clip", "dinov2"] = Field(
+        default="auto", description="what looks at the images; 'auto' is 'digits' for the digits, else 'inception'"
+    )
+    metrics: tuple[Literal["all", MetricName], ...] = Field(
+        default=("fid",), min_length=1, description="what is measured; 'all' is all that the features allow"
+    )
+    split: Literal["auto", "train", "test", "all"] = Field(
+        default="auto", description="part of the data to compare with; 'auto' is 'test' for the digits, else 'train'"
     )
 
 

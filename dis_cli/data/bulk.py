@@ -1,14 +1,17 @@
 """Reading many images with several threads, ahead of their use."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dis_cli.data.source import ImageSource
+
+T = TypeVar("T")
 
 
 def groups_ahead(
@@ -28,8 +31,22 @@ def groups_ahead(
     def read(part: Sequence[int]) -> Tensor:
         return torch.stack([source.load(index, None) for index in part])
 
+    for group, parts in read_ahead(read, groups, num_workers=num_workers):
+        yield group, torch.cat(parts)
+
+
+def read_ahead(
+    read: Callable[[Sequence[int]], T], groups: Sequence[range], *, num_workers: int
+) -> Iterator[tuple[range, list[T]]]:
+    """What ``read`` makes of groups of places, in order; one group is read while the one before is used.
+
+    Args:
+        read: Called with some of a group's places at a time, in threads.
+        groups: The places.
+        num_workers: Threads.
+    """
     with ThreadPoolExecutor(num_workers) as pool:
-        waiting: deque[tuple[range, list[Future[Tensor]]]] = deque()
+        waiting: deque[tuple[range, list[Future[T]]]] = deque()
         for group in groups:
             # one task a thread and not one an image: small images are read faster than they could be handed over
             step = -(-len(group) // num_workers)
@@ -41,5 +58,5 @@ def groups_ahead(
             yield _ready(*waiting.popleft())
 
 
-def _ready(group: range, parts: list[Future[Tensor]]) -> tuple[range, Tensor]:
-    return group, torch.cat([part.result() for part in parts])
+def _ready(group: range, parts: list[Future[T]]) -> tuple[range, list[T]]:
+    return group, [part.result() for part in parts]

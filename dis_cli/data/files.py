@@ -87,7 +87,7 @@ class FileSource:
         self.image_size = image_size
         self.channels = channels
         self._hflip = hflip
-        self._background = background
+        self.background = background
         self._chosen: npt.NDArray[np.int64] | None = None
         self.labels = frozen(files.labels)
 
@@ -102,7 +102,7 @@ class FileSource:
             image_size=self.image_size,
             channels=self.channels,
             hflip=self._hflip,
-            background=self._background,
+            background=self.background,
         )
         smaller._chosen = kept if self._chosen is None else self._chosen[kept]
         smaller.labels = frozen(self.labels[kept])
@@ -145,7 +145,7 @@ class FileSource:
         require_index(index, len(self))
         try:
             file = self.files.open(self._place(index))
-            image = read_image(file, channels=self.channels, background=self._background, name=self._shown(index))
+            image = read_image(file, channels=self.channels, background=self.background, name=self._shown(index))
         except DataError as error:
             raise DataError(f"{error.message}, image {index} of {len(self)}", error.hint) from error
         return grid_8_bit(image, self.image_size, rng, self._hflip)

@@ -1,7 +1,7 @@
 """What a feature extractor is, the bundled classifier of 8x8 digits, and an extractor made of one's own function.
 
 To add one, write a class with the members of Extractor (no base class to inherit) and choose it in
-``dis_cli/workflows/evaluate.py``.
+``dis_cli/workflows/extractors.py``.
 """
 
 import hashlib

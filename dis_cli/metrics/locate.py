@@ -14,7 +14,7 @@ FIDELITY_FILE: Final = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256: Final = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 INCEPTION_HINT: Final = (
     f"Fetch {INCEPTION_FILE} from the releases of pytorch-fid (torch-fidelity's is called weights-inception-...), "
-    "put it anywhere, and give its path with `--inception PATH`"
+    "put it anywhere, and give its path with `--inception PATH`; or let `dis eval-fid --download` fetch it"
 )
 
 CLIP_MODEL: Final = "clip-vit-b-32"
@@ -58,22 +58,20 @@ class Weights:
         return found
 
 
-def locate_inception(inception: Path | None, source: str) -> Path | None:
-    """The Inception weights that score a source's images; None when the bundled classifier of digits scores them.
+def locate_inception(inception: Path | None) -> Path:
+    """The Inception weights that images are scored with.
 
     Args:
         inception: The file that the user named, or None.
-        source: The name of the data source.
 
     Raises:
-        MissingResourceError: They are needed and not there, or those in torch's cache are damaged.
+        MissingResourceError: They are not there, or those in torch's cache are damaged.
     """
-    if inception is None and source == "digits":
-        return None
     found = find_inception(inception)
     if found is None:
         raise MissingResourceError(
-            f"Images of {source} are scored in the features of Inception, whose weights are not bundled", INCEPTION_HINT
+            f"FID needs the weights of Inception, which are not bundled and not in `{torch_cache() / 'checkpoints'}`",
+            INCEPTION_HINT,
         )
     if found.sha256 is not None:
         found.require_hash()

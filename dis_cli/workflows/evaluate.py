@@ -1,152 +1,349 @@
-"""Scoring: images from a checkpoint, compared with real ones in the features of a classifier."""
+"""Scoring: images from a checkpoint, or images that are there, compared with others in the features of a network."""
 
+import contextlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean, stdev
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from dis_cli import __version__
-from dis_cli.codecs.pixel import to_uint8
+from dis_cli.config.overrides import apply_overrides
+from dis_cli.config.presets import load_preset
 from dis_cli.config.schema import RunConfig
 from dis_cli.data.source import ImageSource
-from dis_cli.errors import StorageError, UsageError
-from dis_cli.events import Event, Finished, Metric, Note, Progress, Started, Wrote
-from dis_cli.metrics.baselines import ClassGaussians
-from dis_cli.metrics.features import FEATURES, DigitFeatures
-from dis_cli.metrics.frechet import frechet_distance
-from dis_cli.metrics.inception import InceptionFeatures
-from dis_cli.metrics.locate import locate_inception
-from dis_cli.metrics.memorization import copy_share
-from dis_cli.metrics.statistics import Statistics, statistics
+from dis_cli.errors import StorageError
+from dis_cli.events import Event, Finished, Metric, Note, Wrote
+from dis_cli.metrics.features import DigitFeatures, Extractor, score_names
+from dis_cli.metrics.inception_score import NUM_SPLITS
+from dis_cli.metrics.kid import NUM_SUBSETS, SUBSET_SEED, subset_size_for
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.files import atomic_write_text
-from dis_cli.runtime.precision import Precision
+from dis_cli.runtime.process_group import ProcessGroup, join_process_group
+from dis_cli.runtime.signals import StopRequest, stop_on_signals
 from dis_cli.scan.engines import Engine
+from dis_cli.workflows.bounds import parse_bounds
 from dis_cli.workflows.build import build_codec, build_image_source, choices, pick_precision
-from dis_cli.workflows.digit_features import as_digits, digit_images
-from dis_cli.workflows.generate import generate
+from dis_cli.workflows.digit_scores import DigitScores
 from dis_cli.workflows.load import LoadedModel, load_model
+from dis_cli.workflows.references import DATA, find_reference
+from dis_cli.workflows.save_scored import SavedImages
+from dis_cli.workflows.scored_images import GeneratedImages, SourceImages, generated_unit_size, open_images
+from dis_cli.workflows.scorer import Scorer, make_scorer
+from dis_cli.workflows.scores import require_enough
 
-Extractor = DigitFeatures | InceptionFeatures
-
-FEATURE_BATCH = 256
-# What is told as soon as it is known, each with the numbers that give it meaning.
-HEADLINES = {
+# What is told as soon as it is known, each with the numbers that give it meaning; so are all metrics.
+HEADLINES: Final[dict[str, tuple[str, ...]]] = {
     "fid": (),
     "frechet_digits": ("floor", "class_gaussians"),
     "class_accuracy": ("class_accuracy_real",),
 }
+# How many images are generated when neither the user nor the reference says: as many as papers take.
+USUAL_SAMPLES: Final = 50_000
 
 
-def evaluate(
-    checkpoint: Path,
-    *,
-    inception: Path | None = None,
-    overrides: Sequence[str] = (),
-    preset: str | None = None,
-    step: int | None = None,
-    out: Path | None = None,
-    device: str = "auto",
-    dry_run: bool = False,
-) -> Iterator[Event]:
-    """Generate images and measure their Frechet distance to the data of the run.
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be scored, and how.
 
-    The bundled digits are scored in the features of the bundled classifier ("frechet_digits", never called FID), with
-    the accuracy of the classes asked for, beside the same numbers of real test images and of simple baselines. With
-    ``inception`` the score is FID proper.
-
-    Args:
-        checkpoint: Run folder, checkpoint folder, exported file or folder, or published ``.pt`` file.
-        inception: The Inception weights that FID is defined with; None takes the digit classifier, for the digits only.
-        overrides: ``KEY=VALUE`` on the checkpoint's settings, such as ``evaluate.num_samples=10000``.
-        preset: The preset that the checkpoint must belong to; None accepts any.
+    Attributes:
+        checkpoint: Run folder, checkpoint folder, exported file or folder, or published ``.pt`` file; or None.
+        images: A folder, archive or npz file of images, in its place.
+        ref: What they are compared with: "data" (that of the run or preset), or a path; None is the data of a
+            checkpoint.
+        inception: The weights of Inception; None takes those in torch's cache where they are needed.
+        extractor: One of the caller's own, such as `FunctionFeatures`, in the place of those that settings name.
+        overrides: ``KEY=VALUE`` on the checkpoint's or preset's settings, such as ``evaluate.num_samples=10000``.
+        preset: The preset that the checkpoint must belong to, or whose data images are compared with.
         step: The checkpoint of a run folder to take instead of its newest sound one.
         out: The result file; None puts it into the run's ``evaluations``.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        interval: Give a confidence interval of the Frechet distance, by the bootstrap.
+        repeat: Draw so many times as many images, each time with the next seeds.
+        save_images: Where to keep generated images: a folder, or a file that ends in .npz or .zip.
+        fail_above: Bounds, such as "fid=5", or "5" of the first metric.
+        command: The command line, for the result.
         dry_run: Only say what would be done.
+    """
+
+    checkpoint: Path | None = None
+    images: Path | None = None
+    ref: str | None = None
+    inception: Path | None = None
+    extractor: Extractor | None = None
+    overrides: Sequence[str] = ()
+    preset: str | None = None
+    step: int | None = None
+    out: Path | None = None
+    device: str = "auto"
+    interval: bool = False
+    repeat: int = 1
+    save_images: Path | None = None
+    fail_above: Sequence[str] = ()
+    command: str = ""
+    dry_run: bool = False
+
+
+def evaluate(request: Request) -> Iterator[Event]:
+    """Measure how near images are to others, and write down all that the numbers depend on.
+
+    Generated digits are scored by the bundled classifier ("frechet_digits", never called FID), with the accuracy of the
+    classes asked for, beside the same numbers of real test images and of simple baselines. Under `torchrun` every
+    process calls this, and looks at a share of the images.
 
     Raises:
-        MissingResourceError: No feature extractor fits the data.
-        DisError: The checkpoint, the data, the device or the disk do not allow it.
+        UsageError: The request contradicts itself, or a metric cannot be had.
+        MissingResourceError: Weights are not there.
+        Interrupted: A signal asked to stop.
+        DisError: The checkpoint, the images, the device or the disk do not allow it.
     """
-    place = pick_device(device)
-    loaded = load_model(checkpoint, place, overrides, preset, step)
-    yield from (Note(message=note, level="warning") for note in loaded.notes)
-    config = loaded.config
-    precision = pick_precision(config.sample.precision, config, place)
-    inception = inception or config.evaluate.inception
-    extractor = make_extractor(config, inception, place)
-    if isinstance(extractor, InceptionFeatures) and not extractor.published:
-        message = f"`{inception}` is not the published Inception: the score cannot be compared with those of papers"
-        yield Note(message=message, level="warning")
-    whole = reference_images(config)
-    num_samples = config.evaluate.num_samples or len(whole)
-    labels = class_labels(whole, num_samples) if config.model.num_classes else None
-    path = out or _default_path(loaded, config, extractor.name)
+    place = pick_device(request.device)
+    with working_together(request, place) as (group, stop):
+        if request.checkpoint is None:
+            yield from _evaluate_images(request, place, group, stop)
+            return
+        loaded = load_model(request.checkpoint, place, request.overrides, request.preset, request.step)
+        yield from (Note(message=note, level="warning") for note in loaded.notes)
+        model = ScoredModel(loaded, request, place, group, stop)
+        yield from model.notes()
+        path = request.out or default_path(loaded, loaded.config, model.scorer.extractor.name)
+        settings = model.settings(loaded) | {"result_file": str(path)}
+        if request.dry_run:
+            yield Finished(result=settings | {"dry_run": True})
+            return
+        group.require_agreement(_agreed(settings))
+        yield from model.scorer.prepare()
+        found = yield from model.score(loaded)
+        yield from finish(settings, found, path, model.scorer)
+
+
+@contextlib.contextmanager
+def working_together(request: Request, device: torch.device) -> Generator[tuple[ProcessGroup, StopRequest]]:
+    """All ranks, until the work is done; a process that only looks needs no others."""
+    with contextlib.ExitStack() as held:
+        stop = held.enter_context(stop_on_signals())
+        yield (ProcessGroup() if request.dry_run else held.enter_context(join_process_group(device, stop))), stop
+
+
+class ScoredModel:
+    """A model whose images are scored, with settings that may change from one time to the next.
+
+    Args:
+        loaded: The model.
+        request: How it is scored.
+        device: Where.
+        group: All ranks.
+        stop: Signals.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, request: Request, device: torch.device, group: ProcessGroup, stop: StopRequest
+    ) -> None:
+        config = loaded.config
+        self._request = request
+        self._device = device
+        self._ref = request.ref or DATA
+        compared = find_reference(self._ref, config)
+        self.scorer = make_scorer(
+            config,
+            compared,
+            inception=request.inception,
+            extractor=request.extractor,
+            device=device,
+            group=group,
+            stop=stop,
+            interval=request.interval,
+        )
+        # The classes of the data, as often as they are in it; of another reference nothing is known.
+        self._source = None
+        if isinstance(compared.images, SourceImages):
+            is_digits = config.data.source == "digits"
+            self._source = reference_images(config) if is_digits else compared.images.source
+        count = len(self._source) if self._source is not None else compared.count or USUAL_SAMPLES
+        self.num_samples = config.evaluate.num_samples or count
+        self.bounds = parse_bounds(request.fail_above, self.scorer.metrics, self.scorer.extractor)
+        self.labels = self._labels(config)
+        self._precision = group.from_leader(lambda: pick_precision(config.sample.precision, config, device))
+        require_enough(self.scorer.metrics, self.num_samples, "to be scored")
+        self._knows_digits = (
+            isinstance(self.scorer.extractor, DigitFeatures)
+            and self._ref == DATA
+            and config.data.source == "digits"
+            and compared.split == "test"
+        )
+
+    def notes(self) -> list[Note]:
+        """What the user should know before."""
+        return [Note(message=note, level="warning") for note in self.scorer.told]
+
+    def settings(self, loaded: LoadedModel) -> dict[str, object]:
+        """All that the numbers depend on."""
+        scorer, config, request = self.scorer, loaded.config, self._request
+        first = config.evaluate.seed
+        return {
+            "schema": 1,
+            "dis": __version__,
+            "checkpoint": str(loaded.path),
+            "checkpoint_sha256": loaded.sha256,
+            "step": loaded.step,
+            "ema_decay": loaded.average.decay,
+            **conditions(config, scorer.extractor, self._source, loaded.engine, self.num_samples),
+            "seeds": f"{first}-{first + self.num_samples * request.repeat - 1}",
+            "repeat": request.repeat,
+            "classes": None if self.labels is None else ("as in the data" if self._source else "equally often"),
+            "precision": asdict(self._precision),
+            **measured_how(scorer, self.num_samples),
+            "bounds": self.bounds,
+            "command": request.command,
+        }
+
+    def score(self, loaded: LoadedModel) -> Generator[Event, None, dict[str, object] | None]:
+        """Generate and score, as often as asked for; the result on the leader, None on other ranks."""
+        request, config, scorer = self._request, loaded.config, self.scorer
+        codec = build_codec(config, self._device, loaded.vae)
+        if self._knows_digits and scorer.group.is_leader and scorer.digits is None:
+            assert isinstance(scorer.extractor, DigitFeatures)
+            scorer.digits = DigitScores(scorer.extractor, config.pixel_size)
+        unit_size = scorer.group.from_leader(
+            lambda: generated_unit_size(
+                loaded.model,
+                config,
+                self._device,
+                num_images=self.num_samples,
+                num_ranks=scorer.group.world_size,
+            )
+        )
+        yield from choices(loaded.engine, self._precision)
+        details: dict[str, object] = {"sampler": config.sample.sampler, "steps": config.sample.steps}
+        details |= {"guidance": f"{config.sample.cfg_scale:g}", "device": str(self._device)}
+        rounds: list[dict[str, object] | None] = []
+        for number in range(request.repeat):
+            first = config.evaluate.seed + number * self.num_samples
+            images = GeneratedImages(
+                model=loaded.model,
+                codec=codec,
+                config=config,
+                seeds=range(first, first + self.num_samples),
+                labels=self.labels,
+                device=self._device,
+                precision=self._precision.name,
+                unit_size=unit_size,
+            )
+            saved = None
+            if request.save_images is not None and scorer.group.is_leader:
+                saved = SavedImages(request.save_images, loaded, images.seeds, self.labels, self._precision)
+            found = yield from scorer.score(
+                images,
+                details=details | ({"draw": f"{number + 1} of {request.repeat}"} if request.repeat > 1 else {}),
+                labels=self.labels,
+                keep_images=request.save_images is not None,
+                save=None if saved is None else saved.add,
+            )
+            if saved is not None:
+                yield saved.write()
+            rounds.append(found)
+        results = [found for found in rounds if found is not None]
+        return joined(results) if results else None
+
+    def _labels(self, config: RunConfig) -> npt.NDArray[np.int64] | None:
+        num_classes = config.model.num_classes
+        if not num_classes:
+            return None
+        if self._source is not None:
+            return class_labels(self._source, self.num_samples)
+        return np.arange(self.num_samples, dtype=np.int64) * num_classes // self.num_samples
+
+
+def _evaluate_images(
+    request: Request, device: torch.device, group: ProcessGroup, stop: StopRequest
+) -> Generator[Event]:
+    """Score images that are there."""
+    assert request.images is not None
+    base = RunConfig() if request.preset is None else load_preset(request.preset)
+    config = apply_overrides(base, request.overrides)
+    images = open_images(request.images, config.data.background)
+    compared = None if request.ref is None else find_reference(request.ref, config)
+    scorer = make_scorer(
+        config,
+        compared,
+        inception=request.inception,
+        extractor=request.extractor,
+        device=device,
+        group=group,
+        stop=stop,
+        interval=request.interval,
+    )
+    yield from (Note(message=note, level="warning") for note in scorer.told)
+    require_enough(scorer.metrics, len(images), "to be scored")
+    bounds = parse_bounds(request.fail_above, scorer.metrics, scorer.extractor)
+    path = request.out or Path("evaluations") / f"{request.images.resolve().stem}_{scorer.extractor.name}.json"
     settings: dict[str, object] = {
         "schema": 1,
         "dis": __version__,
-        "checkpoint": str(loaded.path),
-        "step": loaded.step,
-        "ema_decay": loaded.average.decay,
-        **conditions(config, extractor, whole, loaded.engine, num_samples),
-        "precision": asdict(precision),
+        "images": images.name,
+        "num_samples": len(images),
+        **looked_at_by(scorer.extractor),
+        **measured_how(scorer, len(images)),
+        "bounds": bounds,
+        "command": request.command,
         "result_file": str(path),
     }
-    if dry_run:
+    if request.dry_run:
         yield Finished(result=settings | {"dry_run": True})
         return
-    images: list[Tensor] = []
-    for item in _generated(loaded, precision, num_samples, labels, place):
-        if isinstance(item, Tensor):
-            images.append(item)
-        else:
-            yield item
-    metrics = score(torch.cat(images), labels, whole, extractor)
-    yield from headlines(metrics)
-    result = settings | metrics
-    yield write_result(path, result)
+    group.require_agreement(_agreed(settings))
+    yield from scorer.prepare()
+    details: dict[str, object] = {"features": scorer.extractor.name, "device": str(device)}
+    found = yield from scorer.score(images, details=details)
+    yield from finish(settings, found, path, scorer)
+
+
+def finish(
+    settings: dict[str, object], found: dict[str, object] | None, path: Path, scorer: Scorer
+) -> Generator[Event]:
+    """Tell and write the result, on the leader; the others wait for it."""
+    result = dict(settings)
+    if found is not None:
+        yield from headlines({key: value for key, value in found.items() if isinstance(value, float)}, scorer.extractor)
+        result |= {"notes": scorer.told} | found
+        yield write_result(path, result)
+    scorer.group.wait_for_leader(scorer.stop, "all images were looked at")
     yield Finished(result=result)
 
 
-def score(
-    generated: Tensor, labels: npt.NDArray[np.int64] | None, source: ImageSource, extractor: Extractor
-) -> dict[str, float]:
-    """All that is measured of generated images.
-
-    Args:
-        generated: (n, h, w, c) 8-bit images.
-        labels: The class asked for of each; None when there are none.
-        source: What they are compared with.
-        extractor: What looks at them.
-    """
-    if isinstance(extractor, DigitFeatures):
-        return score_digits(generated, labels, extractor)
-    return {"fid": frechet_distance(_real_statistics(source, extractor), _statistics(generated, extractor))}
+def joined(rounds: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    """The result of several draws: the mean of each number, and under "draws" its values and their spread."""
+    if len(rounds) == 1:
+        return dict(rounds[0])
+    numbers = [name for name, value in rounds[0].items() if isinstance(value, float)]
+    values = {name: [value for found in rounds if isinstance(value := found[name], float)] for name in numbers}
+    draws = {name: {"mean": fmean(own), "std": stdev(own), "values": own} for name, own in values.items()}
+    means: dict[str, object] = {name: fmean(own) for name, own in values.items()}
+    return means | {"draws": draws}
 
 
 def conditions(
-    config: RunConfig, extractor: Extractor, source: ImageSource, engine: Engine, num_samples: int
+    config: RunConfig, extractor: Extractor, source: ImageSource | None, engine: Engine, num_samples: int
 ) -> dict[str, object]:
-    """What a score depends on beside the weights, as result files have it.
+    """What a score of a model depends on beside the weights, as result files have it.
 
     Args:
         config: How the images were generated.
         extractor: What looked at them.
-        source: What they were compared with.
+        source: The run's data, when they were compared with it.
         engine: What computed the scan.
         num_samples: How many there were.
     """
+    data = {} if source is None else {"data": source.name, "data_sha256": source.fingerprint}
     return {
-        "features": extractor.name,
-        "features_sha256": extractor.sha256,
-        "data": source.name,
-        "data_sha256": source.fingerprint,
+        **looked_at_by(extractor),
+        **data,
         "num_samples": num_samples,
         "seed": config.evaluate.seed,
         "sample": config.sample.model_dump(mode="json"),
@@ -154,11 +351,35 @@ def conditions(
     }
 
 
-def headlines(metrics: dict[str, float], step: int | None = None) -> Iterator[Metric]:
+def looked_at_by(extractor: Extractor) -> dict[str, object]:
+    """What results say of the extractor, and of the packages that computed."""
+    packages = ("torch", "torch-fidelity", "numpy", "pillow")
+    return {
+        "features": extractor.name,
+        "features_sha256": extractor.sha256,
+        "preprocessing": extractor.preprocessing,
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def measured_how(scorer: Scorer, num_samples: int) -> dict[str, object]:
+    """What results say of the metrics and the reference."""
+    how: dict[str, object] = {"metrics": list(scorer.metrics)}
+    if scorer.compared is not None:
+        how["reference"] = scorer.compared.facts
+    if "inception_score" in scorer.metrics:
+        how["inception_score_parts"] = NUM_SPLITS
+    if "kid" in scorer.metrics and scorer.compared is not None and scorer.compared.images is not None:
+        size = subset_size_for(num_samples, len(scorer.compared.images))
+        how["kid_subsets"] = {"number": NUM_SUBSETS, "size": size, "seed": SUBSET_SEED}
+    return how
+
+
+def headlines(metrics: Mapping[str, float], extractor: Extractor, step: int | None = None) -> Iterator[Metric]:
     """What is told of the metrics at once, each with the numbers that give it meaning; ``step`` when training."""
-    for name, beside in HEADLINES.items():
+    for name, beside in (dict.fromkeys(score_names(extractor).values(), ()) | HEADLINES).items():
         if name in metrics:
-            context = {other: metrics[other] for other in beside}
+            context = {other: metrics[other] for other in beside if other in metrics}
             yield Metric(name=name, value=metrics[name], context=context, step=step)
 
 
@@ -175,13 +396,16 @@ def write_result(path: Path, result: dict[str, object]) -> Wrote:
 
 
 def reference_images(config: RunConfig) -> ImageSource:
-    """What generated images are compared with: all digits, or the training images of other data.
+    """The data whose size and classes generated images take after: all digits, or the training images of other data.
 
     Raises:
         UsageError: The run was trained on latents, and no images were given.
         DataError: They are missing or unreadable.
     """
-    return build_image_source(config, split="all" if config.data.source == "digits" else "train")
+    split = config.evaluate.split
+    if split == "auto" or config.data.source == "digits":
+        split = "all" if config.data.source == "digits" else "train"
+    return build_image_source(config, split=split)
 
 
 def class_labels(source: ImageSource, num_samples: int) -> npt.NDArray[np.int64]:
@@ -190,104 +414,8 @@ def class_labels(source: ImageSource, num_samples: int) -> npt.NDArray[np.int64]
     return np.sort(source.labels)[positions]
 
 
-def score_digits(generated: Tensor, labels: npt.NDArray[np.int64] | None, extractor: DigitFeatures) -> dict[str, float]:
-    """All that is known of generated digits, each number beside what real and simple images get.
-
-    Args:
-        generated: (n, h, w, c) 8-bit images; larger ones are reduced to 8x8 grey, and real ones with them.
-        labels: The class asked for of each; None leaves the accuracy out.
-        extractor: The digit classifier.
-    """
-    image_size = generated.shape[1]
-    train, train_labels = digit_images("train", image_size)
-    test, test_labels = digit_images("test", image_size)
-    generated = as_digits(generated)
-    features, logits = extractor.features(generated)
-    test_features, test_logits = extractor.features(test)
-    own, train_stats, test_stats = (
-        statistics(features),
-        statistics(extractor.features(train)[0]),
-        statistics(test_features),
-    )
-    gaussians = ClassGaussians(train, train_labels).sample(np.concatenate([train_labels, test_labels]), seed=0)
-    gaussian_stats = statistics(extractor.features(gaussians)[0])
-    metrics = {
-        "frechet_digits": frechet_distance(own, test_stats),
-        "frechet_digits_train": frechet_distance(own, train_stats),
-        "floor": frechet_distance(train_stats, test_stats),
-        "class_gaussians": frechet_distance(gaussian_stats, test_stats),
-    }
-    if labels is not None:
-        metrics["class_accuracy"] = _accuracy(logits, labels)
-        metrics["class_accuracy_real"] = _accuracy(test_logits, test_labels)
-    copies, real_copies = copy_share(generated, train), copy_share(test, train)
-    metrics["copy_share"] = copies.median
-    metrics["copy_share_real"] = real_copies.median
-    metrics["near_copy_share"] = copies.low
-    metrics["near_copy_share_real"] = real_copies.low
-    return metrics
-
-
-def _generated(
-    loaded: LoadedModel,
-    precision: Precision,
-    num_samples: int,
-    labels: npt.NDArray[np.int64] | None,
-    device: torch.device,
-) -> Iterator[Event | Tensor]:
-    config = loaded.config
-    codec = build_codec(config, device, loaded.vae)
-    yield Started(
-        what="generating for the score",
-        total=num_samples,
-        unit="images",
-        details={"sampler": config.sample.sampler, "steps": config.sample.steps, "device": str(device)},
-    )
-    yield from choices(loaded.engine, precision)
-    batches = generate(
-        loaded.model,
-        codec,
-        config,
-        seeds=range(config.evaluate.seed, config.evaluate.seed + num_samples),
-        classes=None if labels is None else labels.tolist(),
-        device=device,
-        precision=precision.name,
-    )
-    for batch in batches:
-        yield Progress(done=batch.num_done, total=num_samples, unit="images")
-        if batch.images is not None:
-            yield batch.images
-
-
-def make_extractor(config: RunConfig, inception: Path | None, device: torch.device) -> Extractor:
-    """What looks at the images: the classifier of digits, or Inception.
-
-    Raises:
-        MissingResourceError: Its weights are needed and not there.
-    """
-    weights = locate_inception(inception, config.data.source)
-    return DigitFeatures() if weights is None else InceptionFeatures(weights, device=device)
-
-
-def _statistics(images: Tensor, extractor: InceptionFeatures) -> Statistics:
-    return statistics(torch.cat([extractor.outputs(part)[FEATURES].cpu() for part in images.split(FEATURE_BATCH)]))
-
-
-def _real_statistics(source: ImageSource, extractor: InceptionFeatures) -> Statistics:
-    parts = [
-        extractor.outputs(to_uint8(torch.stack([source.load(index, None) for index in part])))[FEATURES].cpu()
-        for part in (
-            range(start, min(start + FEATURE_BATCH, len(source))) for start in range(0, len(source), FEATURE_BATCH)
-        )
-    ]
-    return statistics(torch.cat(parts))
-
-
-def _accuracy(logits: Tensor, labels: npt.NDArray[np.int64]) -> float:
-    return float((logits.argmax(dim=1).numpy() == labels).mean())
-
-
-def _default_path(loaded: LoadedModel, config: RunConfig, features: str) -> Path:
+def default_path(loaded: LoadedModel, config: RunConfig, features: str) -> Path:
+    """Where a result goes unless told: the run's ``evaluations``, or ./evaluations."""
     if loaded.run_folder is None and loaded.step is None:
         root, origin = Path("evaluations"), loaded.path.stem
     else:
@@ -310,18 +438,6 @@ def result_name(origin: str, config: RunConfig, features: str, average: Sequence
     return "_".join([origin, features, how, f"cfg-{sample.cfg_scale:g}", *sample.name_parts, *average]) + ".json"
 
 
-def check_bound(result: dict[str, object], fail_above: float | None) -> str | None:
-    """A sentence when the score is above the bound, None when it is not.
-
-    Raises:
-        UsageError: The bound is negative.
-    """
-    if fail_above is None:
-        return None
-    if fail_above < 0:
-        raise UsageError(f"--fail-above must be at least 0, got {fail_above:g}")
-    name = "fid" if "fid" in result else "frechet_digits"
-    value = result[name]
-    if isinstance(value, float) and not value <= fail_above:
-        return f"{name} is {value:.4g}, above --fail-above {fail_above:g}"
-    return None
+def _agreed(settings: Mapping[str, object]) -> dict[str, object]:
+    """What all ranks must have the same; where their files lie may differ."""
+    return {key: value for key, value in settings.items() if key not in ("command", "precision", "engine")}

@@ -1,4 +1,4 @@
-"""Lines on two logarithmic axes, drawn with pillow."""
+"""Lines on two logarithmic axes, or over values that stand side by side; drawn with pillow."""
 
 import io
 import itertools
@@ -43,6 +43,21 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """One line over values that stand side by side.
+
+    Args:
+        name: In the legend.
+        points: The place of a value, and the number there; places rising.
+        color: Index into ``COLORS``, counted round.
+    """
+
+    name: str
+    points: tuple[tuple[int, float], ...]
+    color: int = 0
+
+
+@dataclass(frozen=True)
 class _Axes:
     x_range: Point
     y_range: Point
@@ -74,6 +89,83 @@ def log_log_png(series: Sequence[Series], *, title: str, x_label: str, y_label: 
     for one in series:
         _draw_line(draw, axes, one)
     _draw_legend(draw, series)
+    return _finished(image, draw, title=title, x_label=x_label, y_label=y_label)
+
+
+def curves_png(
+    curves: Sequence[Curve],
+    *,
+    ticks: Sequence[str],
+    title: str,
+    x_label: str,
+    y_label: str,
+    best: Point,
+    level: tuple[str, float] | None = None,
+) -> bytes:
+    """A PNG file of lines over values at equal distances, such as names or settings, with a legend.
+
+    Args:
+        curves: At least one.
+        ticks: The values, from left to right.
+        title: Above.
+        x_label: Below the horizontal axis.
+        y_label: Beside the vertical axis, which is linear.
+        best: The point that is marked with a ring.
+        level: A name and a number at which a dotted line is drawn, to compare with.
+    """
+    numbers = [y for one in curves for _, y in one.points] + ([] if level is None else [level[1]])
+    steps = _round_steps(min(numbers), max(numbers))
+    bounds = steps[0], steps[-1]
+
+    def place(point: Point) -> Point:
+        x = (point[0] + 0.5) / len(ticks)
+        y = (point[1] - bounds[0]) / (bounds[1] - bounds[0])
+        return (
+            _SCALE * (_LEFT + x * (_WIDTH - _LEFT - _RIGHT)),
+            _SCALE * (_HEIGHT - _BOTTOM - y * (_HEIGHT - _TOP - _BOTTOM)),
+        )
+
+    image = Image.new("RGB", (_SCALE * _WIDTH, _SCALE * _HEIGHT), "white")
+    draw = ImageDraw.Draw(image)
+    left, right = place((-0.5, 0))[0], place((len(ticks) - 0.5, 0))[0]
+    bottom, top = place((0, bounds[0]))[1], place((0, bounds[1]))[1]
+    for step in steps:
+        y = place((0, step))[1]
+        draw.line([(left, y), (right, y)], fill=_PALE, width=_SCALE)
+        _text(draw, (_LEFT - 8, y / _SCALE), f"{step:.6g}", size=13, anchor="rm")
+    for index, tick in enumerate(ticks):
+        _text(draw, (place((index, 0))[0] / _SCALE, _HEIGHT - _BOTTOM + 14), tick, size=13, anchor="mm")
+    draw.line([(left, top), (left, bottom), (right, bottom)], fill=_INK, width=_SCALE)
+    legend = [Series(one.name, (), one.points, color=one.color) for one in curves]
+    if level is not None:
+        y = place((0, level[1]))[1]
+        _stroke(draw, [(left, y), (right, y)], COLORS[-1], 2)
+        legend.append(Series(level[0], (), color=len(COLORS) - 1, dash=2))
+    for one in curves:
+        places = [place(point) for point in one.points]
+        color = COLORS[one.color % len(COLORS)]
+        _stroke(draw, places, color, 0)
+        for point in places:
+            _draw_mark(draw, point, color, hollow=False)
+    ring = 10 * _SCALE
+    x, y = place(best)
+    draw.ellipse((x - ring, y - ring, x + ring, y + ring), outline=_INK, width=2 * _SCALE)
+    _draw_legend(draw, [one for one in legend if one.name])
+    return _finished(image, draw, title=title, x_label=x_label, y_label=y_label)
+
+
+def _round_steps(low: float, high: float) -> list[float]:
+    """Round numbers at equal distances around two others, which are not at the ends."""
+    spread = (high - low) or abs(high) or 1.0
+    power = 10.0 ** math.floor(math.log10(spread / 4))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= spread / 6)
+    first, last = math.floor(low / step - 0.1), math.ceil(high / step + 0.1)
+    # No score is negative but by chance: an axis that could begin at zero does.
+    first = max(first, 0) if low >= 0 else first
+    return [number * step for number in range(first, last + 1)]
+
+
+def _finished(image: Image.Image, draw: ImageDraw.ImageDraw, *, title: str, x_label: str, y_label: str) -> bytes:
     _text(draw, (_LEFT, 26), title, size=19, anchor="lm")
     _text(draw, ((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 20), x_label, anchor="mm")
     _draw_sideways(image, y_label)
@@ -172,7 +264,8 @@ def _draw_legend(draw: ImageDraw.ImageDraw, series: Sequence[Series]) -> None:
         color = COLORS[one.color % len(COLORS)]
         start, end = (_SCALE * left, _SCALE * middle), (_SCALE * (left + 32), _SCALE * middle)
         _stroke(draw, [start, end], color, one.dash)
-        _draw_mark(draw, _between(start, end, 0.5), color, hollow=one.dash > 0)
+        if one.marks:
+            _draw_mark(draw, _between(start, end, 0.5), color, hollow=one.dash > 0)
         _text(draw, (left + 42, middle), one.name, size=14, anchor="lm")
 
 

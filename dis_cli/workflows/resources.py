@@ -15,6 +15,7 @@ from dis_cli.config.settings import as_text, explain
 from dis_cli.errors import MismatchError, UsageError, listed
 from dis_cli.metrics.locate import locate_inception
 from dis_cli.workflows.averages import choose_average, choose_held, choose_published
+from dis_cli.workflows.extractors import choose_features
 
 # A run or checkpoint folder, a folder in diffusers' layout, and files; "published" is told from "pt" by its content.
 Form = Literal["run", "folder", "safetensors", "pt", "published"]
@@ -134,17 +135,18 @@ def named_vae(config: RunConfig) -> str:
     return config.codec.vae
 
 
-def look_for_inception(config: RunConfig | None, inception: Path | None) -> None:
-    """Find the weights of Inception.
+def look_for_features(config: RunConfig | None, inception: Path | None) -> None:
+    """Find the weights of what looks at scored images.
 
     Args:
         config: The command's settings; None when they are not known yet, and then only the option is looked at.
         inception: The option ``--inception``.
 
     Raises:
+        UsageError: The options contradict each other.
         MissingResourceError: They are needed and not on this machine.
     """
     if config is not None:
-        locate_inception(inception, config.data.source)
+        choose_features(config.evaluate, config.data.source, inception)
     elif inception is not None:
-        locate_inception(inception, "folder")
+        locate_inception(inception)

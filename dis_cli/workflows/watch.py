@@ -12,6 +12,7 @@ from dis_cli.config.schema import RunConfig
 from dis_cli.data.shards import VaeRecord
 from dis_cli.data.source import ImageSource
 from dis_cli.events import Event, Progress, Wrote
+from dis_cli.metrics.features import Extractor
 from dis_cli.models.backbone import DiS
 from dis_cli.runtime.files import atomic_write_bytes
 from dis_cli.runtime.process_group import ProcessGroup
@@ -21,18 +22,16 @@ from dis_cli.scan.engines import Engine
 from dis_cli.training.state import TrainingState
 from dis_cli.workflows.build import Codec, build_codec, build_model, pick_precision
 from dis_cli.workflows.evaluate import (
-    Extractor,
     class_labels,
     conditions,
     headlines,
-    make_extractor,
     reference_images,
     result_name,
-    score,
     write_result,
 )
 from dis_cli.workflows.generate import generate
 from dis_cli.workflows.grid import grid_png
+from dis_cli.workflows.scorer import make_extractor, score
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ class Watcher:
         if train.evaluate_every:
             self._source = reference_images(self.config)
             if self.group.is_leader:
-                self._extractor = make_extractor(self.config, self.config.evaluate.inception, self.device)
+                self._extractor = make_extractor(self.config, None, self.device)
         if self.group.is_leader:
             for record in read_events(self.run.events_path):
                 step = record.get("step")
@@ -172,8 +171,8 @@ class Watcher:
         if images is None or isinstance(images, int):
             return images
         assert self._extractor is not None
-        metrics = score(torch.from_numpy(images), labels, self._source, self._extractor)
-        for metric in headlines(metrics, step):
+        metrics = score(torch.from_numpy(images), labels, self._source, self._extractor, config.evaluate.metrics)
+        for metric in headlines(metrics, self._extractor, step):
             self._consider(metric.name, metric.value, step)
             if (metric.name, step) not in self._known:
                 yield metric

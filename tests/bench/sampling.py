@@ -24,9 +24,10 @@ from dis_cli.config.schema import RunConfig
 from dis_cli.metrics.features import DigitFeatures
 from dis_cli.models.backbone import DiS
 from dis_cli.workflows.build import build_guidance, build_model, build_sampler
-from dis_cli.workflows.evaluate import class_labels, reference_images, score
+from dis_cli.workflows.evaluate import class_labels, reference_images
 from dis_cli.workflows.generate import Generated, generate
 from dis_cli.workflows.load import load_model
+from dis_cli.workflows.scorer import score
 
 BATCH = 16
 CLASSES = [index % 10 for index in range(BATCH)]

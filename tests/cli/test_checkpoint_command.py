@@ -47,7 +47,7 @@ def test_a_step_is_scored(run: Path, tmp_path: Path, capsys: Capture) -> None:
     assert result(capsys)["step"] == 3
 
 
-@pytest.mark.parametrize("command", [["sample", "--dry-run", "--ckpt"], ["eval-fid", "-n", "--ckpt"]])
+@pytest.mark.parametrize("command", [["sample", "--dry-run", "--ckpt"], ["eval-fid", "--dry-run", "--ckpt"]])
 def test_a_step_that_is_not_there_is_refused(command: list[str], run: Path, tmp_path: Path, capsys: Capture) -> None:
     assert dis(*command, run, "--step", 5) == 2
     assert "has no checkpoint of step 5: there are 3, 7\n" in capsys.readouterr().err

@@ -5,13 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.tiny import dis, result, train
 
 from dis_cli.codecs.pixel import to_uint8
 from dis_cli.data.digits import DigitsSource
 from dis_cli.metrics.features import DigitFeatures
+from dis_cli.workflows import sweep
 from dis_cli.workflows.digit_features import as_digits, digit_images
-from dis_cli.workflows.evaluate import class_labels, score_digits
+from dis_cli.workflows.digit_scores import DigitScores
+from dis_cli.workflows.evaluate import class_labels
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +55,128 @@ def test_fail_above_is_a_verdict(run, tmp_path, capsys) -> None:
     assert dis(*command, "--fail-above", str(score)) == 0
 
 
+def test_bounds_by_name(run, tmp_path, capsys) -> None:
+    command = ["eval-fid", "--ckpt", run, "-n", "20", "-q", "--out", tmp_path / "score.json"]
+    for bound in ("fid=1", "frechet_digits=1"):
+        assert dis(*command, "--fail-above", bound) == 3
+        assert "frechet_digits is" in capsys.readouterr().err
+    assert dis(*command, "--fail-above", "fid=1e6", "--fail-above", "1e6") == 0
+    (tmp_path / "score.json").unlink()
+    for bound, told in (("kid=1", "what is measured is fid"), ("fid=x", "NAME=X"), ("fid=-1", "NAME=X")):
+        assert dis(*command, "--fail-above", bound) == 2
+        assert told in capsys.readouterr().err
+    # it is told before anything is generated
+    assert not (tmp_path / "score.json").exists()
+
+
+def test_all_metrics_of_generated_images(run, tmp_path, capsys) -> None:
+    command = ["eval-fid", "--ckpt", run, "-n", "70", "--out", tmp_path / "score.json", "--json"]
+    assert dis(*command, "--metrics", "fid,kid,density", "--interval") == 0
+    data = result(capsys)
+    assert {"frechet_digits", "kernel_distance_digits", "density_digits"} <= data.keys()
+    assert not {"fid", "kid", "classifier_score_digits", "precision_digits"} & data.keys()
+    interval = data["frechet_digits_interval"]
+    assert interval["low"] < data["frechet_digits"] < interval["high"]
+    assert data["kid_subsets"]["size"] == 70
+    assert dis(*command, "--metrics", "sfid") == 2
+    assert "digits-cnn-64 has no spatial" in result(capsys)["error"]["message"]
+
+
+def test_draws_follow_each_other(run, tmp_path, capsys) -> None:
+    command = ["eval-fid", "--ckpt", run, "-n", "30", "--out", tmp_path / "score.json", "--json"]
+    single = []
+    for seed in (5, 35):
+        assert dis(*command, "--seed", seed) == 0
+        single.append(result(capsys)["frechet_digits"])
+    assert dis(*command, "--seed", 5, "--repeat", 2) == 0
+    data = result(capsys)
+    assert data["draws"]["frechet_digits"]["values"] == single
+    assert data["frechet_digits"] == pytest.approx(sum(single) / 2)
+    assert data["draws"]["frechet_digits"]["std"] == pytest.approx(abs(single[0] - single[1]) / 2**0.5)
+    assert data["seeds"] == "5-64"
+
+
+def test_generated_images_are_kept_when_asked_for(run, tmp_path, capsys) -> None:
+    command = ["eval-fid", "--ckpt", run, "-n", "70", "-q", "--json", "--out", tmp_path / "score.json"]
+    assert dis(*command, "--save-images", tmp_path / "kept.npz") == 0
+    wanted = result(capsys)["frechet_digits"]
+    assert dis(*command, "--save-images", tmp_path / "kept") == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"score.json", "kept.npz", "kept"}
+    capsys.readouterr()
+    # ... and score as they did on the way; the grid beside them is no image
+    for kept in (tmp_path / "kept.npz", tmp_path / "kept"):
+        again = ["eval-fid", "--images", kept, "--ref", "data", "--preset", "dis-xs-digits", "--json", "-q"]
+        assert dis(*again, "--out", tmp_path / "again.json") == 0
+        assert result(capsys)["frechet_digits"] == pytest.approx(wanted, rel=1e-9)
+    assert dis(*command[:3], "-n", "60", *command[5:], "--save-images", tmp_path / "kept.npz") == 2
+    assert "samples of other settings" in capsys.readouterr().err
+
+
+def test_a_sweep_is_a_table_and_a_picture(run, tmp_path, capsys) -> None:
+    out = tmp_path / "sweep.json"
+    command = ["eval-fid", "--ckpt", run, "-n", "30", "--out", out]
+    # the form in which a shell passes `--sweep cfg=1.0,1.5 steps=2,3`
+    assert dis(*command, "--sweep", "cfg=1.0,1.5", "steps=2,3", "sample.sampler=ddim", "sample.steps=5") == 0
+    text = capsys.readouterr().out
+    data = json.loads(out.read_text())
+    points = data["points"]
+    assert [point["settings"] for point in points] == [
+        {"cfg": cfg, "steps": steps} for cfg in ("1.0", "1.5") for steps in ("2", "3")
+    ]
+    assert {point["sample"]["sampler"] for point in points} == {"ddim"}
+    scores = [point["frechet_digits"] for point in points]
+    assert data["best"] == scores.index(min(scores))
+    starred = [line for line in text.splitlines() if line.startswith("*")]
+    assert len(starred) == 1
+    assert f"{min(scores):.4g}" in starred[0]
+    with Image.open(tmp_path / "sweep.png") as picture:
+        assert picture.size == (1000, 640)
+    # a point is what the same settings give by themselves
+    assert dis(*command, "--steps", 3, "--cfg-scale", 1.5, "sample.sampler=ddim", "--json") == 0
+    assert result(capsys)["frechet_digits"] == scores[3]
+
+
+def test_sweeps_that_make_no_sense(run, tmp_path, capsys) -> None:
+    command = ["eval-fid", "--ckpt", run, "-n", "30", "--out", tmp_path / "sweep.json"]
+    cases = {
+        ("cgf=1,2",): "Did you mean `cfg`?",
+        ("train.steps=1,2",): "sample.* setting",
+        ("cfg=",): "has no values",
+        ("cfg=1,2 cfg=3",): "twice",
+        ("cfg=1,1",): "twice",
+        ("cfg=1,x",): "sample.cfg_scale",
+        ("steps=2,2000",): "exceeds",
+        ("cfg=1,2", "--repeat", "2", "--save-images", tmp_path / "kept"): "one set of images",
+    }
+    for arguments, told in cases.items():
+        assert dis(*command, "--sweep", *arguments) == 2
+        assert told in capsys.readouterr().err
+    assert dis(*command, "cfg=1,2") == 2
+    assert "Unknown key: `cfg`" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stopped_sweep_leaves_what_it_has(run, tmp_path, monkeypatch) -> None:
+    points = []
+
+    def stop_at_the_third(*arguments):
+        points.append(arguments)
+        if len(points) == 3:
+            raise KeyboardInterrupt
+        return headlines(*arguments)
+
+    headlines = sweep.headlines
+    monkeypatch.setattr(sweep, "headlines", stop_at_the_third)
+    out = tmp_path / "sweep.json"
+    assert dis("eval-fid", "--ckpt", run, "-n", "20", "--out", out, "-q", "--sweep", "steps=2,3,4") == 130
+    assert [point["settings"]["steps"] for point in json.loads(out.read_text())["points"]] == ["2", "3"]
+
+
 def test_large_digits_are_scored_beside_real_ones_of_their_size() -> None:
     extractor = DigitFeatures()
     source = DigitsSource("test", image_size=32, channels=3)
     images = to_uint8(torch.stack([source.load(index, None) for index in range(len(source))]))
-    scores = score_digits(images, source.labels, extractor)
+    scores = DigitScores(extractor, 32).score(images, source.labels)
     assert scores["frechet_digits"] < 0.01 * scores["floor"]
     assert scores["class_accuracy"] == scores["class_accuracy_real"] >= 0.98
     small, _ = digit_images("test")
@@ -66,12 +186,12 @@ def test_large_digits_are_scored_beside_real_ones_of_their_size() -> None:
 def test_real_images_score_as_real_images() -> None:
     extractor = DigitFeatures()
     test, labels = digit_images("test")
-    scores = score_digits(test, labels, extractor)
+    scores = DigitScores(extractor, 8).score(test, labels)
     assert scores["frechet_digits"] == pytest.approx(0, abs=1e-6)
     assert scores["frechet_digits_train"] == pytest.approx(scores["floor"], rel=1e-9)
     assert scores["class_accuracy"] == scores["class_accuracy_real"] >= 0.98
     train, train_labels = digit_images("train")
-    copies = score_digits(train, train_labels, extractor)
+    copies = DigitScores(extractor, 8).score(train, train_labels)
     assert copies["copy_share"] == copies["near_copy_share"] == 1.0
     assert copies["frechet_digits_train"] == pytest.approx(0, abs=1e-6)
 

@@ -3,6 +3,7 @@
 Its weights are random: what is compared is what both make of the same numbers.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import torch
 import torch_fidelity
 from PIL import Image
 from support.inception import save_random_inception
+from support.tiny import dis
 from torch import Tensor
 
 from dis_cli.data.files import FileSource, FolderFiles
@@ -77,7 +79,7 @@ def theirs(folders: Path, weights: Path) -> dict[str, float]:
         isc=True,
         kid=True,
         prc=True,
-        kid_subset_size=16,
+        kid_subset_size=COUNTS["a"],
         feature_extractor="inception-v3-compat",
         feature_extractor_weights_path=str(weights),
         batch_size=BATCH,
@@ -129,6 +131,34 @@ def test_every_score_is_theirs(ours: dict[str, Scored], theirs: dict[str, float]
         "recall": balls.recall,
     }
     assert got == pytest.approx({name: theirs[name] for name in got}, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_the_command_gives_theirs(
+    folders: Path, weights: Path, theirs: dict[str, float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--inception", weights, "--json", "-q", "--out", tmp_path / "score.json"]
+    scored = ["eval-fid", "--images", folders / "a", *arguments]
+    assert dis(*scored, "--ref", folders / "b", "--metrics", "fid,is,kid,precision,recall") == 0
+    found = json.loads(capsys.readouterr().out)
+    # These weights are not the published ones.
+    told = {
+        "frechet_inception_distance": found["frechet_inception"],
+        "inception_score_mean": found["classifier_score_inception"],
+        "inception_score_std": found["classifier_score_inception_std"],
+        "kernel_inception_distance_mean": found["kernel_distance_inception"],
+        "kernel_inception_distance_std": found["kernel_distance_inception_std"],
+        "precision": found["precision_inception"],
+        "recall": found["recall_inception"],
+    }
+    assert told == pytest.approx({name: theirs[name] for name in told}, rel=1e-6)
+    assert "fid" not in found
+    assert dis("eval-fid", "stats", "--data", folders / "b.npz", "-o", tmp_path / "b.npz", *arguments[:4]) == 0
+    capsys.readouterr()
+    assert dis(*scored, "--ref", tmp_path / "b.npz", "--metrics", "fid,sfid") == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["frechet_inception"] == pytest.approx(found["frechet_inception"], rel=1e-9)
+    assert again["frechet_spatial_inception"] > 0
 
 
 @pytest.mark.slow

@@ -48,9 +48,9 @@ def test_the_cache_is_where_torch_has_it(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_inception_is_found_in_torchs_cache(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_inception() is None
-    with pytest.raises(MissingResourceError, match="Images of folder are scored"):
-        locate_inception(None, "folder")
-    assert locate_inception(None, "digits") is None
+    with pytest.raises(MissingResourceError, match=r"not bundled and not in `.*checkpoints`") as absent:
+        locate_inception(None)
+    assert "--inception PATH" in str(absent.value.hint)
     for name in (INCEPTION_FILE, FIDELITY_FILE):
         (hub / name).write_bytes(b"weights")
         found = find_inception()
@@ -58,9 +58,9 @@ def test_inception_is_found_in_torchs_cache(hub: Path, monkeypatch: pytest.Monke
         assert found.path == hub / name
     # what has its name and not its content is found out before anything reads it
     with pytest.raises(MissingResourceError, match=r"expected sha256 6726825d0af5.*, found [0-9a-f]{64}"):
-        locate_inception(None, "folder")
+        locate_inception(None)
     monkeypatch.setattr(locate, "INCEPTION_SHA256", hashlib.sha256(b"weights").hexdigest())
-    assert locate_inception(None, "folder") == hub / FIDELITY_FILE
+    assert locate_inception(None) == hub / FIDELITY_FILE
 
 
 def test_a_named_file_may_be_any(hub: Path, tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_named_file_may_be_any(hub: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingResourceError, match=r"own\.pth"):
         find_inception(own)
     own.write_bytes(b"other weights")
-    assert locate_inception(own, "digits") == own
+    assert locate_inception(own) == own
 
 
 def test_only_the_published_inception_gives_an_fid(inception_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

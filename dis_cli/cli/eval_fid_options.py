@@ -1,0 +1,56 @@
+"""Options that say what looks at images, for the forms of `dis eval-fid`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from dis_cli.cli.output import Output
+from dis_cli.runtime.distributed import part_from_environment
+
+SplitOption = Annotated[
+    Literal["train", "test", "all"] | None,
+    typer.Option("--split", help="Part of the data; the test images of digits, else the training images."),
+]
+FeaturesOption = Annotated[
+    Literal["auto", "inception", "digits", "clip", "dinov2"] | None,
+    typer.Option("--features", help="What looks at the images; digits for the digits, else inception."),
+]
+InceptionOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--inception",
+        metavar="PATH",
+        help="Weights of Inception, instead of those in torch's cache; others are no FID.",
+    ),
+]
+DownloadFlag = Annotated[
+    bool, typer.Option("--download", help="Fetch the weights of Inception when they are not there.")
+]
+
+
+def evaluate_settings(features: str | None, split: str | None) -> list[str]:
+    """The settings that options stand for, as overrides."""
+    options = {"evaluate.features": features, "evaluate.split": split}
+    return [f"{key}={value}" for key, value in options.items() if value is not None]
+
+
+def fetch(download: bool, inception: Path | None) -> None:
+    """Fetch the weights, by the first process of a job: before torch is imported, so that a failure is told at once."""
+    if download and part_from_environment().index == 0:
+        from dis_cli.workflows.extractors import download_if_absent
+
+        download_if_absent(inception)
+
+
+def is_looked_for(download: bool) -> bool:
+    """Whether weights must be here by now: those that the first process fetches may still be on their way."""
+    return not download or part_from_environment().index == 0
+
+
+def output_of_rank(*, quiet: bool, verbose: bool, no_progress: bool, as_json: bool) -> Output:
+    """Where this process tells what it does: the first of a job speaks for all."""
+    is_leader = part_from_environment().index == 0
+    return Output(
+        quiet=quiet or not is_leader, verbose=verbose and is_leader, progress=not no_progress, as_json=as_json
+    )

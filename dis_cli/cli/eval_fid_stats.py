@@ -1,0 +1,94 @@
+"""`dis eval-fid stats`: a file of statistics of images."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dis_cli.cli.eval_fid_options import (
+    DownloadFlag,
+    FeaturesOption,
+    InceptionOption,
+    SplitOption,
+    evaluate_settings,
+    fetch,
+    is_looked_for,
+    output_of_rank,
+)
+from dis_cli.cli.options import (
+    DeviceOption,
+    DryRunFlag,
+    JsonFlag,
+    NoProgressFlag,
+    Overrides,
+    PresetOption,
+    QuietFlag,
+    VerboseFlag,
+)
+from dis_cli.errors import UsageError
+from dis_cli.runtime.distributed import part_from_environment
+
+
+def stats(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.npz", help="The file to write.")],
+    overrides: Overrides = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="PATH", help="Images: a folder, zip or tar file, or an npz of ADM's."),
+    ] = None,
+    preset: PresetOption = None,
+    split: SplitOption = None,
+    features: FeaturesOption = None,
+    inception: InceptionOption = None,
+    download: DownloadFlag = False,
+    device: DeviceOption = "auto",
+    dry_run: DryRunFlag = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    verbose: VerboseFlag = False,
+    no_progress: NoProgressFlag = False,
+) -> None:
+    """Write mean and covariance of images' features, to be given as --ref later.
+
+    With --preset, of its data, cut to the size of its model (data.path=DIR says where they are); with --data, of images
+    as they are. ADM's and pytorch-fid's tools read the file.
+
+    Example: dis eval-fid stats --data photos/ --out photos.npz
+    """
+    output = output_of_rank(quiet=quiet, verbose=verbose, no_progress=no_progress, as_json=as_json)
+    if (data is None) == (preset is None):
+        raise UsageError(
+            "Give the images with `--data PATH`, or a preset whose data they are with `--preset NAME`, and not both"
+        )
+    settings = evaluate_settings(features, split) + (overrides or [])
+    fetch(download, inception)
+
+    from dis_cli.config.overrides import apply_overrides
+    from dis_cli.config.presets import load_preset
+    from dis_cli.config.schema import RunConfig
+    from dis_cli.workflows.resources import look_for_features
+
+    config = apply_overrides(RunConfig() if preset is None else load_preset(preset), settings)
+    if is_looked_for(download):
+        look_for_features(config, inception)
+
+    from dis_cli.workflows.statistics_file import make_statistics
+
+    result = output.render(
+        make_statistics(
+            data or "data",
+            out,
+            preset=preset,
+            inception=inception,
+            overrides=settings,
+            device=device,
+            dry_run=dry_run,
+        )
+    )
+    if part_from_environment().index == 0:
+        lines = [
+            f"images      {result['n']:,} of {result['data']}",
+            f"features    {result['features']}, sha256 {result['features_sha256'][:12]}...",
+            f"statistics  {result['out']}",
+        ]
+        output.result(lines, result)

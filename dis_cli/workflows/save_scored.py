@@ -1,0 +1,92 @@
+"""Keeping generated images that are scored, for those who ask for it."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from dis_cli import __version__
+from dis_cli.events import Wrote
+from dis_cli.runtime.precision import Precision
+from dis_cli.workflows.classes import as_ranges
+from dis_cli.workflows.load import LoadedModel
+from dis_cli.workflows.sample_output import Format, Result, read_facts
+from dis_cli.workflows.unfinished_samples import UnfinishedSamples, require_same
+
+
+class SavedImages:
+    """Images on their way into a folder of PNGs, an npz or a zip file; on the disk meanwhile, and not in memory.
+
+    Args:
+        out: The folder, or a file that ends in .npz or .zip.
+        loaded: What makes them.
+        seeds: One an image.
+        labels: The class of each; None when there are none.
+        precision: What its linear layers compute in.
+
+    Raises:
+        UsageError: Something else is there.
+        MismatchError: Samples of other settings are there.
+        StorageError: The disk does not take them.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        loaded: LoadedModel,
+        seeds: range,
+        labels: npt.NDArray[np.int64] | None,
+        precision: Precision,
+    ) -> None:
+        config = loaded.config
+        forms: dict[str, Format] = {".npz": "npz", ".zip": "zip"}
+        facts: dict[str, object] = {
+            "dis": __version__,
+            "checkpoint_sha256": loaded.sha256,
+            "step": loaded.step,
+            "ema_decay": loaded.average.decay,
+            "seeds": as_ranges(seeds),
+            "num_of_class": None if labels is None else np.bincount(labels).tolist(),
+            "format": forms.get(out.suffix, "png"),
+            "sample": config.sample.model_dump(mode="json", exclude={"batch_size", "precision", "ema"}),
+            "engine": loaded.engine.name,
+            "precision": precision.name,
+        }
+        self._labels = labels
+        self._result = Result(
+            out=out,
+            form=forms.get(out.suffix, "png"),
+            facts=facts,
+            settings={"schema": 1, "checkpoint": str(loaded.path), "num_images": len(seeds), "facts": facts},
+            seeds=seeds,
+            class_names=loaded.class_names,
+            shape=(config.pixel_size, config.pixel_size, config.pixel_channels),
+        )
+        there = read_facts(out)
+        self._is_there = there is not None
+        self._unfinished = UnfinishedSamples(out)
+        if there is not None:
+            require_same(out, there, facts)
+            return
+        self._unfinished.begin(facts)
+        # What an earlier start has left may have been cut in other places.
+        self._unfinished.remove()
+        self._unfinished.begin(facts)
+
+    def add(self, first: int, images: Tensor) -> None:
+        """Keep the next images; ``first`` is the place of the first of them."""
+        if not self._is_there:
+            labels = None if self._labels is None else self._labels[first : first + len(images)]
+            self._unfinished.add(first, images.numpy(), labels)
+
+    def write(self) -> Wrote:
+        """Make the folder or file, whole or not at all."""
+        if not self._is_there:
+            try:
+                self._result.write(self._unfinished.parts(), self._unfinished.result, {})
+            except BaseException:
+                self._unfinished.discard_result()
+                raise
+            self._unfinished.remove()
+        return Wrote(what="images", path=self._result.out)

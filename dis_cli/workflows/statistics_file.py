@@ -1,0 +1,73 @@
+"""A file of statistics of images, to be compared with later: `dis eval-fid stats`."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dis_cli.config.overrides import apply_overrides
+from dis_cli.config.presets import load_preset
+from dis_cli.config.schema import RunConfig
+from dis_cli.errors import UsageError
+from dis_cli.events import Event, Finished, Note, Wrote
+from dis_cli.metrics.features import SPATIAL, Extractor
+from dis_cli.metrics.reference import write_reference
+from dis_cli.runtime.device import pick_device
+from dis_cli.workflows.evaluate import Request, looked_at_by, working_together
+from dis_cli.workflows.references import collect, find_reference, reference_file
+from dis_cli.workflows.scorer import make_extractor
+from dis_cli.workflows.scores import Needs, notes_on, require_enough
+
+
+def make_statistics(
+    data: str,
+    out: Path,
+    *,
+    preset: str | None = None,
+    inception: Path | None = None,
+    extractor: Extractor | None = None,
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    dry_run: bool = False,
+) -> Iterator[Event]:
+    """Measure mean and covariance of the features of images, and write them.
+
+    Args:
+        data: "data" is that of the preset; else a folder, archive or npz file of images.
+        out: The file, which ends in .npz.
+        preset: Whose data, and whose extractor when it is left to that.
+        inception: The weights of Inception; None takes those in torch's cache.
+        extractor: One of the caller's own, or None.
+        overrides: ``KEY=VALUE`` on the preset's settings.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        dry_run: Only say what would be done.
+
+    Raises:
+        UsageError: There is no such data, or it is statistics already.
+        DisError: The images, the weights, the device or the disk do not allow it.
+    """
+    if out.suffix.lower() != ".npz":
+        raise UsageError(f"--out: got `{out}`, allowed: a name that ends in .npz", "Try `--out ref.npz`")
+    place = pick_device(device)
+    config = apply_overrides(RunConfig() if preset is None else load_preset(preset), overrides)
+    with working_together(Request(dry_run=dry_run), place) as (group, stop):
+        compared = find_reference(data, config)
+        if compared.images is None or compared.file is not None:
+            raise UsageError(f"`{data}` holds statistics already", "Give images with `--data`")
+        require_enough(("fid",), len(compared.images), "to measure")
+        own = extractor or make_extractor(config, inception, place)
+        facts: dict[str, object] = {"schema": 1, "out": str(out), "data": compared.name, "n": len(compared.images)}
+        facts |= {} if compared.split is None else {"split": compared.split}
+        facts |= looked_at_by(own)
+        if dry_run:
+            yield Finished(result=facts | {"dry_run": True})
+            return
+        group.require_agreement(facts)
+        needs = Needs(statistics=True, spatial=SPATIAL in own.sizes)
+        found = yield from collect(compared, needs, own, device=place, group=group, stop=stop)
+        if found is not None:
+            sha256 = compared.images.sha256()
+            yield from (Note(message=note, level="warning") for note in notes_on(found, None, what="measured"))
+            write_reference(out, reference_file(found, compared, own, sha256))
+            yield Wrote(what="statistics", path=out)
+            facts |= {"data_sha256": sha256}
+        group.wait_for_leader(stop, "all images were looked at")
+        yield Finished(result=facts)

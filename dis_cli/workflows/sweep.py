@@ -1,0 +1,134 @@
+"""A model scored at every point of a grid of sampling settings: one table, one picture, the best point marked."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dis_cli.config.overrides import apply_overrides
+from dis_cli.config.sweep import Axis, Point, check_points, points_of
+from dis_cli.events import Event, Finished, Note, Wrote
+from dis_cli.metrics.features import score_names
+from dis_cli.runtime.device import pick_device
+from dis_cli.runtime.files import atomic_write_bytes
+from dis_cli.workflows.evaluate import Request, ScoredModel, default_path, headlines, working_together, write_result
+from dis_cli.workflows.load import LoadedModel, load_model
+from dis_cli.workflows.plot import Curve, curves_png
+from dis_cli.workflows.scores import HIGHER_IS_BETTER
+
+
+def sweep(request: Request, axes: Sequence[Axis]) -> Iterator[Event]:
+    """Score a model at all combinations of some settings, with one set of features of the reference.
+
+    The result file is written after every point, so that one that is stopped leaves what it has. Beside it stands the
+    picture, with the ending ".png".
+
+    Args:
+        request: What is scored, and how.
+        axes: What varies; at least one.
+
+    Raises:
+        UsageError: A point cannot run.
+        DisError: As for `evaluate`.
+    """
+    assert request.checkpoint is not None
+    place = pick_device(request.device)
+    points = points_of(axes)
+    with working_together(request, place) as (group, stop):
+        loaded = load_model(request.checkpoint, place, request.overrides, request.preset, request.step)
+        yield from (Note(message=note, level="warning") for note in loaded.notes)
+        asked = apply_overrides(loaded.saved_config, request.overrides)
+        check_points(asked, points)
+        model = ScoredModel(loaded, request, place, group, stop)
+        yield from model.notes()
+        path = request.out or _path(loaded, axes, model.scorer.extractor.name)
+        picture = path.with_suffix(".png")
+        first = model.scorer.metrics[0]
+        judged = score_names(model.scorer.extractor)[first]
+        result = model.settings(loaded) | {"axes": {axis.name: list(axis.values) for axis in axes}, "judged_by": judged}
+        result |= {"result_file": str(path), "plot": str(picture), "points": []}
+        # What varies is said by each point.
+        result = {key: value for key, value in result.items() if key not in ("sample", "ema_decay")}
+        if request.dry_run:
+            yield Finished(result=result | {"dry_run": True, "num_points": len(points)})
+            return
+        group.require_agreement({key: result[key] for key in ("axes", "metrics", "num_samples", "features_sha256")})
+        yield from model.scorer.prepare()
+        rows: list[dict[str, Any]] = []
+        best = 0
+        for number, point in enumerate(points, start=1):
+            loaded = _at(loaded, request, point)
+            told = ", ".join(f"{name} {value}" for name, value in point.values.items())
+            yield Note(message=f"point {number} of {len(points)}: {told}")
+            found = yield from model.score(loaded)
+            if found is None:
+                continue
+            scores = {name: value for name, value in found.items() if isinstance(value, float)}
+            yield from headlines(scores, model.scorer.extractor)
+            sample = loaded.config.sample.model_dump(mode="json")
+            rows.append({"settings": point.values, "sample": sample, "ema_decay": loaded.average.decay} | found)
+            higher = first in HIGHER_IS_BETTER
+            best = best_of([row[judged] for row in rows], higher=higher)
+            result |= {"points": rows, "best": best, "notes": model.scorer.told}
+            wrote = write_result(path, result)
+            if number == len(points):
+                yield wrote
+        if rows:
+            atomic_write_bytes(picture, sweep_png(axes, rows, judged, best))
+            yield Wrote(what="plot", path=picture)
+        group.wait_for_leader(stop, "all points are done")
+        yield Finished(result=result)
+
+
+def best_of(values: Sequence[float], *, higher: bool) -> int:
+    """The place of the best value."""
+    return values.index(max(values) if higher else min(values))
+
+
+def sweep_png(axes: Sequence[Axis], rows: Sequence[Mapping[str, Any]], judged: str, best: int) -> bytes:
+    """The picture: the axis of most values from left to right, a line for each combination of the others.
+
+    Args:
+        axes: What varied.
+        rows: The points, with their "settings" and scores.
+        judged: The score that is drawn.
+        best: The place of the best point.
+    """
+    along = max(axes, key=lambda axis: len(axis.values))
+    curves: dict[str, list[tuple[int, float]]] = {}
+    marked = (0.0, 0.0)
+    for place, row in enumerate(rows):
+        settings: dict[str, str] = row["settings"]
+        name = ", ".join(f"{key} {value}" for key, value in settings.items() if key != along.name)
+        point = (along.values.index(settings[along.name]), row[judged])
+        curves.setdefault(name, []).append(point)
+        if place == best:
+            marked = point
+    told = ", ".join(f"{name} {value}" for name, value in rows[best]["settings"].items())
+    level = rows[best].get("floor") if judged == "frechet_digits" else None
+    return curves_png(
+        [Curve(name, tuple(points), color) for color, (name, points) in enumerate(curves.items())],
+        ticks=along.values,
+        title=f"Best: {told} ({judged} {rows[best][judged]:.4g})",
+        x_label=along.name,
+        y_label=judged,
+        best=marked,
+        level=None if level is None else ("real images", level),
+    )
+
+
+def _at(loaded: LoadedModel, request: Request, point: Point) -> LoadedModel:
+    """The model with the settings of a point; read anew where these name other weights."""
+    overrides = [*request.overrides, *point.overrides]
+    config = apply_overrides(loaded.saved_config, overrides).settled()
+    if config.sample.ema != loaded.config.sample.ema:
+        assert request.checkpoint is not None
+        device = next(loaded.model.parameters()).device
+        return load_model(request.checkpoint, device, overrides, request.preset, request.step)
+    return replace(loaded, config=config)
+
+
+def _path(loaded: LoadedModel, axes: Sequence[Axis], features: str) -> Path:
+    usual = default_path(loaded, loaded.config, features)
+    origin = loaded.path.stem if loaded.step is None else f"step-{loaded.step:08d}"
+    return usual.with_name("_".join([origin, features, "sweep", *(axis.name for axis in axes)]) + ".json")
