@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dis_cli.models.embed import FinalLayer, LabelEmbed, PatchEmbed, rowwise, timestep_embedding, unpatchify
+from dis_cli.models.embed import FinalLayer, LabelEmbed, PatchEmbed, RowWise, timestep_embedding, unpatchify
 from dis_cli.models.mixer import Mixer
 from dis_cli.scan import add_rms_norm
 
@@ -157,9 +157,7 @@ class DiS(nn.Module):
         self.gradient_checkpointing = False
 
         self.patch_embed = PatchEmbed(patch_size, in_channels, embed_dim)
-        self.time_embed = nn.Sequential(
-            nn.Linear(embed_dim, 4 * embed_dim), nn.SiLU(), nn.Linear(4 * embed_dim, embed_dim)
-        )
+        self.time_embed = RowWise(nn.Linear(embed_dim, 4 * embed_dim), nn.SiLU(), nn.Linear(4 * embed_dim, embed_dim))
         self.label_emb = LabelEmbed(num_classes, embed_dim) if num_classes else None
         self.pos_embed = nn.Parameter(torch.empty(1, self.extras + (image_size // patch_size) ** 2, embed_dim))
 
@@ -212,8 +210,7 @@ class DiS(nn.Module):
         """
         self._check(x, labels)
         keeps = self._keep_factors(x, drop_path_uniform)
-        embedding = timestep_embedding(t, self.embed_dim).to(self.pos_embed.dtype)
-        time_token = self.time_embed(embedding) if self.training else rowwise(self.time_embed, embedding)
+        time_token = self.time_embed(timestep_embedding(t, self.embed_dim).to(self.pos_embed.dtype))
         tokens = [time_token[:, None], self.patch_embed(x)]
         condition = None
         if self.label_emb is not None and labels is not None:

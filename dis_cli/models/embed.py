@@ -32,9 +32,13 @@ def timestep_embedding(t: Shaped[Tensor, " b"], dim: int) -> Float[Tensor, "b {d
 _WHOLE_ROWS = 64
 
 
-def rowwise(module: nn.Module, rows: Float[Tensor, "b d"]) -> Float[Tensor, "b e"]:
-    """A module of matrix products on each row, which gives a row the same bits however many rows there are."""
-    return module(F.pad(rows, (0, 0, 0, -len(rows) % _WHOLE_ROWS)))[: len(rows)]
+class RowWise(nn.Sequential):
+    """Layers on one vector an image; outside training a row has the same bits however many rows there are."""
+
+    def forward(self, input: Float[Tensor, "b d"]) -> Float[Tensor, "b e"]:  # noqa: A002 - its base calls it so
+        if self.training:
+            return super().forward(input)
+        return super().forward(F.pad(input, (0, 0, 0, -len(input) % _WHOLE_ROWS)))[: len(input)]
 
 
 class PatchEmbed(nn.Module):
@@ -75,16 +79,14 @@ class FinalLayer(nn.Module):
         super().__init__()
         self.norm_final = nn.LayerNorm(embed_dim, elementwise_affine=False, eps=1e-6)
         self.linear = nn.Linear(embed_dim, patch_size * patch_size * out_channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(embed_dim, 2 * embed_dim)) if modulated else None
+        self.adaLN_modulation = RowWise(nn.SiLU(), nn.Linear(embed_dim, 2 * embed_dim)) if modulated else None
 
     def forward(
         self, tokens: Float[Tensor, "b l d"], condition: Float[Tensor, "b d"] | None
     ) -> Float[Tensor, "b l pixels"]:
         tokens = self.norm_final(tokens)
         if self.adaLN_modulation is not None and condition is not None:
-            modulate = self.adaLN_modulation
-            modulation = modulate(condition) if self.training else rowwise(modulate, condition)
-            shift, scale = modulation.chunk(2, dim=1)
+            shift, scale = self.adaLN_modulation(condition).chunk(2, dim=1)
             tokens = torch.addcmul(shift[:, None], tokens, 1 + scale[:, None])
         return self.linear(tokens)
 

@@ -1,12 +1,14 @@
 """Which images are asked for: their seeds and their classes, as numbers, lists, ranges and names."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from dis_cli.errors import UsageError, did_you_mean
 from dis_cli.workflows.load import LoadedModel
 
 LARGEST_SEED = 2**31 - 1
+MOST_IMAGES = 10_000_000
 _RANGE = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
 
 
@@ -25,11 +27,12 @@ def parse_seeds(text: str) -> list[int]:
         first, last = _bounds(part, "--seeds") if "-" in part else (int(part), int(part))
         if last > LARGEST_SEED:
             raise UsageError(f"Seed {last} is out of range: seeds are 0 to {LARGEST_SEED}")
+        _require_few(len(seeds) + last - first + 1)
         seeds.extend(range(first, last + 1))
     if not seeds:
         raise UsageError("`--seeds` names no seed", "For example `--seeds 0-15,40`")
     if len(set(seeds)) < len(seeds):
-        twice = next(seed for place, seed in enumerate(seeds) if seed in seeds[:place])
+        twice = next(seed for seed, times in Counter(seeds).items() if times > 1)
         raise UsageError(f"`--seeds` names seed {twice} twice", "Name each seed once: it always gives the same image")
     return seeds
 
@@ -46,6 +49,7 @@ def choose_seeds(seed: int | None, seeds: str | None, num_images: int | None) ->
         UsageError: The three contradict each other, or a seed is out of range.
     """
     if seeds is None:
+        _require_few(num_images or 16)
         first = seed or 0
         last = first + (num_images or 16) - 1
         if last > LARGEST_SEED:
@@ -88,6 +92,11 @@ def as_ranges(numbers: Sequence[int]) -> str:
         else:
             ranges.append([number, number])
     return ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in ranges)
+
+
+def _require_few(count: int) -> None:
+    if count > MOST_IMAGES:
+        raise UsageError(f"Asked for {count} images; at most {MOST_IMAGES} are made at a time", "Make them in parts")
 
 
 def _parts(values: Sequence[str]) -> Iterator[str]:

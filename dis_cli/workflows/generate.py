@@ -8,6 +8,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from dis_cli.codecs.pixel import to_uint8
+from dis_cli.codecs.vae import DECODE_GROUP
 from dis_cli.config.schema import RunConfig
 from dis_cli.diffusion.guidance import guide
 from dis_cli.diffusion.samplers import sample_loop
@@ -17,7 +18,7 @@ from dis_cli.runtime.seed import Stream, generator
 from dis_cli.workflows.batch_size import pick_batch_size
 from dis_cli.workflows.build import Codec, build_guidance, build_sampler
 
-# Matrix libraries sum products of fewer rows than a few for each thread in another order; see models.embed.rowwise.
+# Matrix libraries sum products of fewer rows than a few for each thread in another order; see models.embed.RowWise.
 _ROWS_PER_THREAD = 8
 
 
@@ -84,7 +85,8 @@ def generate(
             return model(x, t, labels).float()
 
     def images_of(x: Tensor, count: int) -> Tensor:
-        return to_uint8(codec.decode(x[:count]).float()).cpu()
+        # In parts: decoded images in float32 would take more memory than the whole batch of latents.
+        return torch.cat([to_uint8(codec.decode(part).float()).cpu() for part in x[:count].split(DECODE_GROUP)])
 
     for start in range(0, len(seeds), batch_size):
         part = seeds[start : start + batch_size]

@@ -9,15 +9,12 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import filelock
 import numpy as np
 import torch
 
-from dis_cli import __version__
-from dis_cli.config.schema import RunConfig
-from dis_cli.errors import StorageError, UsageError
+from dis_cli.errors import StorageError
 from dis_cli.events import Event, Finished, Note, Progress, Started, Wrote
 from dis_cli.runtime.compiler import require_compiler
 from dis_cli.runtime.device import pick_device
@@ -26,21 +23,26 @@ from dis_cli.runtime.precision import Precision
 from dis_cli.runtime.process_group import ProcessGroup, join_process_group
 from dis_cli.runtime.signals import StopRequest, stop_on_signals
 from dis_cli.workflows.batch_size import pick_batch_size
-from dis_cli.workflows.build import Codec, build_codec, build_guidance, build_sampler, choices, pick_precision
+from dis_cli.workflows.build import Codec, build_codec, choices
 from dis_cli.workflows.classes import as_ranges, choose_seeds, parse_classes
 from dis_cli.workflows.generate import generate
 from dis_cli.workflows.load import LoadedModel, load_model
 from dis_cli.workflows.resources import look_for_vae
+from dis_cli.workflows.sample_facts import (
+    Trajectory,
+    all_facts,
+    choose_form,
+    choose_sample_precision,
+    compared,
+    default_path,
+    sample_settings,
+)
 from dis_cli.workflows.sample_output import GRID_FILE, Format, Result, read_facts, trajectory_images
 from dis_cli.workflows.unfinished_samples import Images, UnfinishedSamples, missing, require_same
-
-Trajectory = Literal["strip", "gif"]
 
 TRAJECTORY_IMAGES = 8
 TRAJECTORY_STEPS = 10
 _POLL_SECONDS = 0.05
-# What may differ between the starts that make one result.
-_INFORMATION = ("dis",)
 
 
 def sample(
@@ -86,7 +88,7 @@ def sample(
         DisError: The checkpoint, the VAE, the device or the disk do not allow it.
     """
     chosen_seeds = choose_seeds(seed, seeds, num_images)
-    chosen_form = _form(form, out, trajectory)
+    chosen_form = choose_form(form, out, trajectory)
     place = pick_device(device)
     with contextlib.ExitStack() as held:
         stop = held.enter_context(stop_on_signals())
@@ -99,15 +101,15 @@ def sample(
             # Of a published file this is known only now; what is built next takes seconds.
             look_for_vae(config, None)
         chosen = parse_classes(classes, loaded)
-        named = f"seeds-{seeds}" if seeds else f"seed-{chosen_seeds[0]}"
+        named = f"seeds-{as_ranges(chosen_seeds)}" if seeds else f"seed-{chosen_seeds[0]}"
         path = out or default_path(loaded, named, len(chosen_seeds), chosen, chosen_form)
-        precision = group.from_leader(lambda: _precision(path, config, place))
-        facts = _facts(loaded, precision, chosen_seeds, chosen, chosen_form, trajectory, compiled=compile_model)
+        precision = group.from_leader(lambda: choose_sample_precision(path, config, place))
+        facts = all_facts(loaded, precision, chosen_seeds, chosen, chosen_form, trajectory, compiled=compile_model)
         result = Result(
             out=path,
             form=chosen_form,
             facts=facts,
-            settings=_settings(loaded, facts, chosen_seeds, chosen),
+            settings=sample_settings(loaded, facts, chosen_seeds, chosen),
             seeds=chosen_seeds,
             class_names=loaded.class_names,
             shape=(config.pixel_size, config.pixel_size, config.pixel_channels),
@@ -191,7 +193,7 @@ class _Job:
         """What there is to do, for a dry run."""
         there = read_facts(self.result.out)
         if there is not None:
-            require_same(self.result.out, _compared(there), _compared(self.result.facts))
+            require_same(self.result.out, compared(there), compared(self.result.facts))
         # The PNGs, the grid and the settings.
         num_files = self.count + 2 if self.result.form == "png" else 1
         # Finished batches stay until the result is whole.
@@ -203,10 +205,10 @@ class _Job:
 
     def _begin(self) -> list[range] | None:
         """The places of the images that are there; None when all is done. On the leader."""
-        out, facts = self.result.out, _compared(self.result.facts)
+        out, facts = self.result.out, compared(self.result.facts)
         there = read_facts(out)
         if there is not None:
-            require_same(out, _compared(there), facts)
+            require_same(out, compared(there), facts)
             # A kill may have come before this.
             self.unfinished.remove()
             return None
@@ -272,107 +274,6 @@ class _Job:
                 estimates.append(step.estimate.numpy())
             self.stop.obey(self._state(self.count))
         return trajectory_images(estimates, trajectory)
-
-
-def _precision(out: Path, config: RunConfig, device: torch.device) -> Precision:
-    """What was chosen for the images that are there already, when the choice is left to the machine."""
-    there = read_facts(out) or UnfinishedSamples(out).facts()
-    if there is not None and config.sample.precision == "auto" and there.get("precision") in ("fp32", "bf16"):
-        return Precision(str(there["precision"]), "it is that of the images that are there")
-    return pick_precision(config.sample.precision, config, device)
-
-
-def default_path(loaded: LoadedModel, seeds: str, num_images: int, classes: list[int], form: Format) -> Path:
-    """Where samples go unless told: the run's ``samples`` (or ./samples), under a name that says what is in it."""
-    root = loaded.run_folder / "samples" if loaded.run_folder else Path("samples")
-    sample = loaded.config.sample
-    origin = loaded.path.stem if loaded.step is None else f"step-{loaded.step:08d}"
-    # A list of many seeds would be too long for a name.
-    seeds = seeds if len(seeds) <= 40 else f"{seeds[:37]}..."
-    parts = [origin, sample.sampler.replace("+", "p"), f"{sample.steps}", seeds, f"n-{num_images}"]
-    if sample.cfg_scale != 1:
-        parts.append(f"cfg-{sample.cfg_scale:g}")
-    parts += (*sample.name_parts, *loaded.average.name_parts)
-    if classes:
-        all_of_them = classes == list(range(loaded.config.model.num_classes))
-        parts.append("class-all" if all_of_them else "class-" + "-".join(map(str, classes[:8])))
-    return root / ("_".join(parts) + ("" if form == "png" else f".{form}"))
-
-
-def _form(form: Format | None, out: Path | None, trajectory: Trajectory | None) -> Format:
-    suffixes: dict[str, Format] = {".npz": "npz", ".zip": "zip"}
-    told = None if out is None else suffixes.get(out.suffix)
-    if form is not None and told is not None and form != told:
-        raise UsageError(f"`--format {form}` contradicts `--out {out}`", "Leave `--format` out, or name another file")
-    chosen: Format = form or told or "png"
-    if out is not None and chosen != "png" and told is None:
-        raise UsageError(
-            f"`--format {chosen}` writes one file, and `{out}` does not end in .{chosen}",
-            f"Give `--out {out}.{chosen}`",
-        )
-    if trajectory is not None and chosen != "png":
-        raise UsageError(
-            f"`--trajectory` is put beside PNGs in a folder, and the format is {chosen}", "Give `--format png`"
-        )
-    return chosen
-
-
-def _facts(
-    loaded: LoadedModel,
-    precision: Precision,
-    seeds: Sequence[int],
-    classes: Sequence[int],
-    form: Format,
-    trajectory: Trajectory | None,
-    *,
-    compiled: bool,
-) -> dict[str, object]:
-    """All that the result's bytes depend on."""
-    config: RunConfig = loaded.config
-    facts: dict[str, object] = {
-        "dis": __version__,
-        "checkpoint_sha256": loaded.sha256,
-        "step": loaded.step,
-        "ema_decay": loaded.average.decay,
-        "seeds": as_ranges(seeds),
-        "classes": as_ranges(classes) if classes else None,
-        "format": form,
-        "trajectory": trajectory,
-        "sample": config.sample.model_dump(mode="json", exclude={"batch_size", "precision", "ema"}),
-        "engine": loaded.engine.name,
-        "precision": precision.name,
-        "compiled": compiled,
-    }
-    if config.codec.kind == "vae":
-        facts["codec"] = config.codec.model_dump(mode="json")
-    return facts
-
-
-def _settings(
-    loaded: LoadedModel, facts: dict[str, object], seeds: Sequence[int], classes: Sequence[int]
-) -> dict[str, object]:
-    timesteps = build_sampler(loaded.config).timesteps
-    return {
-        "schema": 1,
-        "checkpoint": str(loaded.path),
-        "step": loaded.step,
-        "ema_decay": loaded.average.decay,
-        "seed": seeds[0],
-        "num_images": len(seeds),
-        "classes": list(classes) or None,
-        "sample": loaded.config.sample.model_dump(mode="json", exclude={"batch_size"}),
-        "engine": facts["engine"],
-        "precision": facts["precision"],
-        "format": facts["format"],
-        "image_size": loaded.config.pixel_size,
-        "model_evaluations": len(timesteps),
-        "guided_evaluations": build_guidance(loaded.config).count_guided(timesteps),
-        "facts": facts,
-    }
-
-
-def _compared(facts: dict[str, object]) -> dict[str, object]:
-    return {key: value for key, value in facts.items() if key not in _INFORMATION}
 
 
 @contextlib.contextmanager

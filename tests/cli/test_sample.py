@@ -371,9 +371,11 @@ def test_the_weights_of_a_published_file_are_chosen(tmp_path, capsys, monkeypatc
     torch.save(bare, tmp_path / "bare.pt")
 
     def sampled(file, *arguments) -> tuple[float, str, bytes]:
+        # The pixels: a PNG also names the file that the weights are of.
         assert dis("sample", "--ckpt", tmp_path / file, "-n", "1", "--steps", "2", "--json", *arguments) == 0
         data = result(capsys)
-        return data["ema_decay"], data["out"], next((tmp_path / data["out"]).glob("000000*.png")).read_bytes()
+        [path] = (tmp_path / data["out"]).glob("000000*.png")
+        return data["ema_decay"], data["out"], pixels(path.parent, {"file": path.name}).tobytes()
 
     decay, out, average = sampled("both.pt")
     assert (decay, out) == (0.9999, "samples/both_dpmpp_2_seed-0_n-1")

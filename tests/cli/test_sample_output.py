@@ -188,6 +188,7 @@ def test_dry_run_says_how_much(run: Path, tmp_path: Path, capsys: pytest.Capture
         (["--seeds", "1-3,2"], 2, "names seed 2 twice"),
         (["--seeds", ","], 2, "names no seed"),
         (["--seeds", "4294967296"], 2, "Seed 4294967296 is out of range"),
+        (["--seeds", "0-2147483647"], 2, "at most 10000000"),
         (["--seeds", "0-99999999999"], 2, "Seed 99999999999 is out of range"),
         (["--seed", "2147483647", "-n", "2"], 2, "Seed 2147483648 of the last image is out of range"),
         (["--seeds", "0-3", "--seed", "1"], 2, "exclude each other"),

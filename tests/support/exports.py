@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from support.saved import DIGITS, config_of
 from support.tiny import dis
 from torch import Tensor
@@ -19,6 +21,7 @@ from dis_cli.checkpoints.store import write_checkpoint
 from dis_cli.config.presets import dump_toml
 from dis_cli.config.schema import RunConfig
 from dis_cli.workflows.build import build_model
+from dis_cli.workflows.sample_output import png_bytes
 
 NAMES = [f"digit {number}" for number in range(10)]
 FORMS = {"safetensors": "x.safetensors", "pt": "x.pt", "diffusers": "x"}
@@ -74,8 +77,13 @@ def weights_file(out: Path) -> Path:
 
 
 def sampled(checkpoint: Path, out: Path, *arguments: object) -> dict[str, bytes]:
-    """The images that `dis sample` writes, by name."""
+    """The images that `dis sample` writes, by name, as PNGs without what they say about their checkpoint."""
     command = ["sample", "--ckpt", checkpoint, "--out", out, "-n", 4, "-q", "sample.precision=fp32"]
     assert dis(*command, *arguments) == 0
     records = json.loads((out / "samples.json").read_text())["images"]
-    return {record["file"]: (out / record["file"]).read_bytes() for record in records}
+    return {record["file"]: _bare_png(out / record["file"]) for record in records}
+
+
+def _bare_png(path: Path) -> bytes:
+    with Image.open(path) as image:
+        return png_bytes(np.atleast_3d(np.asarray(image)))

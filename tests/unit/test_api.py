@@ -122,7 +122,8 @@ def test_latents_are_decoded_by_the_vae_given(tmp_path: Path) -> None:
         ({"classes": 10}, "Class 10 is out of range"),
         ({"classes": ["three"]}, "Unknown class: `three`"),
         ({"steps": 0}, "sample.steps"),
-        ({"sampler": "euler"}, "euler"),
+        ({"sampler": "eulr"}, "eulr"),
+        ({"sampler": "heun", "steps": 4}, "heun"),
         ({"overrides": ["sample.stps=3"]}, "sample.stps"),
     ],
 )
