@@ -130,7 +130,7 @@ class Scorer:
             found = report | {name: value for name, value in found.items() if name not in report}
         if self.interval and self._reference is not None:
             found |= interval_of(scored, self._reference, self.extractor)
-        yield from self._tell(notes_on(scored, self._reference))
+        yield from self._tell(notes_on(scored, self._reference, metrics=self.metrics))
         return found
 
     def _tell(self, notes: Sequence[str]) -> Generator[Event]:
