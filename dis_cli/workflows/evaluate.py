@@ -117,7 +117,7 @@ def evaluate(request: Request) -> Iterator[Event]:
         if request.dry_run:
             yield Finished(result=settings | {"dry_run": True})
             return
-        group.require_agreement(_agreed(settings))
+        group.require_agreement(agreed(settings))
         yield from model.scorer.prepare()
         found = yield from model.score(loaded)
         yield from finish(settings, found, path, model.scorer)
@@ -297,7 +297,7 @@ def _evaluate_images(
     if request.dry_run:
         yield Finished(result=settings | {"dry_run": True})
         return
-    group.require_agreement(_agreed(settings))
+    group.require_agreement(agreed(settings))
     yield from scorer.prepare()
     details: dict[str, object] = {"features": scorer.extractor.name, "device": str(device)}
     found = yield from scorer.score(images, details=details)
@@ -438,6 +438,6 @@ def result_name(origin: str, config: RunConfig, features: str, average: Sequence
     return "_".join([origin, features, how, f"cfg-{sample.cfg_scale:g}", *sample.name_parts, *average]) + ".json"
 
 
-def _agreed(settings: Mapping[str, object]) -> dict[str, object]:
+def agreed(settings: Mapping[str, object]) -> dict[str, object]:
     """What all ranks must have the same; where their files lie may differ."""
     return {key: value for key, value in settings.items() if key not in ("command", "precision", "engine")}

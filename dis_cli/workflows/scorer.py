@@ -182,8 +182,13 @@ def make_scorer(
     if compared is not None and compared.file is not None:
         note = require_same_extractor(compared.file, own, Path(compared.name))
         scorer.told += [] if note is None else [note]
-    if compared is not None and compared.count is not None:
-        require_enough([name for name in metrics if name != "inception_score"], compared.count, "to compare with")
+    if compared is not None:
+        sums = [name for name in metrics if name in ("fid", "sfid")]
+        if compared.count is not None:
+            require_enough(sums, compared.count, "to compare with")
+        if compared.images is not None:
+            others = [name for name in metrics if name not in (*sums, "inception_score")]
+            require_enough(others, len(compared.images), "to compare with")
     return scorer
 
 

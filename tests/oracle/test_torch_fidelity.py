@@ -163,8 +163,13 @@ def test_the_command_gives_theirs(
     assert "fid" not in found
     assert dis("eval-fid", "stats", "--data", folders / "b.npz", "-o", tmp_path / "b.npz", *arguments[:4]) == 0
     capsys.readouterr()
-    assert dis(*scored, "--ref", tmp_path / "b.npz", "--metrics", "fid,sfid") == 0
+    # as ADM's files are, which do not say what they were made with
+    with np.load(tmp_path / "b.npz") as arrays:
+        np.savez(tmp_path / "adm.npz", **{key: arrays[key] for key in ("mu", "sigma", "mu_s", "sigma_s")})
+    assert dis(*scored, "--ref", tmp_path / "adm.npz", "--metrics", "all") == 0
     again = json.loads(capsys.readouterr().out)
+    assert again["metrics"] == ["fid", "sfid", "inception_score"]
+    assert "taken to be of the published Inception" in "".join(again["notes"])
     assert again["frechet_inception"] == pytest.approx(found["frechet_inception"], rel=1e-9)
     assert again["frechet_spatial_inception"] > 0
 
