@@ -11,17 +11,10 @@ from dis_cli.events import Event, Finished, Note, Wrote
 from dis_cli.metrics.features import score_names
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.files import atomic_write_bytes
-from dis_cli.workflows.evaluate import (
-    Request,
-    ScoredModel,
-    agreed,
-    default_path,
-    headlines,
-    working_together,
-    write_result,
-)
+from dis_cli.workflows.evaluate import Request, ScoredModel, agreed, working_together
 from dis_cli.workflows.load import LoadedModel, load_model
 from dis_cli.workflows.plot import Curve, curves_png
+from dis_cli.workflows.score_result import default_path, headlines, write_result
 from dis_cli.workflows.scores import HIGHER_IS_BETTER
 
 

@@ -21,17 +21,11 @@ from dis_cli.runtime.signals import StopRequest
 from dis_cli.scan.engines import Engine
 from dis_cli.training.state import TrainingState
 from dis_cli.workflows.build import Codec, build_codec, build_model, pick_precision
-from dis_cli.workflows.evaluate import (
-    class_labels,
-    conditions,
-    headlines,
-    reference_images,
-    result_name,
-    write_result,
-)
+from dis_cli.workflows.evaluate import class_labels, reference_images
 from dis_cli.workflows.generate import generate
 from dis_cli.workflows.grid import grid_png
 from dis_cli.workflows.runs import DISTANCES
+from dis_cli.workflows.score_result import conditions, headlines, result_name, write_result
 from dis_cli.workflows.scorer import make_extractor, score
 
 
