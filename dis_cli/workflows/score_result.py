@@ -36,7 +36,8 @@ def joined(rounds: Sequence[Mapping[str, object]]) -> dict[str, object]:
     values = {name: [value for found in rounds if isinstance(value := found[name], float)] for name in numbers}
     draws = {name: {"mean": fmean(own), "std": stdev(own), "values": own} for name, own in values.items()}
     means: dict[str, object] = {name: fmean(own) for name, own in values.items()}
-    return means | {"draws": draws}
+    texts = {name: value for name, value in rounds[0].items() if isinstance(value, str)}
+    return means | texts | {"draws": draws}
 
 
 def conditions(

@@ -128,6 +128,8 @@ class Scorer:
         if self.digits is not None:
             report = self.digits.score(torch.cat(small), labels)
             found = report | {name: value for name, value in found.items() if name not in report}
+        if self._reference is not None and self._reference.sha256:
+            found["reference_sha256"] = self._reference.sha256
         if self.interval and self._reference is not None:
             found |= interval_of(scored, self._reference, self.extractor)
         yield from self._tell(notes_on(scored, self._reference, metrics=self.metrics))

@@ -73,6 +73,7 @@ class Collected:
         groups: For the bootstrap.
         sizes: How many images there are of each height and width.
         remarks: How many were changed when they were read, by what was done.
+        sha256: Of the images' content, where it was looked at; else empty.
     """
 
     count: int | None
@@ -83,6 +84,7 @@ class Collected:
     groups: GroupedMoments | None = None
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter[tuple[int, int]])
     remarks: Counter[str] = field(default_factory=Counter[str])
+    sha256: str = ""
 
 
 class Collector:

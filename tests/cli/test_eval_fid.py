@@ -95,6 +95,8 @@ def test_draws_follow_each_other(run, tmp_path, capsys) -> None:
     assert data["frechet_digits"] == pytest.approx(sum(single) / 2)
     assert data["draws"]["frechet_digits"]["std"] == pytest.approx(abs(single[0] - single[1]) / 2**0.5)
     assert data["seeds"] == "5-64"
+    assert dis(*command, "--interval", "--repeat", 2) == 2
+    assert "--interval and --repeat" in capsys.readouterr().err
 
 
 def test_generated_images_are_kept_when_asked_for(run, tmp_path, capsys) -> None:
