@@ -168,6 +168,8 @@ def eval_fid(
         "--sweep": sweep, "--repeat": None if repeat == 1 else repeat, "--vae": vae,
     }  # fmt: skip
     _require_sense(ckpt, images, ref, preset, metrics, generation)
+    if interval and repeat > 1:
+        raise UsageError("--interval and --repeat are two ways to the same: how far the score may be off", "Give one")
     if save_images is not None and (sweep or repeat > 1):
         raise UsageError(
             "--save-images keeps one set of images", "Leave out --sweep and --repeat, or save them one by one"

@@ -1,12 +1,9 @@
 """Scoring: images from a checkpoint, or images that are there, compared with others in the features of a network."""
 
 import contextlib
-import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Final
 
 import numpy as np
@@ -18,32 +15,30 @@ from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.presets import load_preset
 from dis_cli.config.schema import RunConfig
 from dis_cli.data.source import ImageSource
-from dis_cli.errors import StorageError
-from dis_cli.events import Event, Finished, Metric, Note, Wrote
-from dis_cli.metrics.features import DigitFeatures, Extractor, score_names
-from dis_cli.metrics.inception_score import NUM_SPLITS
-from dis_cli.metrics.kid import NUM_SUBSETS, SUBSET_SEED, subset_size_for
+from dis_cli.events import Event, Finished, Note
+from dis_cli.metrics.features import DigitFeatures, Extractor
 from dis_cli.runtime.device import pick_device
-from dis_cli.runtime.files import atomic_write_text
 from dis_cli.runtime.process_group import ProcessGroup, join_process_group
 from dis_cli.runtime.signals import StopRequest, stop_on_signals
-from dis_cli.scan.engines import Engine
 from dis_cli.workflows.bounds import parse_bounds
 from dis_cli.workflows.build import build_codec, build_image_source, choices, pick_precision
 from dis_cli.workflows.digit_scores import DigitScores
 from dis_cli.workflows.load import LoadedModel, load_model
 from dis_cli.workflows.references import DATA, find_reference
 from dis_cli.workflows.save_scored import SavedImages
+from dis_cli.workflows.score_result import (
+    conditions,
+    default_path,
+    headlines,
+    joined,
+    looked_at_by,
+    measured_how,
+    write_result,
+)
 from dis_cli.workflows.scored_images import GeneratedImages, SourceImages, generated_unit_size, open_images
 from dis_cli.workflows.scorer import Scorer, make_scorer
 from dis_cli.workflows.scores import require_enough
 
-# What is told as soon as it is known, each with the numbers that give it meaning; so are all metrics.
-HEADLINES: Final[dict[str, tuple[str, ...]]] = {
-    "fid": (),
-    "frechet_digits": ("floor", "class_gaussians"),
-    "class_accuracy": ("class_accuracy_real",),
-}
 # How many images are generated when neither the user nor the reference says: as many as papers take.
 USUAL_SAMPLES: Final = 50_000
 
@@ -117,7 +112,7 @@ def evaluate(request: Request) -> Iterator[Event]:
         if request.dry_run:
             yield Finished(result=settings | {"dry_run": True})
             return
-        group.require_agreement(_agreed(settings))
+        group.require_agreement(agreed(settings))
         yield from model.scorer.prepare()
         found = yield from model.score(loaded)
         yield from finish(settings, found, path, model.scorer)
@@ -297,7 +292,7 @@ def _evaluate_images(
     if request.dry_run:
         yield Finished(result=settings | {"dry_run": True})
         return
-    group.require_agreement(_agreed(settings))
+    group.require_agreement(agreed(settings))
     yield from scorer.prepare()
     details: dict[str, object] = {"features": scorer.extractor.name, "device": str(device)}
     found = yield from scorer.score(images, details=details)
@@ -315,84 +310,6 @@ def finish(
         yield write_result(path, result)
     scorer.group.wait_for_leader(scorer.stop, "all images were looked at")
     yield Finished(result=result)
-
-
-def joined(rounds: Sequence[Mapping[str, object]]) -> dict[str, object]:
-    """The result of several draws: the mean of each number, and under "draws" its values and their spread."""
-    if len(rounds) == 1:
-        return dict(rounds[0])
-    numbers = [name for name, value in rounds[0].items() if isinstance(value, float)]
-    values = {name: [value for found in rounds if isinstance(value := found[name], float)] for name in numbers}
-    draws = {name: {"mean": fmean(own), "std": stdev(own), "values": own} for name, own in values.items()}
-    means: dict[str, object] = {name: fmean(own) for name, own in values.items()}
-    return means | {"draws": draws}
-
-
-def conditions(
-    config: RunConfig, extractor: Extractor, source: ImageSource | None, engine: Engine, num_samples: int
-) -> dict[str, object]:
-    """What a score of a model depends on beside the weights, as result files have it.
-
-    Args:
-        config: How the images were generated.
-        extractor: What looked at them.
-        source: The run's data, when they were compared with it.
-        engine: What computed the scan.
-        num_samples: How many there were.
-    """
-    data = {} if source is None else {"data": source.name, "data_sha256": source.fingerprint}
-    return {
-        **looked_at_by(extractor),
-        **data,
-        "num_samples": num_samples,
-        "seed": config.evaluate.seed,
-        "sample": config.sample.model_dump(mode="json"),
-        "engine": asdict(engine),
-    }
-
-
-def looked_at_by(extractor: Extractor) -> dict[str, object]:
-    """What results say of the extractor, and of the packages that computed."""
-    packages = ("torch", "torch-fidelity", "numpy", "pillow")
-    return {
-        "features": extractor.name,
-        "features_sha256": extractor.sha256,
-        "preprocessing": extractor.preprocessing,
-        "versions": {name: version(name) for name in packages},
-    }
-
-
-def measured_how(scorer: Scorer, num_samples: int) -> dict[str, object]:
-    """What results say of the metrics and the reference."""
-    how: dict[str, object] = {"metrics": list(scorer.metrics)}
-    if scorer.compared is not None:
-        how["reference"] = scorer.compared.facts
-    if "inception_score" in scorer.metrics:
-        how["inception_score_parts"] = NUM_SPLITS
-    if "kid" in scorer.metrics and scorer.compared is not None and scorer.compared.images is not None:
-        size = subset_size_for(num_samples, len(scorer.compared.images))
-        how["kid_subsets"] = {"number": NUM_SUBSETS, "size": size, "seed": SUBSET_SEED}
-    return how
-
-
-def headlines(metrics: Mapping[str, float], extractor: Extractor, step: int | None = None) -> Iterator[Metric]:
-    """What is told of the metrics at once, each with the numbers that give it meaning; ``step`` when training."""
-    for name, beside in (dict.fromkeys(score_names(extractor).values(), ()) | HEADLINES).items():
-        if name in metrics:
-            context = {other: metrics[other] for other in beside if other in metrics}
-            yield Metric(name=name, value=metrics[name], context=context, step=step)
-
-
-def write_result(path: Path, result: dict[str, object]) -> Wrote:
-    """Write a result file.
-
-    Raises:
-        StorageError: It could not be written.
-    """
-    if path.is_dir():
-        raise StorageError(f"`{path}` is a folder; the result is a file", "Give a file with `--out FILE`")
-    atomic_write_text(path, json.dumps(result, indent=1) + "\n")
-    return Wrote(what="result", path=path)
 
 
 def reference_images(config: RunConfig) -> ImageSource:
@@ -414,30 +331,6 @@ def class_labels(source: ImageSource, num_samples: int) -> npt.NDArray[np.int64]
     return np.sort(source.labels)[positions]
 
 
-def default_path(loaded: LoadedModel, config: RunConfig, features: str) -> Path:
-    """Where a result goes unless told: the run's ``evaluations``, or ./evaluations."""
-    if loaded.run_folder is None and loaded.step is None:
-        root, origin = Path("evaluations"), loaded.path.stem
-    else:
-        root = loaded.run_folder / "evaluations" if loaded.run_folder else Path("evaluations")
-        origin = f"step-{loaded.step:08d}"
-    return root / result_name(origin, config, features, loaded.average.name_parts)
-
-
-def result_name(origin: str, config: RunConfig, features: str, average: Sequence[str] = ()) -> str:
-    """The name of a result file, so that results of other settings do not overwrite each other.
-
-    Args:
-        origin: Which weights.
-        config: Its ``sample`` section says how the images were made.
-        features: The extractor.
-        average: Which average of the weights, when it is not the usual one.
-    """
-    sample = config.sample
-    how = f"{sample.sampler.replace('+', 'p')}-{sample.steps}"
-    return "_".join([origin, features, how, f"cfg-{sample.cfg_scale:g}", *sample.name_parts, *average]) + ".json"
-
-
-def _agreed(settings: Mapping[str, object]) -> dict[str, object]:
+def agreed(settings: Mapping[str, object]) -> dict[str, object]:
     """What all ranks must have the same; where their files lie may differ."""
     return {key: value for key, value in settings.items() if key not in ("command", "precision", "engine")}

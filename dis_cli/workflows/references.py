@@ -177,7 +177,7 @@ class _Entries:
 
     def load(self, needs: Needs, result: Collected) -> Needs:
         """Put into ``result`` what is there; returns what is not."""
-        self._sha256 = self._images.sha256()
+        result.sha256 = self._sha256 = self._images.sha256()
         missing = Needs()
         for name in _wanted(needs):
             arrays = self._cache.get(self._key(name))

@@ -17,8 +17,15 @@ from dis_cli.errors import UsageError
 from dis_cli.runtime.run_dir import RunDir
 
 # Scores by which checkpoints are compared, and whether the lower one is the better.
-LOWER_IS_BETTER = {"fid": True, "frechet_digits": True, "class_accuracy": False}
-_DISTANCES = tuple(name for name, lower in LOWER_IS_BETTER.items() if lower)
+LOWER_IS_BETTER = {
+    "fid": True,
+    "frechet_digits": True,
+    "frechet_inception": True,
+    "frechet_clip": True,
+    "frechet_dinov2": True,
+    "class_accuracy": False,
+}
+DISTANCES = tuple(name for name, lower in LOWER_IS_BETTER.items() if lower)
 
 # Every line but those of steps, of which there can be a million. JSON escapes quotes, so no text can hold this.
 _RARE_LINE = re.compile(rb'\{"event": "(?!step"|progress")[^\n]*')
@@ -216,7 +223,7 @@ def _finite(value: object) -> float | None:
 
 def _best(scores: list[Score], wanted: str) -> Score | None:
     """The best of the scores of one name: those cannot be compared with others."""
-    order = ("class_accuracy", *_DISTANCES) if wanted == "class_accuracy" else (*_DISTANCES, "class_accuracy")
+    order = ("class_accuracy", *DISTANCES) if wanted == "class_accuracy" else (*DISTANCES, "class_accuracy")
     for name in order:
         named = [score for score in scores if score.metric == name]
         if named:

@@ -6,12 +6,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from dis_cli import __version__
 from dis_cli.events import Wrote
 from dis_cli.runtime.precision import Precision
-from dis_cli.workflows.classes import as_ranges
 from dis_cli.workflows.load import LoadedModel
-from dis_cli.workflows.sample_output import Format, Result, read_facts
+from dis_cli.workflows.sample_facts import all_facts, choose_form, compared, sample_settings
+from dis_cli.workflows.sample_output import Result, read_facts
 from dis_cli.workflows.unfinished_samples import UnfinishedSamples, require_same
 
 
@@ -39,26 +38,15 @@ class SavedImages:
         labels: npt.NDArray[np.int64] | None,
         precision: Precision,
     ) -> None:
-        config = loaded.config
-        forms: dict[str, Format] = {".npz": "npz", ".zip": "zip"}
-        facts: dict[str, object] = {
-            "dis": __version__,
-            "checkpoint_sha256": loaded.sha256,
-            "step": loaded.step,
-            "ema_decay": loaded.average.decay,
-            "seeds": as_ranges(seeds),
-            "num_of_class": None if labels is None else np.bincount(labels).tolist(),
-            "format": forms.get(out.suffix, "png"),
-            "sample": config.sample.model_dump(mode="json", exclude={"batch_size", "precision", "ema"}),
-            "engine": loaded.engine.name,
-            "precision": precision.name,
-        }
+        config, form = loaded.config, choose_form(None, out, None)
+        facts = all_facts(loaded, precision, seeds, (), form, None, compiled=False)
+        facts["num_of_class"] = None if labels is None else np.bincount(labels).tolist()
         self._labels = labels
         self._result = Result(
             out=out,
-            form=forms.get(out.suffix, "png"),
+            form=form,
             facts=facts,
-            settings={"schema": 1, "checkpoint": str(loaded.path), "num_images": len(seeds), "facts": facts},
+            settings=sample_settings(loaded, facts, seeds, ()),
             seeds=seeds,
             class_names=loaded.class_names,
             shape=(config.pixel_size, config.pixel_size, config.pixel_channels),
@@ -67,7 +55,7 @@ class SavedImages:
         self._is_there = there is not None
         self._unfinished = UnfinishedSamples(out)
         if there is not None:
-            require_same(out, there, facts)
+            require_same(out, compared(there), compared(facts))
             return
         self._unfinished.begin(facts)
         # What an earlier start has left may have been cut in other places.

@@ -128,9 +128,11 @@ class Scorer:
         if self.digits is not None:
             report = self.digits.score(torch.cat(small), labels)
             found = report | {name: value for name, value in found.items() if name not in report}
+        if self._reference is not None and self._reference.sha256:
+            found["reference_sha256"] = self._reference.sha256
         if self.interval and self._reference is not None:
             found |= interval_of(scored, self._reference, self.extractor)
-        yield from self._tell(notes_on(scored, self._reference))
+        yield from self._tell(notes_on(scored, self._reference, metrics=self.metrics))
         return found
 
     def _tell(self, notes: Sequence[str]) -> Generator[Event]:
@@ -182,8 +184,13 @@ def make_scorer(
     if compared is not None and compared.file is not None:
         note = require_same_extractor(compared.file, own, Path(compared.name))
         scorer.told += [] if note is None else [note]
-    if compared is not None and compared.count is not None:
-        require_enough([name for name in metrics if name != "inception_score"], compared.count, "to compare with")
+    if compared is not None:
+        sums = [name for name in metrics if name in ("fid", "sfid")]
+        if compared.count is not None:
+            require_enough(sums, compared.count, "to compare with")
+        if compared.images is not None:
+            others = [name for name in metrics if name not in (*sums, "inception_score")]
+            require_enough(others, len(compared.images), "to compare with")
     return scorer
 
 

@@ -14,7 +14,7 @@ from dis_cli.metrics.bootstrap import GroupedMoments, frechet_interval
 from dis_cli.metrics.features import FEATURES, LOGITS, METRICS, SPATIAL, Extractor, score_names
 from dis_cli.metrics.frechet import frechet_distance, sample_size_notes
 from dis_cli.metrics.inception_score import NUM_SPLITS, InceptionScore, Spread
-from dis_cli.metrics.kid import kernel_distance
+from dis_cli.metrics.kid import SUBSET_SIZE, kernel_distance, subset_size_for
 from dis_cli.metrics.precision_recall import (
     NUM_NEIGHBOURS,
     NUM_NEIGHBOURS_DENSITY,
@@ -73,6 +73,7 @@ class Collected:
         groups: For the bootstrap.
         sizes: How many images there are of each height and width.
         remarks: How many were changed when they were read, by what was done.
+        sha256: Of the images' content, where it was looked at; else empty.
     """
 
     count: int | None
@@ -83,6 +84,7 @@ class Collected:
     groups: GroupedMoments | None = None
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter[tuple[int, int]])
     remarks: Counter[str] = field(default_factory=Counter[str])
+    sha256: str = ""
 
 
 class Collector:
@@ -233,31 +235,25 @@ def numbers(
     """
     names = score_names(extractor)
     found: dict[str, float] = {}
-    if scored.score is not None and "inception_score" in metrics:
-        found[names["inception_score"]] = scored.score.mean
-        found[f"{names['inception_score']}_std"] = scored.score.std
-    if reference is None:
-        return found
-    if "fid" in metrics:
+    if reference is not None and "fid" in metrics:
         assert scored.statistics is not None
         assert reference.statistics is not None
         found[names["fid"]] = frechet_distance(scored.statistics, reference.statistics)
-    if "sfid" in metrics:
+    if reference is not None and "sfid" in metrics:
         assert scored.spatial is not None
         assert reference.spatial is not None
         found[names["sfid"]] = frechet_distance(scored.spatial, reference.spatial)
-    if scored.features is not None and reference.features is not None:
+    if scored.score is not None and "inception_score" in metrics:
+        found[names["inception_score"]] = scored.score.mean
+        found[f"{names['inception_score']}_std"] = scored.score.std
+    if reference is not None and scored.features is not None and reference.features is not None:
         if "kid" in metrics:
             kid = kernel_distance(scored.features, reference.features)
             found |= {names["kid"]: kid.mean, f"{names['kid']}_std": kid.std}
         if any(name in metrics for name in NEIGHBOUR_METRICS):
             balls: PrecisionRecall = precision_recall(scored.features, reference.features, device=device)
             found |= {names[name]: value for name, value in asdict(balls).items() if name in metrics}
-    return {name: found[name] for name in sorted(found, key=list(_ordered(names)).index)}
-
-
-def _ordered(names: dict[str, str]) -> list[str]:
-    return [told for name in names.values() for told in (name, f"{name}_std")]
+    return found
 
 
 def interval_of(scored: Collected, reference: Collected, extractor: Extractor) -> dict[str, object]:
@@ -268,12 +264,15 @@ def interval_of(scored: Collected, reference: Collected, extractor: Extractor) -
     return {f"{score_names(extractor)['fid']}_interval": asdict(interval)}
 
 
-def notes_on(scored: Collected, reference: Collected | None, *, what: str = "scored") -> list[str]:
+def notes_on(
+    scored: Collected, reference: Collected | None, *, metrics: Collection[str] = (), what: str = "scored"
+) -> list[str]:
     """What the reader of the numbers should know about the images.
 
     Args:
         scored: The images.
         reference: What they are compared with, or None.
+        metrics: What is measured.
         what: What to call the first.
     """
     notes: list[str] = []
@@ -286,6 +285,13 @@ def notes_on(scored: Collected, reference: Collected | None, *, what: str = "sco
             notes.append(
                 f"The {kind} images are of {len(found.sizes):,} sizes, most ({most:,}) of {width}x{height}: each is "
                 "resized to what the extractor takes, uncut"
+            )
+    if "kid" in metrics and scored.features is not None and reference is not None and reference.features is not None:
+        size = subset_size_for(len(scored.features), len(reference.features))
+        if size < SUBSET_SIZE:
+            notes.append(
+                f"The kernel distance is over subsets of {size:,} images, nearly all there are: its spread says little "
+                f"(papers: {SUBSET_SIZE:,} of many more)"
             )
     if reference is not None and scored.statistics is not None and reference.statistics is not None:
         notes += sample_size_notes(scored.statistics, reference.statistics)

@@ -11,8 +11,9 @@ from dis_cli.events import Event, Finished, Note, Wrote
 from dis_cli.metrics.features import SPATIAL, Extractor
 from dis_cli.metrics.reference import write_reference
 from dis_cli.runtime.device import pick_device
-from dis_cli.workflows.evaluate import Request, looked_at_by, working_together
+from dis_cli.workflows.evaluate import Request, working_together
 from dis_cli.workflows.references import collect, find_reference, reference_file
+from dis_cli.workflows.score_result import looked_at_by
 from dis_cli.workflows.scorer import make_extractor
 from dis_cli.workflows.scores import Needs, notes_on, require_enough
 

@@ -11,9 +11,10 @@ from dis_cli.events import Event, Finished, Note, Wrote
 from dis_cli.metrics.features import score_names
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.files import atomic_write_bytes
-from dis_cli.workflows.evaluate import Request, ScoredModel, default_path, headlines, working_together, write_result
+from dis_cli.workflows.evaluate import Request, ScoredModel, agreed, working_together
 from dis_cli.workflows.load import LoadedModel, load_model
 from dis_cli.workflows.plot import Curve, curves_png
+from dis_cli.workflows.score_result import default_path, headlines, write_result
 from dis_cli.workflows.scores import HIGHER_IS_BETTER
 
 
@@ -52,7 +53,7 @@ def sweep(request: Request, axes: Sequence[Axis]) -> Iterator[Event]:
         if request.dry_run:
             yield Finished(result=result | {"dry_run": True, "num_points": len(points)})
             return
-        group.require_agreement({key: result[key] for key in ("axes", "metrics", "num_samples", "features_sha256")})
+        group.require_agreement(agreed(result))
         yield from model.scorer.prepare()
         rows: list[dict[str, Any]] = []
         best = 0

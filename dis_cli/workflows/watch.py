@@ -21,16 +21,11 @@ from dis_cli.runtime.signals import StopRequest
 from dis_cli.scan.engines import Engine
 from dis_cli.training.state import TrainingState
 from dis_cli.workflows.build import Codec, build_codec, build_model, pick_precision
-from dis_cli.workflows.evaluate import (
-    class_labels,
-    conditions,
-    headlines,
-    reference_images,
-    result_name,
-    write_result,
-)
+from dis_cli.workflows.evaluate import class_labels, reference_images
 from dis_cli.workflows.generate import generate
 from dis_cli.workflows.grid import grid_png
+from dis_cli.workflows.runs import DISTANCES
+from dis_cli.workflows.score_result import conditions, headlines, result_name, write_result
 from dis_cli.workflows.scorer import make_extractor, score
 
 
@@ -224,6 +219,6 @@ class Watcher:
         return None if gathered is None else np.concatenate([part for own in gathered for part in own])
 
     def _consider(self, name: str, value: float, step: int) -> None:
-        wanted = ("class_accuracy",) if self.config.train.best_metric == "class_accuracy" else ("fid", "frechet_digits")
+        wanted = ("class_accuracy",) if self.config.train.best_metric == "class_accuracy" else DISTANCES
         if name in wanted and (self.best is None or self.best.metric != name or self.best.is_beaten_by(value)):
             self.best = Best(name, value, step)

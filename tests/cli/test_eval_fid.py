@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.ranks import start
 from support.tiny import dis, result, train
 
 from dis_cli.codecs.pixel import to_uint8
@@ -94,6 +95,8 @@ def test_draws_follow_each_other(run, tmp_path, capsys) -> None:
     assert data["frechet_digits"] == pytest.approx(sum(single) / 2)
     assert data["draws"]["frechet_digits"]["std"] == pytest.approx(abs(single[0] - single[1]) / 2**0.5)
     assert data["seeds"] == "5-64"
+    assert dis(*command, "--interval", "--repeat", 2) == 2
+    assert "--interval and --repeat" in capsys.readouterr().err
 
 
 def test_generated_images_are_kept_when_asked_for(run, tmp_path, capsys) -> None:
@@ -110,6 +113,28 @@ def test_generated_images_are_kept_when_asked_for(run, tmp_path, capsys) -> None
         assert result(capsys)["frechet_digits"] == pytest.approx(wanted, rel=1e-9)
     assert dis(*command[:3], "-n", "60", *command[5:], "--save-images", tmp_path / "kept.npz") == 2
     assert "samples of other settings" in capsys.readouterr().err
+
+
+def test_two_ranks_generate_and_score_what_one_does(run, tmp_path) -> None:
+    found = []
+    for count in (1, 2):
+        out = tmp_path / f"{count}.json"
+        more = ["-n", 150, "--metrics", "fid,is", "--save-images", tmp_path / f"{count}.npz", "--out", out, "--json"]
+        ended = start(count, "eval-fid", "--ckpt", run, *more, folder=tmp_path / f"said-{count}").finish()
+        assert [rank.code for rank in ended] == [0] * count, ended
+        data = json.loads(ended[0].out)
+        found.append({key: value for key, value in data.items() if isinstance(value, float)})
+    assert found[0] == found[1]
+    assert len(found[0]) > 10
+    assert (tmp_path / "1.npz").read_bytes() == (tmp_path / "2.npz").read_bytes()
+
+
+def test_a_dry_run_writes_nothing(run, tmp_path, capsys) -> None:
+    command = ["eval-fid", "--ckpt", run, "--dry-run", "--out", tmp_path / "score.json"]
+    assert dis(*command, "--save-images", tmp_path / "kept") == 0
+    assert dis(*command, "--sweep", "cfg=1,2 steps=2,3") == 0
+    assert "points  4" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_sweep_is_a_table_and_a_picture(run, tmp_path, capsys) -> None:

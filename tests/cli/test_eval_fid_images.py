@@ -73,6 +73,7 @@ def test_results_say_what_was_measured(images: Path, tmp_path: Path, capsys: Any
     assert data["reference"] == {"kind": "images", "name": str(images / "b"), "n": 150}
     assert data["num_samples"] == 140
     assert data["kid_subsets"] == {"number": 100, "size": 140, "seed": 2020}
+    assert len(data["reference_sha256"]) == 64
     for key in ("features", "features_sha256", "preprocessing", "versions", "command", "metrics"):
         assert data[key], key
 

@@ -20,7 +20,7 @@ from dis_cli.checkpoints.manifest import read_manifest, verify_folder
 from dis_cli.checkpoints.store import list_checkpoints
 from dis_cli.runtime.faults import inject
 from dis_cli.runtime.run_dir import RunDir, read_events
-from dis_cli.workflows import evaluate, watch
+from dis_cli.workflows import score_result, watch
 from dis_cli.workflows import train as workflow
 
 # Two averages beside the weights, in checkpoints of 70 KB; with draws of every kind. No rate depends on the last step.
@@ -121,7 +121,7 @@ def score_quickly(patch: pytest.MonkeyPatch) -> None:
     """Let scores be of the generated images alone: the classifier of digits takes a second."""
 
     def score(images: Tensor, *_: object) -> dict[str, float]:
-        names = (*evaluate.HEADLINES, *itertools.chain(*evaluate.HEADLINES.values()), "frechet_digits_train")
+        names = (*score_result.HEADLINES, *itertools.chain(*score_result.HEADLINES.values()), "frechet_digits_train")
         return {name: float(images.double().mean()) + place for place, name in enumerate(dict.fromkeys(names))}
 
     patch.setattr(watch, "score", score)
