@@ -64,7 +64,8 @@ def test_the_best_point_has_a_ring() -> None:
     for ring, column in ((first & ~last, 84 + 760 / 6), (last & ~first, 84 + 760 * 5 / 6)):
         _, columns = ring.nonzero()
         assert columns.mean() == pytest.approx(column, abs=1)
-        assert np.ptp(columns) == pytest.approx(20, abs=1)
+        # 20 pixels wide, of which the outermost are pale
+        assert np.ptp(columns) in (18, 19)
 
 
 @pytest.mark.parametrize("values", [(0.0, 0.0), (5.0, 5.0), (-1e-4, 3e-4), (1e5, 3.1e5)])
