@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from dis_cli.config.schema import RunConfig, Section
+from dis_cli.config.schema import RunConfig
+from dis_cli.config.section import Section
 from dis_cli.errors import ConfigError, did_you_mean
 
 _LONGEST_VALUE = 60

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from dis_cli.config.schema import EvaluateConfig
+from dis_cli.config.generation import EvaluateConfig
 from dis_cli.errors import MissingResourceError, UsageError
 from dis_cli.metrics.locate import find_inception, locate_clip, locate_dinov2, locate_inception
 

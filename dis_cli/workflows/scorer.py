@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dis_cli.config.schema import MetricName, RunConfig
+from dis_cli.config.generation import MetricName
+from dis_cli.config.schema import RunConfig
 from dis_cli.data.digits import DigitsSource
 from dis_cli.data.source import ImageSource
 from dis_cli.errors import UsageError

@@ -8,7 +8,7 @@ from typing import Final, cast
 import torch
 from torch import Tensor
 
-from dis_cli.config.schema import MetricName
+from dis_cli.config.generation import MetricName
 from dis_cli.errors import DataError, UsageError
 from dis_cli.metrics.bootstrap import GroupedMoments, frechet_interval
 from dis_cli.metrics.features import FEATURES, LOGITS, METRICS, SPATIAL, Extractor, score_names

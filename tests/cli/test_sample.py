@@ -9,8 +9,9 @@ from PIL import Image
 from support.tiny import dis, result, train
 
 from dis_cli.checkpoints.store import list_checkpoints, write_checkpoint
+from dis_cli.config.generation import SampleConfig
 from dis_cli.config.presets import dump_toml
-from dis_cli.config.schema import DataConfig, ModelConfig, RunConfig, SampleConfig, TrainConfig
+from dis_cli.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from dis_cli.errors import ConfigError
 from dis_cli.workflows.build import build_model
 from dis_cli.workflows.load import load_model

@@ -27,7 +27,8 @@ def trained(out: Path, *overrides: str) -> Path:
 def save_latent_run(folder: Path, vae: str) -> Path:
     """Write a run of an untrained model of latents, as a training run leaves it; it is to be decoded by ``vae``."""
     from dis_cli.checkpoints.store import write_checkpoint
-    from dis_cli.config.schema import CodecConfig, DataConfig, ModelConfig, RunConfig, SampleConfig
+    from dis_cli.config.generation import SampleConfig
+    from dis_cli.config.schema import CodecConfig, DataConfig, ModelConfig, RunConfig
     from dis_cli.workflows.build import build_model
 
     config = RunConfig(

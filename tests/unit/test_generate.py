@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dis_cli.codecs.pixel import PixelCodec
-from dis_cli.config.schema import DataConfig, ModelConfig, RunConfig, SampleConfig
+from dis_cli.config.generation import SampleConfig
+from dis_cli.config.schema import DataConfig, ModelConfig, RunConfig
 from dis_cli.models.backbone import DiS
 from dis_cli.workflows import batch_size
 from dis_cli.workflows.batch_size import image_bytes, pick_batch_size
