@@ -23,7 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from dis_cli.errors import DisError, Interrupted, MismatchError, PeerError
 from dis_cli.runtime.distributed import Part, part_from_environment
-from dis_cli.runtime.signals import StopRequest
+from dis_cli.runtime.signals import CONTINUE_HINT, StopRequest
 
 T = TypeVar("T")
 
@@ -106,9 +106,9 @@ class ProcessGroup:
         """Return once all ranks have called it."""
         self.sum([0.0])
 
-    def obey(self, stop: StopRequest, state: str) -> None:
+    def obey(self, stop: StopRequest, state: str, hint: str = CONTINUE_HINT) -> None:
         """End the work here, on all ranks, if one of them was asked to; see `StopRequest.obey`."""
-        StopRequest(int(self.maximum([stop.requested or 0])[0]) or None).obey(state)
+        StopRequest(int(self.maximum([stop.requested or 0])[0]) or None).obey(state, hint)
 
     def wait_for_leader(self, stop: StopRequest, state: str) -> None:
         """Return on every rank once the leader has called it too, however long that takes.

@@ -9,6 +9,7 @@ from types import FrameType
 
 from dis_cli.errors import Interrupted
 
+CONTINUE_HINT = "Run the same command again to continue"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -18,17 +19,17 @@ class StopRequest:
 
     requested: int | None = None
 
-    def obey(self, state: str) -> None:
+    def obey(self, state: str, hint: str = CONTINUE_HINT) -> None:
         """End the work here if that was asked for.
 
         Args:
             state: How far it is, for the message.
+            hint: What to do then.
 
         Raises:
             Interrupted: It was.
         """
         if self.requested is not None:
-            hint = "Run the same command again to continue"
             raise Interrupted(f"Interrupted; {state}", self.requested, hint)
 
 

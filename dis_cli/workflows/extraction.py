@@ -64,6 +64,8 @@ def extract(
         Interrupted: A signal asked to stop.
     """
     count = len(images)
+    # What was seen of a set is not kept before all of it is; of a reference it then is, for good.
+    hint = "Run the same command again, from the beginning"
     units = cut(count, group.from_leader(lambda: images.unit_size))
     own = images.units(units[group.rank :: group.world_size])
     for start in range(0, len(units), group.world_size):
@@ -73,13 +75,13 @@ def extract(
         part = None
         if group.rank < len(together):
             for item in own:
-                stop.obey(state)
+                stop.obey(state, hint)
                 if isinstance(item, Unit):
                     part = _look(item, extractor, outputs, keep_images=keep_images, travels=group.world_size > 1)
                     break
                 if item < 1:
                     yield Progress(done=done + int(item * in_all), total=count, unit="images")
-        group.obey(stop, state)
+        group.obey(stop, state, hint)
         for found in group.gather(part) or ():
             if found is not None:
                 yield found

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,16 @@ from support.ranks import start
 from support.tiny import dis, result
 from torch import Tensor
 
-from dis_cli.errors import DataError
+from dis_cli.errors import DataError, Interrupted
 from dis_cli.events import Finished
-from dis_cli.metrics.features import FunctionFeatures
+from dis_cli.metrics.features import FEATURES, DigitFeatures, FunctionFeatures
 from dis_cli.metrics.reference import read_reference
+from dis_cli.runtime.process_group import ProcessGroup
+from dis_cli.runtime.signals import StopRequest
 from dis_cli.workflows import references
 from dis_cli.workflows.evaluate import Request, evaluate
+from dis_cli.workflows.extraction import extract
+from dis_cli.workflows.scored_images import TensorImages
 from dis_cli.workflows.statistics_file import make_statistics
 
 COUNTS = {"a": 140, "b": 150}
@@ -267,3 +272,12 @@ def test_presets_data_as_statistics(tmp_path: Path, capsys: Any) -> None:
     data = result(capsys)
     assert (data["n"], data["split"], data["features"]) == (450, "test", "digits-cnn-64")
     assert read_reference(ref).statistics.count == 450
+
+
+def test_a_signal_ends_it_and_says_that_it_begins_anew() -> None:
+    images = TensorImages(torch.zeros(3, 8, 8, 1, dtype=torch.uint8))
+    stop = StopRequest(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="Interrupted; 0 of 3 images were looked at") as error:
+        list(extract(images, DigitFeatures(), {FEATURES}, ProcessGroup(), stop))
+    assert error.value.hint == "Run the same command again, from the beginning"
+    assert error.value.exit_code == 143

@@ -1,4 +1,4 @@
-"""A run folder that may not be written, from the start or from some moment on: the run fails soon, and says it."""
+"""A folder that may not be written, from the start or from some moment on: the command fails soon, and says it."""
 
 import ctypes
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from support.faulty import SMALL, assert_same_run, curve, last_step, saved, start
-from support.latents import wait_until
-from support.tiny import trained
+from support.latents import Fork, wait_until
+from support.tiny import dis, trained
 
 from dis_cli.runtime.run_dir import read_events
 
@@ -110,3 +110,20 @@ def test_when_it_may_be_written_again_the_run_goes_on(golden: Path, place: Path,
     process = start(run, *SETTINGS, "train.steps=9", prepare=obey_modes, said=tmp_path / "third")
     assert process.wait() == 0, process.errors
     assert_same_run(run, golden)
+
+
+@pytest.mark.parametrize("name", ["out", "out.npz"])
+def test_samples_have_no_place(name: str, golden: Path, place: Path, tmp_path: Path) -> None:
+    out = place / name
+    lock_up(place)
+
+    def work() -> int:
+        obey_modes()
+        return dis("sample", "--ckpt", golden, "-n", 2, "--steps", 2, "--out", out, "-q")
+
+    process = Fork(work, tmp_path / "said")
+    assert process.wait() == 1
+    assert process.errors.startswith("error: Cannot ")
+    assert str(out) in process.errors
+    assert "Permission denied" in process.errors
+    assert list(place.iterdir()) == []
