@@ -280,4 +280,4 @@ def test_a_signal_ends_it_and_says_that_it_begins_anew() -> None:
     with pytest.raises(Interrupted, match="Interrupted; 0 of 3 images were looked at") as error:
         list(extract(images, DigitFeatures(), {FEATURES}, ProcessGroup(), stop))
     assert error.value.hint == "Run the same command again, from the beginning"
-    assert error.value.exit_code == 143
+    assert error.value.code == 143
