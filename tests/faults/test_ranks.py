@@ -175,7 +175,8 @@ def test_a_rank_that_is_killed_stops_all(victim: int, sharding: str, alone: Path
         assert json.loads(survivor.out)["error"]["kind"] == "PeerError"
         (stopped,) = events(run, "stopped")
         assert stopped["message"].startswith("Another process of the job is gone without a word")
-    assert saved_steps(run) == [3]
+    # The leader may have been killed while its thread was still writing that of step 3.
+    assert saved_steps(run) in ([[], [3]] if victim == 0 else [[3]])
     if sharding == "ddp":
         assert [rank.code for rank in train_on(2, run, *settings)] == [0, 0]
         assert_same_training(run, alone)
