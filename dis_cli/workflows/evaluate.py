@@ -24,7 +24,7 @@ from dis_cli.workflows.bounds import parse_bounds
 from dis_cli.workflows.build import build_codec, build_image_source, choices, pick_precision
 from dis_cli.workflows.digit_scores import DigitScores
 from dis_cli.workflows.load import LoadedModel, load_model
-from dis_cli.workflows.references import DATA, find_reference
+from dis_cli.workflows.references import DATA, Compared, find_reference
 from dis_cli.workflows.save_scored import SavedImages
 from dis_cli.workflows.score_result import (
     conditions,
@@ -145,16 +145,7 @@ class ScoredModel:
         self._device = device
         self._ref = request.ref or DATA
         compared = find_reference(self._ref, config)
-        self.scorer = make_scorer(
-            config,
-            compared,
-            inception=request.inception,
-            extractor=request.extractor,
-            device=device,
-            group=group,
-            stop=stop,
-            interval=request.interval,
-        )
+        self.scorer = _scorer_of(request, config, compared, device, group, stop)
         # The classes of the data, as often as they are in it; of another reference nothing is known.
         self._source = None
         if isinstance(compared.images, SourceImages):
@@ -255,16 +246,15 @@ class ScoredModel:
         return np.arange(self.num_samples, dtype=np.int64) * num_classes // self.num_samples
 
 
-def _evaluate_images(
-    request: Request, device: torch.device, group: ProcessGroup, stop: StopRequest
-) -> Generator[Event]:
-    """Score images that are there."""
-    assert request.images is not None
-    base = RunConfig() if request.preset is None else load_preset(request.preset)
-    config = apply_overrides(base, request.overrides)
-    images = open_images(request.images, config.data.background)
-    compared = None if request.ref is None else find_reference(request.ref, config)
-    scorer = make_scorer(
+def _scorer_of(
+    request: Request,
+    config: RunConfig,
+    compared: Compared | None,
+    device: torch.device,
+    group: ProcessGroup,
+    stop: StopRequest,
+) -> Scorer:
+    return make_scorer(
         config,
         compared,
         inception=request.inception,
@@ -274,6 +264,18 @@ def _evaluate_images(
         stop=stop,
         interval=request.interval,
     )
+
+
+def _evaluate_images(
+    request: Request, device: torch.device, group: ProcessGroup, stop: StopRequest
+) -> Generator[Event]:
+    """Score images that are there."""
+    assert request.images is not None
+    base = RunConfig() if request.preset is None else load_preset(request.preset)
+    config = apply_overrides(base, request.overrides)
+    images = open_images(request.images, config.data.background)
+    compared = None if request.ref is None else find_reference(request.ref, config)
+    scorer = _scorer_of(request, config, compared, device, group, stop)
     yield from (Note(message=note, level="warning") for note in scorer.told)
     require_enough(scorer.metrics, len(images), "to be scored")
     bounds = parse_bounds(request.fail_above, scorer.metrics, scorer.extractor)

@@ -24,7 +24,7 @@ from dis_cli.runtime.process_group import ProcessGroup
 from dis_cli.runtime.signals import StopRequest
 from dis_cli.workflows.build import build_image_source
 from dis_cli.workflows.extraction import Part, extract
-from dis_cli.workflows.scored_images import FEATURE_BATCH, ImageSet, NpzSet, SourceImages, open_images
+from dis_cli.workflows.scored_images import FEATURE_BATCH, NpzSet, SourceImages, StoredImages, open_images
 from dis_cli.workflows.scores import Collected, Collector, Needs
 
 DATA: Final = "data"
@@ -47,7 +47,7 @@ class Compared:
 
     kind: Kind
     name: str
-    images: ImageSet | None
+    images: StoredImages | None
     file: Reference | None = None
     split: str | None = None
 
@@ -168,7 +168,7 @@ def collect(
 class _Entries:
     """What was measured of a reference before, by its content."""
 
-    def __init__(self, images: ImageSet, extractor: Extractor, device: torch.device) -> None:
+    def __init__(self, images: StoredImages, extractor: Extractor, device: torch.device) -> None:
         self._images = images
         self._extractor = extractor
         self._computed = f"{device.type}, torch {torch.__version__}, pillow {PIL.__version__}, batch {FEATURE_BATCH}"

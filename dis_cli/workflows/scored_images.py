@@ -80,16 +80,21 @@ class ImageSet(Protocol):
         """What to call an image; printable."""
         ...
 
-    def sha256(self) -> str:
-        """Of the images' content, and of what is done with it."""
-        ...
-
     def units(self, wanted: Sequence[range]) -> Iterator[Unit | float]:
         """Some units in order, and before each what share of it is done, where that takes long.
 
         Raises:
             DataError: An image cannot be read.
         """
+        ...
+
+
+@runtime_checkable
+class StoredImages(ImageSet, Protocol):
+    """Images that are there before they are looked at, so that what was measured of them can be kept."""
+
+    def sha256(self) -> str:
+        """Of the images' content, and of what is done with it."""
         ...
 
 
@@ -116,7 +121,7 @@ class FileImages:
         return f"{self.name}/{_file_name(self.files, place)}"
 
     def sha256(self) -> str:
-        """Of the files' bytes; see ImageSet."""
+        """Of the files' bytes; see StoredImages."""
         return _files_sha256(self.files, f"whole {self._background}")
 
     def units(self, wanted: Sequence[range]) -> Iterator[Unit]:
@@ -160,7 +165,7 @@ class NpzSet:
         return f"{place} of {self.name}"
 
     def sha256(self) -> str:
-        """Of the file; see ImageSet."""
+        """Of the file; see StoredImages."""
         return sha256_file(self._path)
 
     def units(self, wanted: Sequence[range]) -> Iterator[Unit]:
@@ -194,7 +199,7 @@ class SourceImages:
         return printable(self.source.sample_name(place))
 
     def sha256(self) -> str:
-        """Of the files' bytes and the crop, or of the pixels; see ImageSet."""
+        """Of the files' bytes and the crop, or of the pixels; see StoredImages."""
         source = self.source
         if isinstance(source, FileSource):
             return _files_sha256(source.files, f"crop {source.image_size} {source.channels} {source.background}")
@@ -230,7 +235,7 @@ class TensorImages:
         return f"{place}"
 
     def sha256(self) -> str:
-        """Of the pixels; see ImageSet."""
+        """Of the pixels; see StoredImages."""
         digest = ImageDigest()
         digest.update(self._images)
         return digest.hexdigest()
@@ -273,10 +278,6 @@ class GeneratedImages:
     def image_name(self, place: int) -> str:
         """Its seed; see ImageSet."""
         return f"of seed {self.seeds[place]}"
-
-    def sha256(self) -> str:
-        """Not known before they are made; see ImageSet."""
-        raise NotImplementedError
 
     def units(self, wanted: Sequence[range]) -> Iterator[Unit | float]:
         """A few batches of the model a unit; see ImageSet."""
