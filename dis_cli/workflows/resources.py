@@ -95,14 +95,29 @@ def saved_config(path: Path, meta: Mapping[str, Any]) -> RunConfig:
     settings = meta.get("config")
     if not isinstance(settings, dict):
         raise MismatchError(f"`{path}` holds no settings of a run", "Give a run folder of `dis train`")
+    return parse_settings(
+        settings,
+        f"The settings in `{path}` are not ones that this version reads",
+        "They may be of a later version: install a newer `dis`",
+    )
+
+
+def parse_settings(settings: dict[str, Any], wrong: str, hint: str) -> RunConfig:
+    """Settings that came with a model.
+
+    Args:
+        settings: By section.
+        wrong: What to say before the list of what is wrong with them.
+        hint: What to do then.
+
+    Raises:
+        MismatchError: Something is.
+    """
     try:
         return RunConfig.model_validate(settings)
     except ValidationError as error:
         problems = [problem.message for problem in explain(error, settings, as_text)]
-        raise MismatchError(
-            f"The settings in `{path}` are not ones that this version reads:{listed(problems)}",
-            "They may be of a later version: install a newer `dis`",
-        ) from error
+        raise MismatchError(f"{wrong}:{listed(problems)}", hint) from error
 
 
 def look_for_vae(config: RunConfig | None, vae: str | None) -> None:

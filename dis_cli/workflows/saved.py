@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from torch import Tensor
 
 from dis_cli.checkpoints.manifest import MANIFEST, Entries, read_manifest, unreadable
@@ -22,13 +21,13 @@ from dis_cli.checkpoints.store import Checkpoint, read_checkpoint, resolve_check
 from dis_cli.checkpoints.torch_file import read_torch_file
 from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.schema import RunConfig
-from dis_cli.config.settings import as_text, explain
+from dis_cli.config.settings import as_text
 from dis_cli.data.shards import VaeRecord, parse_vae
-from dis_cli.errors import MismatchError, listed
+from dis_cli.errors import MismatchError
 from dis_cli.runtime.files import sha256_file
 from dis_cli.workflows.averages import Average, averages_kept, choose_average, choose_held, choose_published
 from dis_cli.workflows.mismatch import check_weights
-from dis_cli.workflows.resources import Form, form_of, refuse_step, saved_config
+from dis_cli.workflows.resources import Form, form_of, parse_settings, refuse_step, saved_config
 
 PUBLISHED_VAE = "stabilityai/sd-vae-ft-ema"
 
@@ -204,14 +203,11 @@ def _of_published(path: Path, content: object, overrides: Sequence[str]) -> Save
         "codec": {"kind": "vae", "vae": PUBLISHED_VAE} if latent else {},
         "data": {"source": "latents" if latent else "folder"},
     }
-    try:
-        config = RunConfig.model_validate(settings)
-    except ValidationError as error:
-        problems = [problem.message for problem in explain(error, settings, as_text)]
-        raise MismatchError(
-            f"`{path}` holds a DiS model of sizes that this version does not build:{listed(problems)}",
-            "`dis presets keys` lists the settings and their bounds",
-        ) from error
+    config = parse_settings(
+        settings,
+        f"`{path}` holds a DiS model of sizes that this version does not build",
+        "`dis presets keys` lists the settings and their bounds",
+    )
     decays = {"ema": config.train.ema_decay, "model": 0.0}
     average = choose_average(config, decays[reference.source])
     return SavedModel(

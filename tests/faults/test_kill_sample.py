@@ -157,7 +157,7 @@ def test_memory_does_not_grow_with_the_number_of_images(
             Path("/proc/self/clear_refs").write_text("5")
             status = dis(*command(run, tmp_path / f"{count}.npz", "-n", count, "sample.batch_size=50"))
             [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line]
-            print(line.split()[1])  # noqa: T201
+            print(line.split()[1])  # noqa: T201  read by the test from another process
             return status
 
         process = Fork(work, said)
