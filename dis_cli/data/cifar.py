@@ -168,10 +168,19 @@ def _read_batch(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64
             # the published files were written by Python 2, whose strings are bytes
             batch = _ArraysOnly(file, encoding="latin1").load()
         images, labels = batch["data"], np.asarray(batch["labels"])
-        if not (isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == (3072,)):
-            raise ValueError("the data are not rows of 3072 bytes")
-        if labels.dtype.kind != "i" or labels.shape != images.shape[:1]:
-            raise ValueError(f"{images.shape[0]} images need as many whole-number labels")
+        if not isinstance(images, np.ndarray):
+            raise ValueError(f"the data are not an array, but of type {type(images).__name__}")
+        if images.dtype.kind not in "iu" or images.shape[1:] != (3072,):
+            raise ValueError(
+                f"the data are {images.dtype.name} {images.shape}, not rows of 3072 bytes: 1024 of red, of green and "
+                "of blue"
+            )
+        if images.size and not (images.min() >= 0 and images.max() <= 255):
+            raise ValueError(f"levels must be 0 to 255, got {images.min()} to {images.max()}")
+        if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"{images.shape[0]} images need as many whole-number labels, got {labels.dtype.name} {labels.shape}"
+            )
         if labels.size and not (labels.min() >= 0 and labels.max() < len(CLASS_NAMES)):
             raise ValueError(f"labels must be 0 to {len(CLASS_NAMES) - 1}, got {labels.min()} to {labels.max()}")
     except _NotAllowed as error:
@@ -185,7 +194,7 @@ def _read_batch(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64
         raise DataError(
             f"CIFAR-10 batch cannot be read: `{printable(path)}` ({reason})", f"Unpack {ARCHIVE} again"
         ) from error
-    return images, labels.astype(np.int64)
+    return images.astype(np.uint8, copy=False), labels.astype(np.int64)
 
 
 class _NotAllowed(pickle.UnpicklingError):
@@ -206,6 +215,8 @@ class _ArraysOnly(pickle.Unpickler):
                 return np.dtype
             case "_codecs", "encode":
                 return _latin1
+            case _, "_frombuffer":
+                raise _NotAllowed(f"it names `{printable(module_name)}._frombuffer`, which pickle protocol 4 does not")
             case _:
                 raise _NotAllowed(f"it names `{printable(f'{module_name}.{global_name}')}`")
 

@@ -1,24 +1,33 @@
 """One image file, read with care: what Pillow gets silently wrong is corrected, announced or refused.
 
-16-bit grey                      scaled to 8 bits (a plain conversion clips it to white)
-transparency                     composited on white or another colour (a plain conversion shows what is hidden)
-EXIF orientation                 applied
-animation, multi-page file       first frame, with a remark of `check_image`
-CMYK                             converted without its colour profile, with a remark
-over 80 megapixels               refused before anything is decoded
-one side over 32 times the other refused: the crop keeps next to nothing, and enlarging it could fill the memory
-integers beyond 16 bits, floats  refused: their range is not known
-empty, truncated, not an image   refused
+Every file, whatever its format and mode, passes the same steps in this order:
+
+1. size           over 80 megapixels: refused before anything is decoded. One side over 32 times the other: refused,
+                  the crop keeps next to nothing, and enlarging it could fill the memory
+2. remarks        animation, several pages: the first frame is used. CMYK: converted without its colour profile.
+                  Both are remarks of `check_image`
+3. orientation    of EXIF or TIFF, applied
+4. transparency   found at the file's own depth: of the pixels, of the palette, or one colour (tRNS of PNG), which a
+                  pixel has in all bits or not at all
+5. 8 bits         grey of 12 and 16 bits to the nearest level (a plain conversion clips it to white); colour of 16 bits
+                  by its high bytes, less than a level off; TIFF's "white is zero" turned over at every depth;
+                  premultiplied colours divided by their alpha; CIE L*a*b*, YCbCr, CMYK and palettes to RGB
+6. background     transparent pixels laid on white or another colour (a plain conversion shows what is hidden)
+7. channels       RGB, or grey as ITU-R 601 luma; so grey images show the luma of the background
+
+Refused, because nobody can tell what is white: floats, signed integers of 8 and 16 bits, and wider integers beyond
+16 bits or within 8. Refused, because there is no image: empty, truncated, another kind of file.
 """
 
 import logging
 import os
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy.typing as npt
+from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
 
 from dis_cli.errors import DataError
 
@@ -28,7 +37,7 @@ MAX_ASPECT = 32
 
 # Raised whenever a file that was accepted may now be refused or remarked on: what was checked before then no longer
 # counts.
-RULES = 1
+RULES = 2
 
 _TOO_LARGE = f"over the limit of {MAX_PIXELS // 1_000_000} megapixels"
 
@@ -41,6 +50,29 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 # A BytesIO is a BinaryIO, but one cannot tell when the program runs.
 Readable = Path | BinaryIO | BytesIO
+
+
+# How the files begin whose format is told though their content is not understood.
+_SIGNATURES = {b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF", b"\x89PNG": "PNG", b"BM": "BMP"}
+
+# Numbers of TIFF tags.
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+
+
+class Decoded(NamedTuple):
+    """An image and what became of its file.
+
+    Attributes:
+        image: In its own size, detached from the file.
+        grey: Whether the file has one channel of brightness, and no colours.
+        transparent: Whether a pixel was not opaque.
+        unused: What of the file is not used: a sentence for each.
+    """
+
+    image: Image.Image
+    grey: bool
+    transparent: bool
+    unused: list[str]
 
 
 class UnreadableImage(DataError):
@@ -62,6 +94,11 @@ def printable(path: str | os.PathLike[str]) -> str:
 
 
 def read_image(file: Readable, *, channels: int, background: str = "white", name: str | None = None) -> Image.Image:
+    """Read an image file as 8-bit grey or RGB, upright and opaque; see ``decode_image``."""
+    return decode_image(file, channels=channels, background=background, name=name).image
+
+
+def decode_image(file: Readable, *, channels: int, background: str = "white", name: str | None = None) -> Decoded:
     """Read an image file as 8-bit grey or RGB, upright and opaque; the module's page says how.
 
     Args:
@@ -70,16 +107,13 @@ def read_image(file: Readable, *, channels: int, background: str = "white", name
         background: The colour that shows through transparent pixels, a name or ``#rrggbb``.
         name: What to call the file in an error, printable; None takes the path.
 
-    Returns:
-        The image in its own size, detached from the file.
-
     Raises:
         DataError: When the file cannot be read or is refused, naming it and the reason.
         ValueError: When channels is neither 1 nor 3.
     """
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, got {channels}")
-    return _decode(file, name, channels, background, small=False)[0]
+    return _decode(file, name, channels, background, small=False)
 
 
 def check_image(file: Readable) -> list[str]:
@@ -94,8 +128,7 @@ def check_image(file: Readable) -> list[str]:
     Raises:
         UnreadableImage: The file cannot be read or is refused.
     """
-    _, remarks = _decode(file, None, 3, "white", small=True)
-    return remarks
+    return _decode(file, None, 3, "white", small=True).unused
 
 
 def center_crop(image: Image.Image, image_size: int) -> Image.Image:
@@ -117,20 +150,27 @@ def center_crop(image: Image.Image, image_size: int) -> Image.Image:
     return image.crop((left, top, left + image_size, top + image_size))
 
 
-def _decode(
-    file: Readable, name: str | None, channels: int, background: str, *, small: bool
-) -> tuple[Image.Image, list[str]]:
-    """The image, and what of its file is not used; ``small`` may give fewer pixels where that is faster."""
+def _decode(file: Readable, name: str | None, channels: int, background: str, *, small: bool) -> Decoded:
+    """The image; ``small`` may give fewer pixels where that is faster."""
     try:
         with Image.open(file, formats=FORMATS) as image:
             _refuse_extreme_size(*image.size)
             remarks = _remarks(image)
+            samples = _samples(image)
             if small:
                 # A JPEG is made an eighth the size, in grey: all of its file is parsed, but less is computed. The other
                 # formats cannot do this, and are not changed.
                 image.draft("L", (1, 1))
             ImageOps.exif_transpose(image, in_place=True)
-            return _opaque_8_bit(image, background).convert("L" if channels == 1 else "RGB"), remarks
+            keyed = None if samples.key is None else _alpha_of_key(image, samples, file)
+            colours, alpha = _split_8_bit(image, samples)
+            alpha = keyed or alpha
+            transparent = alpha is not None and alpha.getextrema() != (255, 255)
+            if alpha is not None and transparent:
+                layer = colours.convert("RGBA")
+                layer.putalpha(alpha)
+                colours = Image.alpha_composite(Image.new("RGBA", layer.size, background), layer)
+            return Decoded(colours.convert("L" if channels == 1 else "RGB"), samples.grey, transparent, remarks)
     # decoders raise anything on a damaged file: OSError, SyntaxError, EOFError, struct.error, TypeError ...
     except Exception as error:
         raise UnreadableImage(name or printable(str(file)), _reason(error, file)) from error
@@ -153,31 +193,116 @@ def _refuse_extreme_size(width: int, height: int) -> None:
         raise ValueError(f"{width}x{height}: one side is over {MAX_ASPECT} times the other")
 
 
-def _opaque_8_bit(image: Image.Image, background: str) -> Image.Image:
+class _Samples(NamedTuple):
+    """What a file says of its samples before they are decoded, and Pillow does not keep or heed.
+
+    Attributes:
+        grey: See Decoded.
+        top: The value of full brightness, where Pillow leaves more than 8 bits.
+        white_is_zero: Whether it is that of black, and Pillow does not turn it over.
+        wide: Whether the type of the values says nothing of their range.
+        key: The values of the colour that is transparent; None without one.
+        low_bytes: How Pillow calls the lower halves of samples of which it keeps the upper; None when it keeps all.
+    """
+
+    grey: bool
+    top: int
+    white_is_zero: bool
+    wide: bool
+    key: tuple[int, ...] | None
+    low_bytes: str | None
+
+
+def _samples(image: ImageFile.ImageFile) -> _Samples:
+    tags: Any = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    bits = max(tags.get(_BITS, (16,)))
     if image.mode == "F":
         raise ValueError("32-bit floats have no known range")
+    if 2 in tags.get(_SAMPLE_FORMAT, ()) and bits <= 16:
+        raise ValueError("signed integers have no known range")
+    layout = str(image.tile[0][3]) if image.format == "PNG" and image.tile else ""
+    key = None
+    # of a palette it stays where Pillow finds it
+    if image.mode != "P" and (found := image.info.pop("transparency", None)) is not None:
+        key = tuple(found) if isinstance(found, tuple) else (found * {"L;2": 85, "L;4": 17}.get(layout, 1),)
+    return _Samples(
+        grey=image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I") or layout == "LA;16B",
+        top=(1 << min(bits, 16)) - 1,
+        white_is_zero=tags.get(_PHOTOMETRIC) == 0 and image.mode.startswith("I"),
+        wide=bits > 16,
+        key=key,
+        low_bytes="RGB;16L" if layout == "RGB;16B" else None,
+    )
+
+
+def _alpha_of_key(image: Image.Image, samples: _Samples, file: Readable) -> Image.Image:
+    """Transparent where all channels have the key's values."""
+    assert samples.key is not None
+    key = np.array(samples.key)
+    if samples.low_bytes is None:
+        # PNG: of a key, only as many bits count as the samples have
+        return _where_different(image, key if image.mode.startswith("I") else key & 255)
+    upper = _where_different(image, key >> 8)
+    if not isinstance(file, Path):
+        file.seek(0)
+    with Image.open(file, formats=FORMATS) as low:
+        # a plain tuple until Pillow 11, and later one with names, which is private
+        low.tile = [(*low.tile[0][:3], samples.low_bytes)]  # pyright: ignore[reportAttributeAccessIssue]
+        ImageOps.exif_transpose(low, in_place=True)
+        return ImageChops.lighter(upper, _where_different(low, key & 255))
+
+
+def _where_different(image: Image.Image, key: npt.NDArray[np.int64]) -> Image.Image:
+    values = np.asarray(image.convert("L") if image.mode == "1" else image)
+    different = (values.reshape(*values.shape[:2], -1) != key).any(axis=2)
+    return Image.fromarray(np.where(different, np.uint8(255), np.uint8(0)))
+
+
+def _split_8_bit(image: Image.Image, samples: _Samples) -> tuple[Image.Image, Image.Image | None]:
+    """Grey or colours in 8 bits, and the alpha channel that is in the pixels or the palette."""
     if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("integers beyond 16 bits have no known range")
-        # 65535 = 255 * 257: the nearest of 256 levels
-        return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+        return _grey_8_bit(image, samples), None
     if image.mode == "LAB":
         # Pillow knows no way from here to grey
-        return image.convert("RGB")
+        return image.convert("RGB"), None
+    if image.mode == "La":
+        # nor from here to RGBA
+        image = image.convert("LA")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, background), layer)
-    return image
+        return layer.convert("RGB"), layer.getchannel("A")
+    return image, None
+
+
+def _grey_8_bit(image: Image.Image, samples: _Samples) -> Image.Image:
+    values = np.asarray(image)
+    lowest, highest = int(values.min()), int(values.max())
+    if lowest < 0 or highest > 65535:
+        raise ValueError("integers beyond 16 bits have no known range")
+    if samples.wide and 0 < highest <= 255:
+        raise ValueError(f"32-bit integers up to {highest} may be of 8 or 16 bits: save them as what they are")
+    levels = (values.astype(np.uint32) * 255 + samples.top // 2) // samples.top
+    return Image.fromarray((255 - levels if samples.white_is_zero else levels).astype(np.uint8))
 
 
 def _reason(error: Exception, file: Readable) -> str:
     if isinstance(error, UnidentifiedImageError):
-        empty = (file.stat().st_size if isinstance(file, Path) else file.seek(0, os.SEEK_END)) == 0
-        return "the file is empty" if empty else f"not a {', '.join(FORMATS)} file"
+        start = _first_bytes(file)
+        kind = next((kind for signature, kind in _SIGNATURES.items() if start.startswith(signature)), None)
+        if kind is not None:
+            return f"a {kind} file, damaged or with a kind of pixels that Pillow cannot read"
+        return f"not a {', '.join(FORMATS)} file" if start else "the file is empty"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return _TOO_LARGE
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     # Pillow quotes bytes of some files
     return printable(str(error) or type(error).__name__)
+
+
+def _first_bytes(file: Readable) -> bytes:
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            return opened.read(16)
+    file.seek(0)
+    return file.read(16)

@@ -1,5 +1,6 @@
 """Reading ``.npz`` files that anybody may have made: no objects, nothing larger than announced, images in blocks."""
 
+import functools
 import math
 import zipfile
 import zlib
@@ -14,11 +15,14 @@ from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
 from dis_cli.errors import DataError, MismatchError, RefusedError
+from dis_cli.metrics.image_array import Range, as_levels, layout_of, require_levels, require_numbers
 
-# What ADM's samples are called in their file.
-IMAGES_KEY = "arr_0"
 # The largest side of an image: a file that claims more is made to fill the memory.
 MAX_SIDE = 4096
+# Images whose columns come first are spread over the whole array, which has to be read at once.
+MAX_COLUMNS_FIRST = 1 << 31
+# Bytes that are looked at together when the range of values is measured.
+_BLOCK = 1 << 24
 
 _OBJECTS_HINT = "Do not load it with allow_pickle either, unless you trust whoever made it"
 _DAMAGED_HINT = "It is damaged or incomplete: copy or fetch it anew"
@@ -28,7 +32,7 @@ _DAMAGED_HINT = "It is damaged or incomplete: copy or fetch it anew"
 class Readable(Protocol):
     """An open file."""
 
-    def read(self, size: int, /) -> bytes:
+    def read(self, size: int = -1, /) -> bytes:
         """At most so many bytes."""
         ...
 
@@ -81,6 +85,18 @@ class NpzFile:
                 raise zipfile.BadZipFile(f"{key} is longer than its shape")
             return np.frombuffer(data, header.dtype).reshape(header.shape, order="F" if header.fortran else "C")
 
+    def headers(self) -> dict[str, Header]:
+        """What every array says of itself, in the order of names.
+
+        Raises:
+            MismatchError: One is of another version of the format.
+        """
+        found: dict[str, Header] = {}
+        for key in sorted(self.keys):
+            with self._archive.open(f"{key}.npy") as file:
+                found[key] = self._header(key, file)
+        return found
+
     @contextmanager
     def opened(self, key: str) -> Generator[tuple[Header, Readable]]:
         """The header of an array, and the file that its values follow in.
@@ -92,21 +108,23 @@ class NpzFile:
         if key not in self.keys:
             raise MismatchError(
                 f"`{self._path}` has no array {key}, only {', '.join(sorted(self.keys)) or 'none'}",
-                "Statistics are mu and sigma, images arr_0",
+                "Statistics are mu and sigma",
             )
         with self._archive.open(f"{key}.npy") as file:
-            version = np.lib.format.read_magic(file)
-            if version not in ((1, 0), (2, 0)):
-                raise MismatchError(
-                    f"`{self._path}`: {key} is of version {version} of the format, read are 1.0 and 2.0"
-                )
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(file)
-            if dtype.hasobject:
+            header = self._header(key, file)
+            if header.dtype.hasobject:
                 raise RefusedError(
                     f"`{self._path}` was refused, nothing in it was run: {key} holds objects", _OBJECTS_HINT
                 )
-            yield Header(shape, dtype, fortran), file
+            yield header, file
+
+    def _header(self, key: str, file: Readable) -> Header:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise MismatchError(f"`{self._path}`: {key} is of version {version} of the format, read are 1.0 and 2.0")
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+        return Header(shape, dtype, fortran)
 
 
 @contextmanager
@@ -126,11 +144,21 @@ def open_npz(path: Path) -> Generator[NpzFile]:
         raise DataError(f"`{path}` cannot be read ({error.strerror or error})", "Check the path") from error
 
 
+def may_be_images(file: NpzFile) -> dict[str, Header]:
+    """The arrays of a file that have the axes of images; labels, features and statistics have fewer."""
+    return {
+        key: header for key, header in file.headers().items() if len(header.shape) > 2 and not header.dtype.hasobject
+    }
+
+
 class NpzImages:
-    """The images of an ``.npz`` file as ADM's tools write them, read in blocks: memory does not grow with the file.
+    """The images of an ``.npz`` file, read in blocks: memory does not grow with the file.
+
+    ADM's tools call them ``arr_0``; any name will do for the only array with the axes of images. Which arrays are
+    images says ``dis_cli.metrics.image_array``.
 
     Args:
-        path: The file, with uint8 ``arr_0`` (N, H, W, C).
+        path: The file.
 
     Attributes:
         shape: (N, H, W, C).
@@ -143,22 +171,14 @@ class NpzImages:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with open_npz(path) as file, file.opened(IMAGES_KEY) as (header, _):
-            shape = header.shape
-            if header.dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or header.fortran:
-                raise MismatchError(
-                    f"`{path}`: {IMAGES_KEY} must be uint8 (N, H, W, 1 or 3), got {header.dtype} {shape}",
-                    "Save images with `np.savez(path, images)`, channels last",
-                )
-        if max(shape[1:3]) > MAX_SIDE:
-            raise RefusedError(
-                f"`{path}` was refused: its images are of {shape[1]}x{shape[2]} pixels, at most {MAX_SIDE} a side are "
-                "allowed",
-                "It is made to fill the memory, or of another kind",
-            )
-        if 0 in shape:
-            raise DataError(f"`{path}`: {IMAGES_KEY} holds no images, its shape is {shape}")
-        self.shape = shape
+        with open_npz(path) as file:
+            self._key, self._header = self._find(file)
+            if 0 in self._header.shape:
+                raise DataError(f"`{path}`: {self._key} holds no images, its shape is {self._header.shape}")
+            self._layout = layout_of(self._header.shape, self._refusal)
+            self.shape = self._layout.shape
+            self._require_size()
+            self._require_levels(file)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -169,12 +189,77 @@ class NpzImages:
         Raises:
             DataError: The file ends early or fails its checksum.
         """
-        with open_npz(self.path) as file, file.opened(IMAGES_KEY) as (_, values):
+        with open_npz(self.path) as file:
+            for block in self._blocks(file, batch_size):
+                yield torch.from_numpy(as_levels(self._layout.channels_last(block)))
+
+    def _find(self, file: NpzFile) -> tuple[str, Header]:
+        found = may_be_images(file)
+        if len(found) == 1:
+            return next(iter(found.items()))
+        headers = file.headers()
+        for key in (key for key, header in headers.items() if header.dtype.hasobject and not found):
+            with file.opened(key):
+                pass
+        listed = ", ".join(f"{key} {header.dtype.name} {header.shape}" for key, header in (found or headers).items())
+        if found:
+            raise MismatchError(
+                f"`{self.path}` holds {len(found)} arrays that may be images: {listed}",
+                "Save the one that is meant alone: `np.savez('images.npz', images)`",
+            )
+        raise MismatchError(
+            f"`{self.path}` holds no images, which are (N, H, W, C): {listed or 'it has no arrays'}",
+            f"It holds statistics, which only `--ref {self.path}` takes"
+            if "mu" in headers
+            else "Reshape rows with `images.reshape(-1, height, width, channels)`, and save uint8",
+        )
+
+    def _refusal(self, reason: str, hint: str) -> MismatchError:
+        shape, dtype, _ = self._header
+        return MismatchError(f"`{self.path}`: {self._key} is {dtype.name} {shape}: {reason}", hint)
+
+    def _require_size(self) -> None:
+        height, width = self.shape[1:3]
+        if max(height, width) > MAX_SIDE:
+            raise RefusedError(
+                f"`{self.path}` was refused: its images are of {height}x{width} pixels, at most {MAX_SIDE} a side are "
+                "allowed",
+                "It is made to fill the memory, or of another kind",
+            )
+        size = math.prod(self.shape) * self._header.dtype.itemsize
+        if self._header.fortran and size > MAX_COLUMNS_FIRST:
+            raise self._refusal(
+                f"its columns come first (Fortran order), so that all of its {size:,} bytes must be read at once, and "
+                f"at most {MAX_COLUMNS_FIRST:,} are",
+                "Save `np.ascontiguousarray(images)`",
+            )
+
+    def _require_levels(self, file: NpzFile) -> None:
+        """Bytes are levels, whatever they are; of other types the values are looked at, before any work is done."""
+        dtype = self._header.dtype
+        if dtype == np.uint8:
+            return
+        require_numbers(dtype, self._refusal)
+        per_image = math.prod(self.shape[1:]) * dtype.itemsize
+        ranges = map(Range.of, self._blocks(file, max(1, _BLOCK // per_image)))
+        require_levels(dtype, functools.reduce(Range.joined, ranges), self._refusal)
+
+    def _blocks(self, file: NpzFile, batch_size: int) -> Iterator[Shaped[np.ndarray, "..."]]:
+        """The array as it is, some images at a time."""
+        shape, dtype, fortran = self._header
+        with file.opened(self._key) as (_, values):
+            whole = None
+            if fortran:
+                whole = np.frombuffer(read_exactly(values, math.prod(shape) * dtype.itemsize), dtype)
+                whole = whole.reshape(shape, order="F")
             for first in range(0, len(self), batch_size):
-                shape = (min(batch_size, len(self) - first), *self.shape[1:])
-                yield torch.frombuffer(bytearray(read_exactly(values, math.prod(shape))), dtype=torch.uint8).view(shape)
+                block = (min(batch_size, len(self) - first), *shape[1:])
+                if whole is None:
+                    yield np.frombuffer(read_exactly(values, math.prod(block) * dtype.itemsize), dtype).reshape(block)
+                else:
+                    yield whole[first : first + batch_size]
             if values.read(1):
-                raise zipfile.BadZipFile(f"{IMAGES_KEY} is longer than its shape")
+                raise zipfile.BadZipFile(f"{self._key} is longer than its shape")
 
 
 def read_exactly(file: Readable, size: int) -> bytes:

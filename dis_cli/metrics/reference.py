@@ -150,7 +150,8 @@ def _statistics(file: NpzFile, path: Path, mu: str, sigma: str, count: int | Non
 
 def _floats(file: NpzFile, path: Path, key: str, max_bytes: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     array = file.read(key, max_bytes=max_bytes)
-    if array.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
+    # in any byte order
+    if array.dtype.newbyteorder("=") not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise MismatchError(f"`{path}`: {key} must be float32 or float64, got {array.dtype}", _MAKE_HINT)
     return np.array(array, dtype=np.float64)
 

@@ -17,7 +17,7 @@ from dis_cli.errors import UsageError
 from dis_cli.events import Event, Started
 from dis_cli.metrics.cache import Key, ScoreCache
 from dis_cli.metrics.features import METRICS, SPATIAL, Extractor, identity
-from dis_cli.metrics.npz import IMAGES_KEY, open_npz
+from dis_cli.metrics.npz import may_be_images, open_npz
 from dis_cli.metrics.reference import Reference, read_reference, require_same_extractor
 from dis_cli.metrics.statistics import Statistics
 from dis_cli.runtime.process_group import ProcessGroup
@@ -100,9 +100,9 @@ def find_reference(ref: str, config: RunConfig) -> Compared:
     path = Path(ref)
     if path.suffix.lower() == ".npz":
         with open_npz(path) as file:
-            keys = file.keys
-        if "mu" in keys:
-            images = NpzSet(path) if IMAGES_KEY in keys else None
+            has_statistics, has_images = "mu" in file.keys, bool(may_be_images(file))
+        if has_statistics:
+            images = NpzSet(path) if has_images else None
             return Compared("statistics", str(path), images, read_reference(path))
     images = open_images(path, background)
     return Compared("images", images.name, images)

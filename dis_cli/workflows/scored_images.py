@@ -7,23 +7,23 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from dis_cli.codecs.pixel import to_uint8
 from dis_cli.config.schema import RunConfig
 from dis_cli.data.archives import TarFiles, ZipFiles
 from dis_cli.data.bulk import groups_ahead, read_ahead
-from dis_cli.data.decode import FORMATS, RULES, printable, read_image
+from dis_cli.data.decode import RULES, decode_image, printable
 from dis_cli.data.files import FileSource, FolderFiles, ImageFiles
 from dis_cli.data.images import kind_of
 from dis_cli.data.listing import list_images
 from dis_cli.data.source import ImageSource
+from dis_cli.errors import UsageError
 from dis_cli.metrics.cache import ImageDigest
 from dis_cli.metrics.npz import NpzImages
 from dis_cli.models.backbone import DiS
@@ -135,12 +135,15 @@ class FileImages:
 
     def _read_one(self, place: int) -> tuple[Tensor, list[str]]:
         file = self.files.open(place)
-        image = read_image(file, channels=3, background=self._background, name=self.image_name(place))
-        return torch.from_numpy(np.array(image)), _remarks(file, self._background)
+        found = decode_image(file, channels=3, background=self._background, name=self.image_name(place))
+        remarks = [_GREY] if found.grey else []
+        if found.transparent:
+            remarks.append(f"are transparent: they are laid on {self._background}")
+        return torch.from_numpy(np.array(found.image)), remarks
 
 
 class NpzSet:
-    """The images of an npz file as ADM's tools write them.
+    """The images of an npz file, such as ADM's tools write; see ``NpzImages``.
 
     Args:
         path: The file.
@@ -313,7 +316,7 @@ def generated_unit_size(model: DiS, config: RunConfig, device: torch.device, *, 
 
 
 def open_images(path: Path, background: str = "white") -> FileImages | NpzSet:
-    """The images that a path names: a folder, a zip or tar file, or an npz file of ADM's.
+    """The images that a path names: a folder, a zip or tar file, or an npz file.
 
     Args:
         path: The path. What `dis sample` puts beside its images is no image.
@@ -325,6 +328,11 @@ def open_images(path: Path, background: str = "white") -> FileImages | NpzSet:
     """
     if path.suffix.lower() == ".npz":
         return NpzSet(path)
+    if path.suffix.lower() == ".npy":
+        raise UsageError(
+            f"`{printable(path)}` is one bare array, and images are read from .npz files",
+            f"Save it as one: `python -c \"import numpy as np; np.savez('{path.stem}.npz', np.load('{path}'))\"`",
+        )
     match kind_of(path):
         case "zip":
             return FileImages(ZipFiles(path), background)
@@ -348,17 +356,6 @@ def cut(count: int, size: int) -> list[range]:
 
 
 _GREY = "are grey: their one channel is taken for all three colours"
-
-
-def _remarks(file: Path | BinaryIO, background: str) -> list[str]:
-    """What was done to an image that could be read."""
-    if not isinstance(file, Path):
-        file.seek(0)
-    with Image.open(file, formats=FORMATS) as image:
-        remarks = [_GREY] if image.mode in ("1", "L", "LA") or image.mode.startswith("I") else []
-        if image.has_transparency_data:
-            remarks.append(f"are transparent: they are laid on {background}")
-    return remarks
 
 
 def _file_name(files: ImageFiles, place: int) -> str:

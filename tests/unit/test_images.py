@@ -231,6 +231,19 @@ def test_cifar10_is_read_from_its_batches(tmp_path):
     assert len({Cifar10Source(tmp_path, split).fingerprint for split in ("train", "test", "all")}) == 3
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["u1", "i8", ">u2"])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_cifar10_batches_of_ones_own_may_be_of_any_whole_numbers(tmp_path, order, dtype, protocol):
+    images, labels = make_cifar10(tmp_path)["test"]
+    rows = images.transpose(0, 3, 1, 2).reshape(len(images), 3072)
+    batch = {"data": np.asarray(rows, dtype, order=order), "labels": labels.astype(np.uint8)}
+    (tmp_path / "cifar-10-batches-py/test_batch").write_bytes(pickle.dumps(batch, protocol=protocol))
+    source = Cifar10Source(tmp_path, "test")
+    assert np.array_equal(source.labels, labels)
+    assert all(np.array_equal(to_levels(source.load(index, None)), image) for index, image in enumerate(images))
+
+
 def test_missing_cifar10_says_what_to_put_where(tmp_path):
     with pytest.raises(DataError, match="Folder not found") as caught:
         Cifar10Source(tmp_path)
@@ -254,6 +267,12 @@ ROWS = np.zeros((2, 3072), np.uint8)
     ("batch", "reason"),
     [
         ({"data": np.zeros((2, 1)), "labels": [0, 1]}, "not rows of 3072 bytes"),
+        ({"data": ROWS.astype(np.float32), "labels": [0, 1]}, "the data are float32 (2, 3072), not rows of"),
+        ({"data": ROWS.reshape(2, 3, 32, 32), "labels": [0, 1]}, "the data are uint8 (2, 3, 32, 32), not rows of"),
+        ({"data": [[0] * 3072], "labels": [0]}, "the data are not an array, but of type list"),
+        ({"data": ROWS.astype(np.int64) - 1, "labels": [0, 1]}, "levels must be 0 to 255, got -1 to -1"),
+        ({"data": ROWS.astype(np.uint16) + 256, "labels": [0, 1]}, "levels must be 0 to 255, got 256 to 256"),
+        ({"data": ROWS, "labels": [0.0, 1.0]}, "need as many whole-number labels, got float64 (2,)"),
         ({"data": ROWS, "labels": [0]}, "2 images need as many"),
         ({"data": ROWS, "labels": [0, 10]}, "labels must be 0 to 9, got 0 to 10"),
         ({"labels": [0, 1]}, "KeyError"),
