@@ -53,6 +53,11 @@ def layout_of(shape: tuple[int, ...], refuse: Callable[[str, str], MismatchError
         MismatchError: It is of no layout that is read, or may be of several.
     """
     match shape:
+        case _, first, _, last if first in _CHANNELS and last in _CHANNELS:
+            raise refuse(
+                f"it is (N, H, W, {last}) or (N, {first}, H, W), and either way its images are of one or three pixels",
+                "Save larger images, channels last",
+            )
         case n, h, w, c if c in _CHANNELS:
             return Layout((n, h, w, c), "NHWC")
         case _, c, _, 4 if c not in _CHANNELS:
@@ -77,11 +82,6 @@ def layout_of(shape: tuple[int, ...], refuse: Callable[[str, str], MismatchError
             )
         case n, h, w:
             return Layout((n, h, w, 1), "NHW")
-        case _, _:
-            raise refuse(
-                "it is rows or one grey image, and a set has four axes",
-                "Save rows with `images.reshape(-1, height, width, channels)`, one image with `images[None]`",
-            )
         case _:
             raise refuse("a set of images has the axes (N, H, W, C), with C = 1 or 3", _AXES_HINT)
 

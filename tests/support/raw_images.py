@@ -71,16 +71,18 @@ def tiff(
     sample_format: int = 1,
     order: str = "<",
     palette: np.ndarray | None = None,
+    compressed: bool = False,
     orientation: int = 1,
 ) -> bytes:
-    """An uncompressed TIFF file of one strip; ``palette`` is (entries, 3) in 16 bits."""
+    """A TIFF file of one strip; ``palette`` is (entries, 3) in 16 bits."""
     height, width, channels = samples.shape
     data = b"".join(packed(samples, depth, order))
+    data = zlib.compress(data) if compressed else data
     tags: dict[int, tuple[str, Sequence[int]]] = {
         256: ("I", [width]),
         257: ("I", [height]),
         258: ("H", [depth] * channels),
-        259: ("H", [1]),
+        259: ("H", [8 if compressed else 1]),
         262: ("H", [photometric]),
         273: ("I", [0]),
         274: ("H", [orientation]),
@@ -89,6 +91,9 @@ def tiff(
         279: ("I", [len(data)]),
         339: ("H", [sample_format] * channels),
     }
+    if photometric == 6:
+        # the colours are in every pixel
+        tags[530] = ("H", [1, 1])
     if palette is not None:
         tags[320] = ("H", palette.T.ravel().tolist())
     if extra is not None:

@@ -1,5 +1,6 @@
 """Modes x formats x transparency: every one through the same rules, with values computed from the samples by hand."""
 
+import functools
 import io
 import itertools
 import struct
@@ -52,7 +53,14 @@ def of_png(kind: str, depth: int, values: np.ndarray, rgba: np.ndarray, **option
 
 
 def of_tiff(photometric: int, depth: int, values: np.ndarray, rgba: np.ndarray, **options: object) -> Case:
-    return Case(lambda turn: tiff(photometric, depth, values, orientation=turn, **options), rgba)
+    def write(turn: int, *, compressed: bool = False) -> bytes:
+        return tiff(photometric, depth, values, orientation=turn, compressed=compressed, **options)
+
+    return Case(write, rgba)
+
+
+def squeezed(case: Case) -> Case:
+    return case._replace(write=functools.partial(case.write, compressed=True))
 
 
 def png_cases() -> dict[str, Case]:
@@ -161,7 +169,8 @@ def tiff_cases() -> dict[str, Case]:
     grey = np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
     neutral = np.concatenate([lightness, lightness * 0, lightness * 0], axis=2)
     cases["TIFF L*a*b*"] = of_tiff(8, 8, neutral, shown(grey, 1))._replace(levels=2)
-    return cases
+    # compressed ones are read by another library; Pillow takes signed ones in its byte order for beyond 16 bits
+    return cases | {f"{name}, compressed": squeezed(case) for name, case in cases.items() if "signed >" not in name}
 
 
 def pnm_cases() -> dict[str, Case]:

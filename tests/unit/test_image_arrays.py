@@ -92,6 +92,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "RGBA first": (np.zeros((5, 4, 9, 7), np.uint8), "(5, 4, 9, 7): it has 4 channels"),
     "two channels": (np.zeros((5, 9, 7, 2), np.uint8), "(N, H, W, C), with C = 1 or 3"),
     "either": (np.zeros((5, 3, 9, 4), np.uint8), "(5, 3, 9, 4): it is (N, H, W, 4) or (N, 3, H, W)"),
+    "either, of three pixels": (np.zeros((5, 3, 9, 3), np.uint8), "it is (N, H, W, 3) or (N, 3, H, W), and either way"),
     "one image": (LEVELS[0], "(9, 7, 3): it is one image (H, W, C)"),
     "one image, channels first": (LEVELS[0].transpose(2, 0, 1), "(3, 9, 7): it is one image (3, H, W), or 3 grey"),
     "video": (np.zeros((5, 2, 9, 7, 3), np.uint8), "uint8 (5, 2, 9, 7, 3): a set of images has the axes (N, H, W, C)"),
