@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from dis_cli.errors import UsageError
-from dis_cli.runtime.targets import FILE_SUFFIXES, without_ending
+from dis_cli.runtime.targets import FILE_SUFFIXES, is_folder, without_ending
 
 JsonForm = Literal["object", "lines"]
 
@@ -43,7 +43,7 @@ def path_to_write(text: str) -> Path:
             "`-` is no path to write to: results are files and folders", "Give a path; `./-` is a file of this name"
         )
     path = Path(text)
-    if text.endswith(os.sep) and path.suffix.lower() in FILE_SUFFIXES and not path.is_dir():
+    if text.endswith(os.sep) and path.suffix.lower() in FILE_SUFFIXES and not is_folder(path):
         raise UsageError(
             f"`{text}` ends in a slash like a folder, and before it in {path.suffix} like a file",
             f"Give `{path}` for a file, or `{without_ending(path)}{os.sep}` for a folder",

@@ -67,7 +67,18 @@ def require_writable(path: Path, kind: Kind, *, suffixes: Collection[str] = (), 
 
 def followed(path: Path) -> Path:
     """What a link leads to, for a result that takes the place of what is there; any other path as it is."""
-    return Path(os.path.realpath(path)) if path.is_symlink() and path.exists() else path
+    with contextlib.suppress(OSError):
+        if path.is_symlink() and path.exists():
+            return Path(os.path.realpath(path))
+    return path
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there; of a path that the operating system refuses to look at, no."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def without_ending(path: Path) -> Path:

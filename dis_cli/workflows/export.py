@@ -26,7 +26,7 @@ from dis_cli.config.schema import RunConfig
 from dis_cli.errors import UsageError
 from dis_cli.events import Event, Finished, Note, Wrote
 from dis_cli.runtime.files import atomic_folder, atomic_write_chunks, discard_folder, write_hashed
-from dis_cli.runtime.targets import followed, require_writable
+from dis_cli.runtime.targets import followed, is_folder, require_writable
 from dis_cli.workflows.mismatch import check_overrides
 from dis_cli.workflows.model_card import model_card, scores_of
 from dis_cli.workflows.saved import SavedModel, read_saved
@@ -71,8 +71,11 @@ def export(
         DisError: The checkpoint or the disk do not allow it.
     """
     form = _chosen_form(form, out)
-    # What the name says was judged already.
-    require_writable(out, "folder" if form == "diffusers" else "file", suffixes=(out.suffix.lower(),))
+    if form == "diffusers":
+        require_writable(out, "folder")
+    else:
+        # What the name says was judged already.
+        require_writable(out, "file", suffixes=(out.suffix.lower(),))
     out = followed(out)
     replaces = _check_free(out, form, force=force)
     saved = read_saved(path, overrides, step)
@@ -116,18 +119,18 @@ def export(
 def _chosen_form(form: Format | None, out: Path) -> Format:
     told = SUFFIXES.get(out.suffix.lower())
     if form is not None:
-        if out.suffix and told not in (None, form) and not out.is_dir():
+        if out.suffix and told not in (None, form) and not is_folder(out):
             raise UsageError(
                 f"`--format {form}` contradicts `--out {out}`", "Leave `--format` out, or choose another name"
             )
         return form
-    if told is None and not out.is_dir():
+    if told is None and not is_folder(out):
         raise UsageError(
             f"`{out}` does not tell what to write: its suffix is `{out.suffix}`, allowed: .safetensors, .pt, or none "
             "for a folder in diffusers' layout",
             "Say it with `--format`",
         )
-    return "diffusers" if told is None or out.is_dir() else told
+    return "diffusers" if told is None or is_folder(out) else told
 
 
 def _check_free(out: Path, form: Format, *, force: bool) -> bool:

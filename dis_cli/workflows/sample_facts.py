@@ -9,7 +9,7 @@ from dis_cli import __version__
 from dis_cli.config.schema import RunConfig
 from dis_cli.errors import UsageError
 from dis_cli.runtime.precision import Precision
-from dis_cli.runtime.targets import FILE_SUFFIXES, require_writable, without_ending
+from dis_cli.runtime.targets import FILE_SUFFIXES, is_folder, require_writable, without_ending
 from dis_cli.workflows.build import build_guidance, build_sampler, pick_precision
 from dis_cli.workflows.classes import as_ranges, file_labels
 from dis_cli.workflows.load import LoadedModel
@@ -66,7 +66,7 @@ def choose_form(
             f"`--format {form}` contradicts `{option} {out}`", "Leave `--format` out, or name another file"
         )
     chosen: Format = form or told or "png"
-    if out is not None and chosen == "png" and out.suffix.lower() in FILE_SUFFIXES and not out.is_dir():
+    if out is not None and chosen == "png" and out.suffix.lower() in FILE_SUFFIXES and not is_folder(out):
         raise UsageError(
             f"`{option}`: got `{out}`, allowed: a name that ends in .npz or .zip, or in neither for a folder of PNGs",
             f"Give `{option} {without_ending(out)}`",
