@@ -43,8 +43,8 @@ def sample(
         typer.Option(
             "--class",
             metavar="CLASS",
-            help="Numbers, names, ranges (200-207) or all, separated by commas or repeated; several take turns. Left "
-            "out, each image's seed draws one, all being equally likely.",
+            help="Names, numbers, ranges (200-207) or all, separated by commas or repeated; several take turns. Where "
+            "names are numbers, a number is a name. Left out, each image's seed draws one, all being equally likely.",
         ),
     ] = None,
     num_images: Annotated[

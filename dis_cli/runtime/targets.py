@@ -17,9 +17,10 @@ Kind = Literal["file", "folder", "filled folder"]
 
 # Endings by which people and programs know a file. Version numbers and the like are none.
 _ENDINGS = (
-    "7z avi avif bin bmp bz2 ckpt csv gif gz h5 hdf5 heic html jfif jpe jpeg jpg json jsonl lmdb log md mkv mov "
-    "mp4 npy npz onnx parquet pdf pickle pkl png pt pth rar safetensors svg tar tbz2 tfrecord tgz tif tiff toml "
-    "tsv txt webm webp xml xz yaml yml zip zst "
+    "7z apng arrow avi avif bin bmp bz2 ckpt csv db eps exr feather gif gz h5 hdf5 heic heif html ico j2k jfif "
+    "jp2 jpe jpeg jpg json jsonl jxl lmdb log lz4 mat md mkv mov mp4 npy npz onnx parquet pbm pdf pgm pickle pkl "
+    "png ppm psd pt pth rar safetensors sqlite svg tar tbz2 tfrecord tga tgz tif tiff toml tsv txt txz wav webm "
+    "webp xml xz yaml yml zip zst "
 )
 FILE_SUFFIXES = frozenset(f".{ending}" for ending in _ENDINGS.split())
 
@@ -136,14 +137,29 @@ def _try(path: Path, *, inside: bool) -> None:
     # As the system sees it: behind links, and without "..".
     real = Path(os.path.realpath(path))
     folder = real if inside else next(parent for parent in (*real.parents, real) if parent.exists())
-    probe = folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
     try:
         longest = max((len(os.fsencode(part)) for part in real.relative_to(folder).parts), default=0)
         if longest > os.pathconf(folder, "PC_NAME_MAX"):
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        _make_file_in(folder)
     except OSError as error:
         raise storage_error(path, error) from error
+
+
+def _make_file_in(folder: Path) -> None:
+    # A file without a name leaves nothing even when the process is killed; not all file systems know such files.
+    nameless = getattr(os, "O_TMPFILE", None)
+    if nameless is not None:
+        try:
+            os.close(os.open(folder, nameless | os.O_WRONLY, 0o600))
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.EISDIR):
+                raise
+        else:
+            return
+    probe = folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+    try:
+        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     finally:
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)

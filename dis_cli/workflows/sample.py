@@ -130,7 +130,7 @@ def sample(
             shape=(config.pixel_size, config.pixel_size, config.pixel_channels),
         )
         batch_size = pick_batch_size(loaded.model, config, place)
-        job = _Job(loaded, result, group, stop, place, precision, chosen, batch_size, trajectory)
+        job = _Job(loaded, result, group, stop, place, precision, chosen, batch_size, trajectory, compile_model)
         group.require_agreement(facts | {"out": str(path)})
         if dry_run:
             yield Finished(result=job.summary() | {"dry_run": True, **job.plan()})
@@ -158,6 +158,7 @@ class _Job:
     classes: list[int]
     batch_size: int
     trajectory: Trajectory | None
+    compiled: bool
 
     def __post_init__(self) -> None:
         self.unfinished = UnfinishedSamples(self.result.out)
@@ -204,16 +205,18 @@ class _Job:
         """What ``--json`` prints of any run."""
         result = self.result
         grid = {"grid": str(result.out / GRID_FILE)} if result.form == "png" else {}
-        shown = self.trajectory and {"trajectory": str(result.out / TRAJECTORY_FILES[self.trajectory])}
-        return result.settings | {"out": str(result.out), "batch_size": self.batch_size, **grid, **(shown or {})}
+        summary = result.settings | {"out": str(result.out), "batch_size": self.batch_size, **grid}
+        if self.trajectory is not None:
+            summary["trajectory"] = str(result.out / TRAJECTORY_FILES[self.trajectory])
+        return summary
 
     def plan(self) -> dict[str, object]:
         """What there is to do, for a dry run."""
         there = read_facts(self.result.out)
         if there is not None:
             require_same(self.result.out, compared(there), compared(self.result.facts))
-        # The PNGs, the grid and the settings.
-        num_files = self.count + 2 if self.result.form == "png" else 1
+        # The PNGs, the grid, the settings and the trajectory.
+        num_files = self.count + 2 + (self.trajectory is not None) if self.result.form == "png" else 1
         # Finished batches stay until the result is whole.
         return {
             "num_files": num_files,
@@ -248,7 +251,7 @@ class _Job:
                 device=self.device,
                 precision=self.precision.name,
                 batch_size=self.batch_size,
-                whole_batches=bool(self.result.facts["compiled"]),
+                whole_batches=self.compiled,
             ):
                 if step.images is not None:
                     own = None if step.labels is None else np.asarray(step.labels, dtype=np.int64)
@@ -276,10 +279,10 @@ class _Job:
     def _add_trajectory(self, codec: Codec) -> Iterator[Event]:
         """Put what is missing beside samples that are there."""
         out, wanted = self.result.out, self.trajectory
-        path = None if wanted is None else out / TRAJECTORY_FILES[wanted]
-        if path is None or wanted is None or path.exists():
+        if wanted is None or (out / TRAJECTORY_FILES[wanted]).exists():
             yield Note(message=f"`{out}` holds these samples already: nothing to do")
             return
+        path = out / TRAJECTORY_FILES[wanted]
         if self.group.is_leader:
             require_writable(path, "file", suffixes=(path.suffix,))
             (data,) = self._trajectory(codec, wanted).values()

@@ -1,5 +1,6 @@
 """Where a result cannot be written, every command says so before it has done anything, and leaves nothing behind."""
 
+import errno
 import os
 import shutil
 import socket
@@ -240,3 +241,24 @@ def test_what_is_said(path: Path | str, kind: str, error: type[DisError], messag
 def test_json_of_a_refused_start(made: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert dis("sample", "--ckpt", made / "run", "--out", "pipe", "--json") == 2
     assert result(capsys)["error"]["exit_code"] == 2
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_file_system_that_knows_no_nameless_files(
+    known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the attempt has a name for a moment."""
+    opened: list[str] = []
+    usual = os.open
+
+    def noted(path: Path, flags: int, mode: int = 0o777) -> int:
+        if not known and Path(path).is_dir():
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        opened.append(Path(path).name)
+        return usual(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", noted)
+    require_writable(tmp_path / "new" / "x", "file")
+    assert len(opened) == 1
+    assert opened[0].startswith(".tmp-") != known
+    assert list(tmp_path.iterdir()) == []
