@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from dis_cli.cli.options import DryRunFlag, JsonFlag, Overrides, QuietFlag, StepOption
+from dis_cli.cli.options import DryRunFlag, JsonFlag, Overrides, QuietFlag, RefusedDryRunFlag, StepOption, path_to_write
 from dis_cli.cli.output import Output
 from dis_cli.cli.text import size, table
 from dis_cli.errors import CheckpointError
@@ -51,7 +51,14 @@ def show(
 def export_checkpoint(
     path: CheckpointPath,
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="PATH", help="x.safetensors, x.pt, or a folder (diffusers' layout).")
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="PATH",
+            parser=path_to_write,
+            help="x.safetensors, x.pt, or a folder (diffusers' layout).",
+        ),
     ],
     overrides: Overrides = None,
     form: Annotated[
@@ -64,6 +71,7 @@ def export_checkpoint(
     step: StepOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
     dry_run: DryRunFlag = False,
+    _short_dry_run: RefusedDryRunFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -105,9 +113,12 @@ def export_checkpoint(
 @app.command("import")
 def import_checkpoint(
     path: Annotated[str, typer.Argument(metavar="PATH", help="Published .pt file, or an exported file or folder.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The run folder to make.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", parser=path_to_write, help="The run folder to make.")
+    ],
     overrides: Overrides = None,
     dry_run: DryRunFlag = False,
+    _short_dry_run: RefusedDryRunFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:

@@ -5,7 +5,15 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from dis_cli.cli.options import DeviceOption, DryRunLongFlag, JsonFlag, NoProgressFlag, QuietFlag, VerboseFlag
+from dis_cli.cli.options import (
+    DeviceOption,
+    DryRunFlag,
+    JsonFlag,
+    NoProgressFlag,
+    QuietFlag,
+    VerboseFlag,
+    path_to_write,
+)
 from dis_cli.cli.output import Output
 from dis_cli.cli.text import size
 from dis_cli.errors import UsageError
@@ -22,7 +30,13 @@ def encode_latents(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="DIR", help="Where to write; an unfinished folder is continued."),
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="DIR",
+            parser=path_to_write,
+            help="Where to write; an unfinished folder is continued.",
+        ),
     ] = None,
     source: Annotated[
         Literal["digits", "folder", "zip", "tar", "cifar10", "celeba", "imagenet"] | None,
@@ -72,7 +86,7 @@ def encode_latents(
     ] = None,
     num_images: Annotated[int, typer.Option("--num", "-n", metavar="N", min=1, help="Images of that grid.")] = 16,
     device: DeviceOption = "auto",
-    dry_run: DryRunLongFlag = False,
+    dry_run: DryRunFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,

@@ -23,7 +23,7 @@ from dis_cli.cli.eval_fid_text import result_lines, sweep_lines
 from dis_cli.cli.options import (
     DataOption,
     DeviceOption,
-    DryRunLongFlag,
+    DryRunFlag,
     JsonFlag,
     NoProgressFlag,
     OutOption,
@@ -32,6 +32,8 @@ from dis_cli.cli.options import (
     QuietFlag,
     StepOption,
     VerboseFlag,
+    path_to_write,
+    take_checkpoint,
 )
 from dis_cli.cli.sample_options import (
     CfgChannelsOption,
@@ -133,7 +135,12 @@ def eval_fid(
     ] = None,
     save_images: Annotated[
         Path | None,
-        typer.Option("--save-images", metavar="PATH", help="Keep generated images: a folder, or an .npz or .zip file."),
+        typer.Option(
+            "--save-images",
+            metavar="PATH",
+            parser=path_to_write,
+            help="Keep generated images: a folder, or an .npz or .zip file.",
+        ),
     ] = None,
     steps: StepsOption = None,
     sampler: SamplerOption = None,
@@ -147,7 +154,7 @@ def eval_fid(
     step: StepOption = None,
     out: OutOption = None,
     device: DeviceOption = "auto",
-    dry_run: DryRunLongFlag = False,
+    dry_run: DryRunFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
@@ -163,6 +170,9 @@ def eval_fid(
     """
     output = output_of_rank(quiet=quiet, verbose=verbose, no_progress=no_progress, as_json=as_json)
     given, axis_texts = _parted(overrides or [], sweep)
+    if ckpt is None and images is None and any("=" not in text for text in given):
+        path, given = take_checkpoint(None, given)
+        ckpt = Path(path)
     generation: dict[str, object] = {
         "--num-samples": num_samples, "--seed": seed, "--step": step, "--save-images": save_images,
         "--sweep": sweep, "--repeat": None if repeat == 1 else repeat, "--vae": vae,

@@ -23,14 +23,18 @@ from dis_cli.cli.options import (
     Overrides,
     PresetOption,
     QuietFlag,
+    RefusedDryRunFlag,
     VerboseFlag,
+    path_to_write,
 )
 from dis_cli.errors import UsageError
 from dis_cli.runtime.distributed import part_from_environment
 
 
 def stats(
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.npz", help="The file to write.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE.npz", parser=path_to_write, help="The file to write.")
+    ],
     overrides: Overrides = None,
     data: Annotated[
         str | None,
@@ -43,6 +47,7 @@ def stats(
     download: DownloadFlag = False,
     device: DeviceOption = "auto",
     dry_run: DryRunFlag = False,
+    _short_dry_run: RefusedDryRunFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dis_cli.cli import flops_tables
-from dis_cli.cli.options import DeviceOption, JsonFlag, PresetOption
+from dis_cli.cli.options import DeviceOption, JsonFlag, PresetOption, path_to_write
 from dis_cli.cli.output import Output
 from dis_cli.errors import UsageError
 from dis_cli.models.sizes import SIZES
+from dis_cli.runtime.targets import require_writable
 
 if TYPE_CHECKING:
     from dis_cli.workflows.asked_model import AskedModel
@@ -75,7 +76,9 @@ def flops(
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", metavar="FILE.png", help="Draw GFLOPs against tokens; includes --compare."),
+        typer.Option(
+            "--plot", metavar="FILE.png", parser=path_to_write, help="Draw GFLOPs against tokens; includes --compare."
+        ),
     ] = None,
     time: Annotated[
         bool, typer.Option("--time", help="Measure a forward and a training step on this machine.")
@@ -91,6 +94,8 @@ def flops(
 
     Example: dis flops --size xl --patch 2
     """
+    if plot is not None:
+        _require_png(plot)
     compare = compare or plot is not None or resolutions is not None
     _require_at_most_one(json=as_json, csv=as_csv, markdown=as_markdown)
     _require_at_most_one(all=all_sizes, compare=compare, time=time)
@@ -168,14 +173,18 @@ def _resolutions(text: str | None, model: "AskedModel") -> list[int]:
     return sorted({int(side) for side in sides})
 
 
+def _require_png(path: Path) -> None:
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"--plot: got `{path}`, allowed: a name that ends in .png", "Try `--plot flops.png`")
+    require_writable(path, "file", suffixes=(".png",), option="--plot")
+
+
 def _draw(path: Path, models: list["AskedModel"], pixels: list[int]) -> None:
     # Imported late: pillow takes a while, and only this needs it.
     from dis_cli.runtime.files import atomic_write_bytes
     from dis_cli.workflows.flops import plotted
     from dis_cli.workflows.plot import log_log_png
 
-    if path.suffix.lower() != ".png":
-        raise UsageError(f"--plot: got `{path}`, allowed: a name that ends in .png", "Try `--plot flops.png`")
     picture = log_log_png(
         list(plotted(models, pixels)),
         title="One evaluation of one image, attention and scan counted",

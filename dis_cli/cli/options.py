@@ -3,6 +3,7 @@
 A command writes ``preset: PresetOption = None``; the default stays in the command's signature, where it is read.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from dis_cli.errors import UsageError
+from dis_cli.runtime.targets import FILE_SUFFIXES, is_folder, without_ending
 
 JsonForm = Literal["object", "lines"]
 
@@ -30,6 +32,49 @@ def _json_form(value: str) -> JsonForm:
             "`--json` alone prints one object at the end; `--json=lines` prints every event when it happens",
         )
     return "lines" if value else "object"
+
+
+def path_to_write(text: str) -> Path:
+    """What an option that names a result says: a path, and not what other programs mean by no path."""
+    if not text.strip():
+        raise UsageError("The path to write to is empty", "Give a path, or leave the option out")
+    if text == "-":
+        raise UsageError(
+            "`-` is no path to write to: results are files and folders", "Give a path; `./-` is a file of this name"
+        )
+    path = Path(text)
+    if text.endswith(os.sep) and path.suffix.lower() in FILE_SUFFIXES and not is_folder(path):
+        raise UsageError(
+            f"`{text}` ends in a slash like a folder, and before it in {path.suffix} like a file",
+            f"Give `{path}` for a file, or `{without_ending(path)}{os.sep}` for a folder",
+        )
+    return path
+
+
+def take_checkpoint(ckpt: str | None, overrides: list[str] | None) -> tuple[str, list[str]]:
+    """The checkpoint, which may stand without ``--ckpt`` among the settings, and the settings.
+
+    Raises:
+        UsageError: There is none, or there are several.
+    """
+    overrides = overrides or []
+    paths = [text for text in overrides if "=" not in text or Path(text).exists()]
+    if ckpt is not None:
+        return ckpt, overrides
+    if len(paths) > 1:
+        raise UsageError(
+            f"Several checkpoints given: {', '.join(f'`{path}`' for path in paths)}",
+            "Give one with `--ckpt PATH`; settings are given as KEY=VALUE",
+        )
+    if not paths:
+        raise UsageError("No checkpoint given", "Give one with `--ckpt PATH`, such as `--ckpt runs/dis-xs-digits`")
+    return paths[0], [text for text in overrides if text != paths[0]]
+
+
+def refuse_short_dry_run(value: bool) -> None:
+    """``-n`` is a number of images in other commands; here it was ``--dry-run``."""
+    if value:
+        raise UsageError("No such option: -n", "Did you mean `--dry-run`? `-n` is the number of images elsewhere")
 
 
 def _complete_presets(incomplete: str) -> list[str]:
@@ -64,11 +109,12 @@ PresetOption = Annotated[
 ]
 
 CkptOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--ckpt",
         metavar="PATH",
-        help="Run folder (its newest checkpoint), checkpoint folder, exported file or folder, or published .pt file.",
+        help="Run folder (its newest checkpoint), checkpoint folder, exported file or folder, or published .pt file. "
+        "May stand alone, without --ckpt.",
     ),
 ]
 
@@ -81,7 +127,9 @@ DataOption = Annotated[
     Path | None, typer.Option("--data", metavar="PATH", help="Folder of the images, instead of the preset's.")
 ]
 
-OutOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="PATH", help="Where to write.")]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", "-o", metavar="PATH", parser=path_to_write, help="Where to write.")
+]
 
 SeedOption = Annotated[
     int | None, typer.Option("--seed", metavar="N", min=0, max=2**31 - 1, help="Seed of every random draw.")
@@ -92,13 +140,12 @@ DeviceOption = Annotated[
 ]
 
 DryRunFlag = Annotated[
-    bool, typer.Option("--dry-run", "-n", help="Print what would be done, with estimates, and write nothing.")
-]
-
-# For the command where -n is a count.
-DryRunLongFlag = Annotated[
     bool, typer.Option("--dry-run", help="Print what would be done, with estimates, and write nothing.")
 ]
+
+# What was once short for --dry-run: understood by `dis train`, where scripts have it, and refused elsewhere.
+OldDryRunFlag = Annotated[bool, typer.Option("-n", hidden=True)]
+RefusedDryRunFlag = Annotated[bool, typer.Option("-n", hidden=True, callback=refuse_short_dry_run)]
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result, or the error, as one JSON object.")]
 

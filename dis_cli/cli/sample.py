@@ -8,7 +8,7 @@ import typer
 from dis_cli.cli.options import (
     CkptOption,
     DeviceOption,
-    DryRunLongFlag,
+    DryRunFlag,
     JsonFlag,
     NoProgressFlag,
     OutOption,
@@ -17,6 +17,7 @@ from dis_cli.cli.options import (
     QuietFlag,
     StepOption,
     VerboseFlag,
+    take_checkpoint,
 )
 from dis_cli.cli.output import Output
 from dis_cli.cli.sample_options import (
@@ -35,15 +36,15 @@ from dis_cli.runtime.distributed import part_from_environment
 
 
 def sample(
-    ckpt: CkptOption,
     overrides: Overrides = None,
+    ckpt: CkptOption = None,
     classes: Annotated[
         list[str] | None,
         typer.Option(
             "--class",
             metavar="CLASS",
-            help="Numbers, names, ranges (200-207) or all, separated by commas or repeated; several take turns. Left "
-            "out, each image's seed draws one, all being equally likely.",
+            help="Names, numbers, ranges (200-207) or all, separated by commas or repeated; several take turns. Where "
+            "names are numbers, a number is a name. Left out, each image's seed draws one, all being equally likely.",
         ),
     ] = None,
     num_images: Annotated[
@@ -83,7 +84,7 @@ def sample(
         bool, typer.Option("--compile", help="Compile the model first; pays for many images. Needs a C++ compiler.")
     ] = False,
     device: DeviceOption = "auto",
-    dry_run: DryRunLongFlag = False,
+    dry_run: DryRunFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
@@ -100,6 +101,7 @@ def sample(
     output = Output(
         quiet=quiet or not is_leader, verbose=verbose and is_leader, progress=not no_progress, as_json=as_json
     )
+    path, given = take_checkpoint(ckpt, overrides)
     settings = sample_settings(
         steps=steps,
         sampler=sampler,
@@ -109,13 +111,13 @@ def sample(
         cfg_interval=cfg_interval,
         cfg_schedule=cfg_schedule,
         vae=vae,
-        overrides=overrides,
+        overrides=given,
     )
 
     from dis_cli.workflows.resources import look_for_vae, read_config
 
     # Before torch is imported, which takes seconds.
-    config = read_config(Path(ckpt), settings, step)
+    config = read_config(Path(path), settings, step)
     if not dry_run:
         look_for_vae(config, vae)
 
@@ -123,7 +125,7 @@ def sample(
 
     result = output.render(
         run_sampling(
-            Path(ckpt),
+            Path(path),
             num_images=num_images,
             seed=seed,
             seeds=seeds,
@@ -158,4 +160,8 @@ def _lines(result: dict[str, Any]) -> list[str]:
             f"batch   {result['batch_size']} images",
             f"disk    {files}, at most {size(result['result_bytes'])}; twice that on the way",
         ]
-    return [*lines, f"grid    {result['grid']}"] if "grid" in result else lines
+    if "grid" in result:
+        lines.append(f"grid    {result['grid']}")
+    if "trajectory" in result:
+        lines.append(f"{'gif' if result['trajectory'].endswith('.gif') else 'strip':8}{result['trajectory']}")
+    return lines

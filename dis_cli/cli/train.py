@@ -12,6 +12,7 @@ from dis_cli.cli.options import (
     DryRunFlag,
     JsonOption,
     NoProgressFlag,
+    OldDryRunFlag,
     OutOption,
     Overrides,
     PresetOption,
@@ -24,6 +25,7 @@ from dis_cli.cli.text import size
 from dis_cli.runtime.distributed import part_from_environment
 from dis_cli.runtime.run_dir import RunDir
 from dis_cli.runtime.signals import stop_on_signals
+from dis_cli.runtime.targets import require_writable
 
 DEFAULT_PRESET = "dis-xs-digits"
 
@@ -39,6 +41,7 @@ def train(
         bool, typer.Option("--fresh", help="Start over; what the run's folder holds is moved into its earlier-N.")
     ] = False,
     dry_run: DryRunFlag = False,
+    old_dry_run: OldDryRunFlag = False,
     json: JsonOption = None,
     quiet: QuietFlag = False,
     verbose: VerboseFlag = False,
@@ -63,10 +66,14 @@ def train(
         as_json=json == "object",
         json_lines=json == "lines" and is_leader,
     )
+    if old_dry_run:
+        output.warning("`-n` is taken as `--dry-run`, and will not be for long: `-n` is a number of images elsewhere")
+    dry_run = dry_run or old_dry_run
     extra = [f"data.path={data}"] if data is not None else []
     extra += [f"seed={seed}"] if seed is not None else []
     config = apply_overrides(load_preset(preset or DEFAULT_PRESET), [*extra, *(overrides or [])])
     run = out or Path("runs") / config.name
+    require_writable(run, "filled folder")
 
     from dis_cli.workflows.resources import look_for_vae
     from dis_cli.workflows.trackers import look_for_trackers

@@ -210,6 +210,8 @@ def storage_error(path: Path, error: OSError, needed: int | None = None, *, acti
     message = f"Cannot {action} `{path}`: {error.strerror or error}" + (f" ({', '.join(facts)})" if facts else "")
     if error.errno == errno.EFBIG:
         hint = "A limit on the size of files is set: see `ulimit -f`"
+    elif error.errno == errno.ENAMETOOLONG:
+        hint = "Choose a shorter name"
     elif error.errno in _SPACE_ERRORS:
         hint = "Free some space there, or choose a folder on another disk"
     else:

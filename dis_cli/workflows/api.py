@@ -79,8 +79,8 @@ def load_model(
 
 def sample_images(
     model: TrainedDiS,
-    *,
     n: int | None = None,
+    *,
     classes: int | str | Sequence[int | str] = (),
     seeds: Sequence[int] | None = None,
     steps: int | None = None,
@@ -96,7 +96,8 @@ def sample_images(
     Args:
         model: From `load_model`.
         n: How many; None takes as many as there are seeds, or else 16.
-        classes: A number or name, or several that take turns, or "all"; () lets each image's seed choose.
+        classes: A number or name, or several that take turns, or "all", as ``--class`` takes them: where names are
+            numbers, a number is a name. () lets each image's seed choose.
         seeds: One an image, 0 or more; None takes 0 to n - 1.
         steps: Model evaluations an image, instead of the run's.
         sampler: As ``--sampler``, instead of the run's; with its usual steps, unless ``steps`` says how many.
@@ -122,8 +123,9 @@ def sample_images(
     asked = [f"{key}={value}" for key, value in options.items() if value is not None]
     config = apply_overrides(loaded.config, [*asked, *overrides])
     seeds = _seeds(n, seeds)
-    wanted = [classes] if isinstance(classes, int | str) else classes
-    chosen = parse_classes([str(entry) for entry in wanted], loaded)
+    wanted = [classes] if isinstance(classes, int | np.integer | str) else classes
+    asked_classes = [str(entry) for entry in wanted]
+    chosen = parse_classes(asked_classes, loaded.class_names, loaded.saved_config.model.num_classes).places
     device = next(model.parameters()).device
     batches = generate(
         model,

@@ -39,6 +39,7 @@ from dis_cli.events import Event, Finished, Note, Progress, Started, Wrote
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.distributed import Part, part_from_environment
 from dis_cli.runtime.signals import StopRequest, stop_on_signals
+from dis_cli.runtime.targets import require_writable
 from dis_cli.workflows.agreement import SECONDS_BETWEEN_LOOKS, Agreement, EncodeOptions, divided
 
 
@@ -317,8 +318,7 @@ def _summary(out: Path, settings: LatentSettings) -> dict[str, object]:
 def _require_place(data: Path | None, out: Path) -> None:
     if data is not None and out.resolve().is_relative_to(data.resolve()):
         raise UsageError(f"`{out}` lies inside the folder of the images, `{data}`", "Choose an --out outside of it")
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"`{out}` is a file", "Choose a folder for --out")
+    require_writable(out, "filled folder")
     # the manifest twice: another process may write it and remove what is unfinished in this moment
     is_ours = (out / MANIFEST).exists() or Unfinished(out).exists or (out / MANIFEST).exists()
     if not is_ours and out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):

@@ -25,6 +25,7 @@ from dis_cli.workflows.build import build_codec, build_image_source, choices, pi
 from dis_cli.workflows.digit_scores import DigitScores
 from dis_cli.workflows.load import LoadedModel, load_model
 from dis_cli.workflows.references import DATA, Compared, find_reference
+from dis_cli.workflows.sample_facts import choose_form
 from dis_cli.workflows.save_scored import SavedImages
 from dis_cli.workflows.score_result import (
     conditions,
@@ -33,6 +34,7 @@ from dis_cli.workflows.score_result import (
     joined,
     looked_at_by,
     measured_how,
+    require_place,
     write_result,
 )
 from dis_cli.workflows.scored_images import GeneratedImages, SourceImages, generated_unit_size, open_images
@@ -98,6 +100,7 @@ def evaluate(request: Request) -> Iterator[Event]:
         Interrupted: A signal asked to stop.
         DisError: The checkpoint, the images, the device or the disk do not allow it.
     """
+    require_places(request)
     place = pick_device(request.device)
     with working_together(request, place) as (group, stop):
         if request.checkpoint is None:
@@ -108,14 +111,29 @@ def evaluate(request: Request) -> Iterator[Event]:
         model = ScoredModel(loaded, request, place, group, stop)
         yield from model.notes()
         path = request.out or default_path(loaded, loaded.config, model.scorer.extractor.name)
+        require_place(path)
         settings = model.settings(loaded) | {"result_file": str(path)}
         if request.dry_run:
             yield Finished(result=settings | {"dry_run": True})
             return
         group.require_agreement(agreed(settings))
+        model.look_at_saved(loaded)
         yield from model.scorer.prepare()
         found = yield from model.score(loaded)
         yield from finish(settings, found, path, model.scorer)
+
+
+def require_places(request: Request) -> None:
+    """Refuse paths that results cannot be written to, before anything is read.
+
+    Raises:
+        UsageError: Something else is there, or a name says something else than what would be written.
+        StorageError: The operating system does not allow it.
+    """
+    if request.out is not None:
+        require_place(request.out)
+    if request.save_images is not None:
+        choose_form(None, request.save_images, None, option="--save-images")
 
 
 @contextlib.contextmanager
@@ -189,6 +207,15 @@ class ScoredModel:
             "command": request.command,
         }
 
+    def look_at_saved(self, loaded: LoadedModel) -> None:
+        """Find out before the work whether the images can be kept where they are to be.
+
+        Raises:
+            UsageError: Something else is there.
+        """
+        first = loaded.config.evaluate.seed
+        self._saved_images(loaded, range(first, first + self.num_samples))
+
     def score(self, loaded: LoadedModel) -> Generator[Event, None, dict[str, object] | None]:
         """Generate and score, as often as asked for; the result on the leader, None on other ranks."""
         request, config, scorer = self._request, loaded.config, self.scorer
@@ -221,9 +248,9 @@ class ScoredModel:
                 precision=self._precision.name,
                 unit_size=unit_size,
             )
-            saved = None
-            if request.save_images is not None and scorer.group.is_leader:
-                saved = SavedImages(request.save_images, loaded, images.seeds, self.labels, self._precision)
+            saved = self._saved_images(loaded, images.seeds)
+            if saved is not None:
+                saved.begin()
             found = yield from scorer.score(
                 images,
                 details=details | ({"draw": f"{number + 1} of {request.repeat}"} if request.repeat > 1 else {}),
@@ -236,6 +263,11 @@ class ScoredModel:
             rounds.append(found)
         results = [found for found in rounds if found is not None]
         return joined(results) if results else None
+
+    def _saved_images(self, loaded: LoadedModel, seeds: range) -> SavedImages | None:
+        if self._request.save_images is None or not self.scorer.group.is_leader:
+            return None
+        return SavedImages(self._request.save_images, loaded, seeds, self.labels, self._precision)
 
     def _labels(self, config: RunConfig) -> npt.NDArray[np.int64] | None:
         num_classes = config.model.num_classes
@@ -280,6 +312,7 @@ def _evaluate_images(
     require_enough(scorer.metrics, len(images), "to be scored")
     bounds = parse_bounds(request.fail_above, scorer.metrics, scorer.extractor)
     path = request.out or Path("evaluations") / f"{request.images.resolve().stem}_{scorer.extractor.name}.json"
+    require_place(path)
     settings: dict[str, object] = {
         "schema": 1,
         "dis": __version__,

@@ -26,6 +26,7 @@ from dis_cli.config.schema import RunConfig
 from dis_cli.errors import UsageError
 from dis_cli.events import Event, Finished, Note, Wrote
 from dis_cli.runtime.files import atomic_folder, atomic_write_chunks, discard_folder, write_hashed
+from dis_cli.runtime.targets import followed, is_folder, require_writable
 from dis_cli.workflows.mismatch import check_overrides
 from dis_cli.workflows.model_card import model_card, scores_of
 from dis_cli.workflows.saved import SavedModel, read_saved
@@ -69,7 +70,13 @@ def export(
         UsageError: ``out`` exists, has an unknown suffix, or holds something else; or the dtype is too small.
         DisError: The checkpoint or the disk do not allow it.
     """
-    form = form or _form_by_suffix(out)
+    form = _chosen_form(form, out)
+    if form == "diffusers":
+        require_writable(out, "folder")
+    else:
+        # What the name says was judged already.
+        require_writable(out, "file", suffixes=(out.suffix.lower(),))
+    out = followed(out)
     replaces = _check_free(out, form, force=force)
     saved = read_saved(path, overrides, step)
     yield from (Note(message=note, level="warning") for note in saved.notes)
@@ -109,26 +116,33 @@ def export(
     yield Finished(result=result)
 
 
-def _form_by_suffix(out: Path) -> Format:
-    if out.suffix not in SUFFIXES and not out.is_dir():
+def _chosen_form(form: Format | None, out: Path) -> Format:
+    told = SUFFIXES.get(out.suffix.lower())
+    if form is not None:
+        if out.suffix and told not in (None, form) and not is_folder(out):
+            raise UsageError(
+                f"`--format {form}` contradicts `--out {out}`", "Leave `--format` out, or choose another name"
+            )
+        return form
+    if told is None and not is_folder(out):
         raise UsageError(
             f"`{out}` does not tell what to write: its suffix is `{out.suffix}`, allowed: .safetensors, .pt, or none "
             "for a folder in diffusers' layout",
             "Say it with `--format`",
         )
-    return "diffusers" if out.is_dir() else SUFFIXES[out.suffix]
+    return "diffusers" if told is None or is_folder(out) else told
 
 
 def _check_free(out: Path, form: Format, *, force: bool) -> bool:
     """Whether an earlier export stands there, to be replaced; anything else that stands there is not ours."""
     if not out.exists() or (form == "diffusers" and out.is_dir() and not any(out.iterdir())):
         return False
-    if out.is_dir() != (form == "diffusers"):
-        raise UsageError(f"`{out}` is {'a folder' if out.is_dir() else 'a file'}, not to be replaced by {form}")
     if not force:
         raise UsageError(f"`{out}` exists", "Choose another name with `--out`, or replace it with `--force`")
     if form == "diffusers" and not _is_export(out):
         raise UsageError(f"`{out}` exists and is no model that was exported", "Choose another folder with `--out`")
+    if form == "diffusers" and (beside := _new_beside(out)).exists():
+        raise UsageError(f"`{beside}` exists, and is where the new export would be made", "Move it away")
     return True
 
 
@@ -178,8 +192,13 @@ def _contents(
             return files | {FOLDER_WEIGHTS: safetensors_chunks(record, weights)}
 
 
+def _new_beside(out: Path) -> Path:
+    """Where an export is made that will replace another."""
+    return out.with_name(out.name + ".new")
+
+
 def _write_folder(out: Path, contents: dict[str, _Content], *, replaces: bool) -> None:
-    new = out.with_name(out.name + ".new") if replaces else out
+    new = _new_beside(out) if replaces else out
     with atomic_folder(new) as folder:
         for name, (chunks, size) in contents.items():
             write_hashed(folder / name, chunks, size=size, shown_as=out / name)

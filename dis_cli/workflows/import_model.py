@@ -18,6 +18,7 @@ from dis_cli.errors import UsageError
 from dis_cli.events import Event, Finished, Note, Wrote
 from dis_cli.runtime.files import atomic_folder, write_durably
 from dis_cli.runtime.run_dir import RunDir
+from dis_cli.runtime.targets import followed, require_writable
 from dis_cli.workflows.averages import averages_kept
 from dis_cli.workflows.mismatch import check_overrides
 from dis_cli.workflows.saved import SavedModel, read_saved
@@ -39,6 +40,8 @@ def import_model(path: Path, out: Path, *, overrides: Sequence[str] = (), dry_ru
         UsageError: ``out`` holds something, or ``path`` is a run already.
         DisError: The file or the disk do not allow it.
     """
+    require_writable(out, "folder")
+    out = followed(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"`{out}` exists", "Choose another folder with `--out DIR`: nothing is overwritten")
     saved = read_saved(path, overrides)

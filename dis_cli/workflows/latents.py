@@ -16,6 +16,7 @@ from dis_cli.errors import DataError
 from dis_cli.events import Event, Finished, Note, Progress, Started, Wrote
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.files import atomic_write_bytes
+from dis_cli.runtime.targets import require_writable
 from dis_cli.workflows.build import require_vae
 from dis_cli.workflows.grid import labelled_grid
 
@@ -78,7 +79,9 @@ def decode_latents(
         MismatchError: The VAE is another one.
         DisError: The latents, the VAE, the device or the disk do not allow it.
     """
+    path = out or folder / GRID_FILE
     source = LatentSource(folder, hflip=False)
+    require_writable(path, "file", suffixes=(".png",))
     name = vae or source.settings.vae.name
     require_vae(source.settings.vae, name, f"The latents in `{folder}` were made by")
     codec = VaeCodec(name, scale=source.settings.scale, device=pick_device(device))
@@ -90,7 +93,6 @@ def decode_latents(
     labels = [source.class_names[source.labels[index]] for index in indices] if source.class_names else None
     buffer = io.BytesIO()
     labelled_grid(list(images), labels).save(buffer, format="PNG")
-    path = out or folder / GRID_FILE
     atomic_write_bytes(path, buffer.getvalue())
     yield Wrote(what="grid", path=path)
     yield Finished(result={"latents": str(folder), "grid": str(path), "num_images": len(indices), "vae": name})

@@ -18,10 +18,11 @@ from dis_cli.errors import StorageError
 from dis_cli.events import Event, Finished, Note, Progress, Started, Wrote
 from dis_cli.runtime.compiler import require_compiler
 from dis_cli.runtime.device import pick_device
-from dis_cli.runtime.files import storage_error
+from dis_cli.runtime.files import atomic_write_bytes, storage_error
 from dis_cli.runtime.precision import Precision
 from dis_cli.runtime.process_group import ProcessGroup, join_process_group
 from dis_cli.runtime.signals import StopRequest, stop_on_signals
+from dis_cli.runtime.targets import followed, require_writable
 from dis_cli.workflows.batch_size import pick_batch_size
 from dis_cli.workflows.build import Codec, build_codec, choices
 from dis_cli.workflows.classes import as_ranges, choose_seeds, parse_classes
@@ -29,15 +30,23 @@ from dis_cli.workflows.generate import generate
 from dis_cli.workflows.load import LoadedModel, load_model
 from dis_cli.workflows.resources import look_for_vae
 from dis_cli.workflows.sample_facts import (
-    Trajectory,
     all_facts,
     choose_form,
     choose_sample_precision,
     compared,
     default_path,
+    require_place,
     sample_settings,
 )
-from dis_cli.workflows.sample_output import GRID_FILE, Format, Result, read_facts, trajectory_images
+from dis_cli.workflows.sample_output import (
+    GRID_FILE,
+    TRAJECTORY_FILES,
+    Format,
+    Result,
+    Trajectory,
+    read_facts,
+    trajectory_images,
+)
 from dis_cli.workflows.unfinished_samples import Images, UnfinishedSamples, missing, require_same
 
 TRAJECTORY_IMAGES = 8
@@ -88,6 +97,7 @@ def sample(
         DisError: The checkpoint, the VAE, the device or the disk do not allow it.
     """
     chosen_seeds = choose_seeds(seed, seeds, num_images)
+    out = out and followed(out)
     chosen_form = choose_form(form, out, trajectory)
     place = pick_device(device)
     with contextlib.ExitStack() as held:
@@ -100,11 +110,15 @@ def sample(
         if not dry_run:
             # Of a published file this is known only now; what is built next takes seconds.
             look_for_vae(config, None)
-        chosen = parse_classes(classes, loaded)
+        asked = parse_classes(classes, loaded.class_names, loaded.saved_config.model.num_classes)
+        yield from (Note(message=note) for note in asked.notes)
+        chosen = asked.places
         named = f"seeds-{as_ranges(chosen_seeds)}" if seeds else f"seed-{chosen_seeds[0]}"
         path = out or default_path(loaded, named, len(chosen_seeds), chosen, chosen_form)
+        if out is None:
+            require_place(path, chosen_form)
         precision = group.from_leader(lambda: choose_sample_precision(path, config, place))
-        facts = all_facts(loaded, precision, chosen_seeds, chosen, chosen_form, trajectory, compiled=compile_model)
+        facts = all_facts(loaded, precision, chosen_seeds, chosen, chosen_form, compiled=compile_model)
         result = Result(
             out=path,
             form=chosen_form,
@@ -112,17 +126,23 @@ def sample(
             settings=sample_settings(loaded, facts, chosen_seeds, chosen),
             seeds=chosen_seeds,
             class_names=loaded.class_names,
+            num_classes=config.model.num_classes,
             shape=(config.pixel_size, config.pixel_size, config.pixel_channels),
         )
         batch_size = pick_batch_size(loaded.model, config, place)
-        job = _Job(loaded, result, group, stop, place, precision, chosen, batch_size, compiled=compile_model)
+        job = _Job(loaded, result, group, stop, place, precision, chosen, batch_size, trajectory, compile_model)
         group.require_agreement(facts | {"out": str(path)})
         if dry_run:
             yield Finished(result=job.summary() | {"dry_run": True, **job.plan()})
             return
+        # All that may be wrong is told before anything is written.
+        codec = build_codec(config, place, loaded.vae)
+        if compile_model:
+            require_compiler(place, "`--compile` was given")
+            loaded.model.compile()
         if group.is_leader:
             held.enter_context(_lock(path))
-        yield from job.run(trajectory)
+        yield from job.run(codec)
 
 
 @dataclass
@@ -137,23 +157,19 @@ class _Job:
     precision: Precision
     classes: list[int]
     batch_size: int
+    trajectory: Trajectory | None
     compiled: bool
 
     def __post_init__(self) -> None:
         self.unfinished = UnfinishedSamples(self.result.out)
         self.count = len(self.result.seeds)
 
-    def run(self, trajectory: Trajectory | None) -> Iterator[Event]:
+    def run(self, codec: Codec) -> Iterator[Event]:
         """Make what is missing, then the result."""
         began = time.monotonic()
-        # All that may be wrong is told before anything is written.
-        codec = build_codec(self.loaded.config, self.device, self.loaded.vae)
-        if self.compiled:
-            require_compiler(self.device, "`--compile` was given")
-            self.loaded.model.compile()
         places = self.group.from_leader(self._begin)
         if places is None:
-            yield Note(message=f"`{self.result.out}` holds these samples already: nothing to do")
+            yield from self._add_trajectory(codec)
             yield Finished(result=self.summary() | {"images_generated": 0, "images_kept": self.count})
             return
         batches = missing(places, self.count, self.batch_size)
@@ -166,7 +182,7 @@ class _Job:
         yield from choices(self.loaded.engine, self.precision)
         yield from self._fill(batches, kept, codec)
         if self.group.is_leader:
-            extras = {} if trajectory is None else self._trajectory(codec, trajectory)
+            extras = {} if self.trajectory is None else self._trajectory(codec, self.trajectory)
             self.stop.obey(self._state(self.count))
             try:
                 self.result.write(self.unfinished.parts(), self.unfinished.result, extras)
@@ -176,6 +192,8 @@ class _Job:
             self.unfinished.remove()
         self.group.wait_for_leader(self.stop, self._state(self.count))
         yield Wrote(what="images", path=self.result.out)
+        if self.trajectory is not None:
+            yield Wrote(what="trajectory", path=self.result.out / TRAJECTORY_FILES[self.trajectory])
         seconds = time.monotonic() - began
         yield Finished(
             result=self.summary()
@@ -187,15 +205,18 @@ class _Job:
         """What ``--json`` prints of any run."""
         result = self.result
         grid = {"grid": str(result.out / GRID_FILE)} if result.form == "png" else {}
-        return result.settings | {"out": str(result.out), "batch_size": self.batch_size, **grid}
+        summary = result.settings | {"out": str(result.out), "batch_size": self.batch_size, **grid}
+        if self.trajectory is not None:
+            summary["trajectory"] = str(result.out / TRAJECTORY_FILES[self.trajectory])
+        return summary
 
     def plan(self) -> dict[str, object]:
         """What there is to do, for a dry run."""
         there = read_facts(self.result.out)
         if there is not None:
             require_same(self.result.out, compared(there), compared(self.result.facts))
-        # The PNGs, the grid and the settings.
-        num_files = self.count + 2 if self.result.form == "png" else 1
+        # The PNGs, the grid, the settings and the trajectory.
+        num_files = self.count + 2 + (self.trajectory is not None) if self.result.form == "png" else 1
         # Finished batches stay until the result is whole.
         return {
             "num_files": num_files,
@@ -254,6 +275,20 @@ class _Job:
 
     def _state(self, done: int) -> str:
         return f"{done} of {self.count} images are finished and kept in `{self.unfinished.path}`"
+
+    def _add_trajectory(self, codec: Codec) -> Iterator[Event]:
+        """Put what is missing beside samples that are there."""
+        out, wanted = self.result.out, self.trajectory
+        if wanted is None or (out / TRAJECTORY_FILES[wanted]).exists():
+            yield Note(message=f"`{out}` holds these samples already: nothing to do")
+            return
+        path = out / TRAJECTORY_FILES[wanted]
+        if self.group.is_leader:
+            require_writable(path, "file", suffixes=(path.suffix,))
+            (data,) = self._trajectory(codec, wanted).values()
+            atomic_write_bytes(path, data)
+        self.group.wait_for_leader(self.stop, self._state(self.count))
+        yield Wrote(what="trajectory", path=path)
 
     def _trajectory(self, codec: Codec, trajectory: Trajectory) -> dict[str, bytes]:
         """How the first images came about. They are made once more, which is the same images."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -10,16 +9,17 @@ from dis_cli import __version__
 from dis_cli.config.schema import RunConfig
 from dis_cli.errors import UsageError
 from dis_cli.runtime.precision import Precision
+from dis_cli.runtime.targets import FILE_SUFFIXES, is_folder, require_writable, without_ending
 from dis_cli.workflows.build import build_guidance, build_sampler, pick_precision
-from dis_cli.workflows.classes import as_ranges
+from dis_cli.workflows.classes import as_ranges, file_labels
 from dis_cli.workflows.load import LoadedModel
-from dis_cli.workflows.sample_output import Format, read_facts
+from dis_cli.workflows.sample_output import Format, Trajectory, read_facts
 from dis_cli.workflows.unfinished_samples import UnfinishedSamples
 
-Trajectory = Literal["strip", "gif"]
+# What may differ between the starts that make one result. Earlier versions noted the trajectory.
+_INFORMATION = ("dis", "trajectory")
 
-# What may differ between the starts that make one result.
-_INFORMATION = ("dis",)
+_FORMS: dict[str, Format] = {".npz": "npz", ".zip": "zip"}
 
 
 def choose_sample_precision(out: Path, config: RunConfig, device: torch.device) -> Precision:
@@ -43,31 +43,57 @@ def default_path(loaded: LoadedModel, seeds: str, num_images: int, classes: list
     parts += (*sample.name_parts, *loaded.average.name_parts)
     if classes:
         all_of_them = classes == list(range(loaded.config.model.num_classes))
-        parts.append("class-all" if all_of_them else "class-" + "-".join(map(str, classes[:8])))
+        labels = file_labels(loaded.class_names, loaded.config.model.num_classes)
+        told = "-".join(labels[place] for place in classes[:8])
+        # A list of long names would be too long for a name.
+        told = told if len(told) <= 60 else "-".join(map(str, classes[:8]))
+        parts.append("class-all" if all_of_them else f"class-{told}")
     return root / ("_".join(parts) + ("" if form == "png" else f".{form}"))
 
 
-def choose_form(form: Format | None, out: Path | None, trajectory: Trajectory | None) -> Format:
-    """The form asked for, by its name or by the ending of the path.
+def choose_form(
+    form: Format | None, out: Path | None, trajectory: Trajectory | None, *, option: str = "--out"
+) -> Format:
+    """The form asked for, by its name or by the ending of the path, once it is known that it can be written there.
 
     Raises:
-        UsageError: They contradict each other, or a trajectory has no folder to be in.
+        UsageError: They contradict each other, the path is of something else, or a trajectory has no folder to be in.
+        StorageError: The path cannot be written.
     """
-    suffixes: dict[str, Format] = {".npz": "npz", ".zip": "zip"}
-    told = None if out is None else suffixes.get(out.suffix)
+    told = None if out is None else _FORMS.get(out.suffix.lower())
     if form is not None and told is not None and form != told:
-        raise UsageError(f"`--format {form}` contradicts `--out {out}`", "Leave `--format` out, or name another file")
+        raise UsageError(
+            f"`--format {form}` contradicts `{option} {out}`", "Leave `--format` out, or name another file"
+        )
     chosen: Format = form or told or "png"
+    if out is not None and chosen == "png" and out.suffix.lower() in FILE_SUFFIXES and not is_folder(out):
+        raise UsageError(
+            f"`{option}`: got `{out}`, allowed: a name that ends in .npz or .zip, or in neither for a folder of PNGs",
+            f"Give `{option} {without_ending(out)}`",
+        )
     if out is not None and chosen != "png" and told is None:
         raise UsageError(
             f"`--format {chosen}` writes one file, and `{out}` does not end in .{chosen}",
-            f"Give `--out {out}.{chosen}`",
+            f"Give `{option} {out}.{chosen}`",
         )
+    if out is not None:
+        require_place(out, chosen, option=option)
     if trajectory is not None and chosen != "png":
         raise UsageError(
             f"`--trajectory` is put beside PNGs in a folder, and the format is {chosen}", "Give `--format png`"
         )
     return chosen
+
+
+def require_place(out: Path, form: Format, *, option: str = "--out") -> None:
+    """Refuse a path that the result, or what is kept beside it meanwhile, cannot be written to.
+
+    Raises:
+        UsageError: Something of another kind is there.
+        StorageError: The operating system does not allow it.
+    """
+    require_writable(out, "folder" if form == "png" else "file", suffixes=_FORMS, option=option)
+    require_writable(UnfinishedSamples(out).path, "filled folder", option=option)
 
 
 def all_facts(
@@ -76,7 +102,6 @@ def all_facts(
     seeds: Sequence[int],
     classes: Sequence[int],
     form: Format,
-    trajectory: Trajectory | None,
     *,
     compiled: bool,
 ) -> dict[str, object]:
@@ -90,7 +115,6 @@ def all_facts(
         "seeds": as_ranges(seeds),
         "classes": as_ranges(classes) if classes else None,
         "format": form,
-        "trajectory": trajectory,
         "sample": config.sample.model_dump(mode="json", exclude={"batch_size", "precision", "ema"}),
         "engine": loaded.engine.name,
         "precision": precision.name,

@@ -5,6 +5,7 @@ import json
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -15,14 +16,17 @@ from PIL.PngImagePlugin import PngInfo
 
 from dis_cli.errors import DataError, UsageError
 from dis_cli.runtime.files import publish, storage_error, write_durably
+from dis_cli.workflows.classes import file_labels
 from dis_cli.workflows.grid import grid_png
 from dis_cli.workflows.unfinished_samples import Images, Labels
 
 Format = Literal["png", "npz", "zip"]
+Trajectory = Literal["strip", "gif"]
 Part = tuple[int, Images, Labels | None]
 
 SETTINGS_FILE = "samples.json"
 GRID_FILE = "grid.png"
+TRAJECTORY_FILES: dict[Trajectory, str] = {"strip": "trajectory.png", "gif": "trajectory.gif"}
 MAX_GRID_IMAGES = 400
 _MAX_GRID_BYTES = 32_000_000
 
@@ -38,6 +42,7 @@ class Result:
         settings: What ``samples.json`` says before its list of images.
         seeds: Of each image.
         class_names: One name a class; empty when unknown.
+        num_classes: How many classes there are.
         shape: (height, width, channels) of an image.
     """
 
@@ -47,7 +52,13 @@ class Result:
     settings: dict[str, object]
     seeds: Sequence[int]
     class_names: tuple[str, ...]
+    num_classes: int
     shape: tuple[int, int, int]
+
+    @cached_property
+    def class_labels(self) -> list[str]:
+        """What each class is called in names of files."""
+        return file_labels(self.class_names, self.num_classes)
 
     def write(self, parts: Iterable[Part], temporary: Path, extras: dict[str, bytes]) -> None:
         """Write all of it under another name, and give it its own when it is complete and on the disk.
@@ -81,7 +92,7 @@ class Result:
     def name_of(self, place: int, label: int | None) -> str:
         """The file of an image."""
         seed = f"{self.seeds[place]:06d}"
-        return f"{seed}.png" if label is None else f"{seed}_class-{label}.png"
+        return f"{seed}.png" if label is None else f"{seed}_class-{self.class_labels[label]}.png"
 
     def _write_folder(self, parts: Iterable[Part], folder: Path, extras: dict[str, bytes]) -> None:
         folder.mkdir()
@@ -170,6 +181,7 @@ class Result:
         yield head.removesuffix("\n}") + ',\n "images": [\n'
         for place, label in enumerate(labels):
             record = {"file": self.name_of(place, label), "seed": self.seeds[place], "class": label}
+            record |= {"class_name": self.class_names[label]} if label is not None and self.class_names else {}
             yield f"  {json.dumps(record)}{',' if place < len(labels) - 1 else ''}\n"
         yield " ]\n}\n"
 
@@ -207,7 +219,7 @@ def png_bytes(image: npt.NDArray[np.uint8], texts: dict[str, str] | None = None)
     return buffer.getvalue()
 
 
-def trajectory_images(estimates: Sequence[Images], form: Literal["strip", "gif"]) -> dict[str, bytes]:
+def trajectory_images(estimates: Sequence[Images], form: Trajectory) -> dict[str, bytes]:
     """What images were estimated to be on their way, as a file to put beside them.
 
     Args:
@@ -217,13 +229,13 @@ def trajectory_images(estimates: Sequence[Images], form: Literal["strip", "gif"]
     count = len(estimates[0])
     if form == "strip":
         flat = [step[index] for index in range(count) for step in estimates]
-        return {"trajectory.png": grid_png(flat, None, columns=len(estimates))}
+        return {TRAJECTORY_FILES[form]: grid_png(flat, None, columns=len(estimates))}
     frames = [Image.open(io.BytesIO(grid_png(list(step), None))) for step in estimates]
     buffer = io.BytesIO()
     # The end is looked at longer.
     times = [150] * (len(frames) - 1) + [1500]
     frames[0].save(buffer, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0)
-    return {"trajectory.gif": buffer.getvalue()}
+    return {TRAJECTORY_FILES[form]: buffer.getvalue()}
 
 
 def _entry(name: str) -> zipfile.ZipInfo:

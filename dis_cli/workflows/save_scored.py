@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dis_cli.events import Wrote
 from dis_cli.runtime.precision import Precision
+from dis_cli.runtime.targets import followed
 from dis_cli.workflows.load import LoadedModel
 from dis_cli.workflows.sample_facts import all_facts, choose_form, compared, sample_settings
 from dis_cli.workflows.sample_output import Result, read_facts
@@ -16,6 +17,8 @@ from dis_cli.workflows.unfinished_samples import UnfinishedSamples, require_same
 
 class SavedImages:
     """Images on their way into a folder of PNGs, an npz or a zip file; on the disk meanwhile, and not in memory.
+
+    To make one writes nothing, and finds out whether they can be written.
 
     Args:
         out: The folder, or a file that ends in .npz or .zip.
@@ -38,8 +41,9 @@ class SavedImages:
         labels: npt.NDArray[np.int64] | None,
         precision: Precision,
     ) -> None:
-        config, form = loaded.config, choose_form(None, out, None)
-        facts = all_facts(loaded, precision, seeds, (), form, None, compiled=False)
+        out = followed(out)
+        config, form = loaded.config, choose_form(None, out, None, option="--save-images")
+        facts = all_facts(loaded, precision, seeds, (), form, compiled=False)
         facts["num_of_class"] = None if labels is None else np.bincount(labels).tolist()
         self._labels = labels
         self._result = Result(
@@ -49,6 +53,7 @@ class SavedImages:
             settings=sample_settings(loaded, facts, seeds, ()),
             seeds=seeds,
             class_names=loaded.class_names,
+            num_classes=config.model.num_classes,
             shape=(config.pixel_size, config.pixel_size, config.pixel_channels),
         )
         there = read_facts(out)
@@ -56,11 +61,21 @@ class SavedImages:
         self._unfinished = UnfinishedSamples(out)
         if there is not None:
             require_same(out, compared(there), compared(facts))
+        self._facts = facts
+
+    def begin(self) -> None:
+        """Make the folder in which images are kept on the way.
+
+        Raises:
+            StorageError: The disk does not take it.
+            MismatchError: The folder holds something else.
+        """
+        if self._is_there:
             return
-        self._unfinished.begin(facts)
+        self._unfinished.begin(self._facts)
         # What an earlier start has left may have been cut in other places.
         self._unfinished.remove()
-        self._unfinished.begin(facts)
+        self._unfinished.begin(self._facts)
 
     def add(self, first: int, images: Tensor) -> None:
         """Keep the next images; ``first`` is the place of the first of them."""

@@ -10,12 +10,12 @@ from typing import Final
 
 from dis_cli.config.schema import RunConfig
 from dis_cli.data.source import ImageSource
-from dis_cli.errors import StorageError
 from dis_cli.events import Metric, Wrote
 from dis_cli.metrics.features import Extractor, score_names
 from dis_cli.metrics.inception_score import NUM_SPLITS
 from dis_cli.metrics.kid import NUM_SUBSETS, SUBSET_SEED, subset_size_for
 from dis_cli.runtime.files import atomic_write_text
+from dis_cli.runtime.targets import require_writable
 from dis_cli.scan.engines import Engine
 from dis_cli.workflows.load import LoadedModel
 from dis_cli.workflows.scorer import Scorer
@@ -101,10 +101,18 @@ def write_result(path: Path, result: dict[str, object]) -> Wrote:
     Raises:
         StorageError: It could not be written.
     """
-    if path.is_dir():
-        raise StorageError(f"`{path}` is a folder; the result is a file", "Give a file with `--out FILE`")
     atomic_write_text(path, json.dumps(result, indent=1) + "\n")
     return Wrote(what="result", path=path)
+
+
+def require_place(path: Path) -> None:
+    """Refuse a path that a result file cannot be written to.
+
+    Raises:
+        UsageError: Something else is there, or the name says something else.
+        StorageError: The operating system does not allow it.
+    """
+    require_writable(path, "file", suffixes=(".json",))
 
 
 def default_path(loaded: LoadedModel, config: RunConfig, features: str) -> Path:

@@ -11,6 +11,7 @@ from dis_cli.events import Event, Finished, Note, Wrote
 from dis_cli.metrics.features import SPATIAL, Extractor
 from dis_cli.metrics.reference import write_reference
 from dis_cli.runtime.device import pick_device
+from dis_cli.runtime.targets import require_writable
 from dis_cli.workflows.evaluate import Request, working_together
 from dis_cli.workflows.references import collect, find_reference, reference_file
 from dis_cli.workflows.score_result import looked_at_by
@@ -47,6 +48,7 @@ def make_statistics(
     """
     if out.suffix.lower() != ".npz":
         raise UsageError(f"--out: got `{out}`, allowed: a name that ends in .npz", "Try `--out ref.npz`")
+    require_writable(out, "file", suffixes=(".npz",))
     place = pick_device(device)
     config = apply_overrides(RunConfig() if preset is None else load_preset(preset), overrides)
     with working_together(Request(dry_run=dry_run), place) as (group, stop):

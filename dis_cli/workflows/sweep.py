@@ -11,10 +11,11 @@ from dis_cli.events import Event, Finished, Note, Wrote
 from dis_cli.metrics.features import score_names
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.files import atomic_write_bytes
-from dis_cli.workflows.evaluate import Request, ScoredModel, agreed, working_together
+from dis_cli.runtime.targets import require_writable
+from dis_cli.workflows.evaluate import Request, ScoredModel, agreed, require_places, working_together
 from dis_cli.workflows.load import LoadedModel, load_model
 from dis_cli.workflows.plot import Curve, curves_png
-from dis_cli.workflows.score_result import default_path, headlines, write_result
+from dis_cli.workflows.score_result import default_path, headlines, require_place, write_result
 from dis_cli.workflows.scores import HIGHER_IS_BETTER
 
 
@@ -33,6 +34,7 @@ def sweep(request: Request, axes: Sequence[Axis]) -> Iterator[Event]:
         DisError: As for `evaluate`.
     """
     assert request.checkpoint is not None
+    require_places(request)
     place = pick_device(request.device)
     points = points_of(axes)
     with working_together(request, place) as (group, stop):
@@ -44,6 +46,8 @@ def sweep(request: Request, axes: Sequence[Axis]) -> Iterator[Event]:
         yield from model.notes()
         path = request.out or _path(loaded, axes, model.scorer.extractor.name)
         picture = path.with_suffix(".png")
+        require_place(path)
+        require_writable(picture, "file", suffixes=(".png",))
         first = model.scorer.metrics[0]
         judged = score_names(model.scorer.extractor)[first]
         result = model.settings(loaded) | {"axes": {axis.name: list(axis.values) for axis in axes}, "judged_by": judged}
