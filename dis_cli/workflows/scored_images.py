@@ -21,8 +21,8 @@ from dis_cli.data.archives import TarFiles, ZipFiles
 from dis_cli.data.bulk import groups_ahead, read_ahead
 from dis_cli.data.decode import FORMATS, RULES, printable, read_image
 from dis_cli.data.files import FileSource, FolderFiles, ImageFiles
+from dis_cli.data.folders import list_images, split_folder
 from dis_cli.data.images import kind_of
-from dis_cli.data.listing import list_images
 from dis_cli.data.source import ImageSource
 from dis_cli.metrics.cache import ImageDigest
 from dis_cli.metrics.npz import NpzImages
@@ -331,15 +331,17 @@ def open_images(path: Path, background: str = "white") -> FileImages | NpzSet:
         case "tar":
             return FileImages(TarFiles(path), background)
         case _:
-            listing = list_images(path)
+            part = split_folder(path, "all")
+            listing = list_images(part.folder)
             if (path / SETTINGS_FILE).is_file():
                 own = [index for index, name in enumerate(listing.names) if name not in _PICTURES]
                 listing = dataclasses.replace(
                     listing,
                     names=[listing.names[index] for index in own],
                     labels=[listing.labels[index] for index in own],
+                    other_files={},
                 )
-            return FileImages(FolderFiles(path, listing), background)
+            return FileImages(FolderFiles(part.folder, listing, part.notes), background)
 
 
 def cut(count: int, size: int) -> list[range]:

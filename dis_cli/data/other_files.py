@@ -1,0 +1,89 @@
+"""What is said of the files that are not read, counted by suffix, so that none is left out in silence."""
+
+from collections.abc import Mapping, Sequence
+
+from dis_cli.data.decode import FORMATS, SUFFIXES, SUFFIXES_OF, printable
+from dis_cli.data.layout import short_list
+
+MAX_SUFFIXES = 10
+
+# What usually lies beside images, and is not missed.
+_TEXT = frozenset(
+    {".txt", ".json", ".jsonl", ".csv", ".tsv", ".md", ".rst", ".xml", ".yaml", ".yml", ".html", ".htm", ".log", ".pdf"}
+)
+# When there are about as many as images, they belong to them.
+_SIDECARS = (".txt", ".json", ".caption", ".xml")
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+_HEIF = (".heic", ".heif", ".hif")
+_CLASSES = ".cls"
+_MISSING_DECODERS = {
+    suffix: name for name, suffixes in SUFFIXES_OF.items() if name not in FORMATS for suffix in suffixes
+}
+
+
+def tell_other_files(counts: Mapping[str, int]) -> str:
+    """What was left out, in one sentence; "" for nothing.
+
+    Args:
+        counts: How many files have each suffix, as ``layout.suffix_of`` gives it.
+    """
+    total = sum(counts.values())
+    if not total:
+        return ""
+    files = "1 file with another suffix was" if total == 1 else f"{total:,} files with other suffixes were"
+    return f"{files} left out: {_counted(counts)}"
+
+
+def advise_on_other_files(counts: Mapping[str, int], num_images: int) -> list[str]:
+    """What to do about files that are not read, a sentence for each kind of them; [] when they will not be missed.
+
+    Args:
+        counts: How many files have each suffix.
+        num_images: The images that are read.
+    """
+    advice: list[str] = []
+    if heif := [suffix for suffix in _HEIF if suffix in counts]:
+        advice.append(f"{_and(heif)} cannot be read: convert them, `heif-convert a.heic a.jpg`")
+    for suffix, name in _MISSING_DECODERS.items():
+        if suffix in counts:
+            advice.append(f"This Pillow cannot read {name}: `pip install -U pillow` brings one that can")
+    if _CLASSES in counts:
+        advice.append(
+            f"The labels in webdataset's {_CLASSES} files are not read: sort the images into one folder per class, or "
+            "list their labels in a dataset.json"
+        )
+    if sidecars := [suffix for suffix in _SIDECARS if num_images and 2 * counts.get(suffix, 0) >= num_images]:
+        advice.append(
+            f"Labels or captions in {_and(sidecars)} files beside the images are not read: classes come from folders "
+            "or from a dataset.json"
+        )
+    if archives := [suffix for suffix in _ARCHIVES if suffix in counts]:
+        advice.append(
+            f"Archives inside ({_and(archives)}) are not opened: unpack them into one folder"
+            + ("" if num_images else ", or give a single one with its own path and data.source=tar or zip")
+        )
+    known = {*_TEXT, *_HEIF, *_MISSING_DECODERS, _CLASSES, *_ARCHIVES}
+    if counts.keys() - known:
+        advice.append(f"Convert what should be read to PNG or JPEG; read are {', '.join(sorted(SUFFIXES))}")
+    return advice
+
+
+def tell_layout(other_files: Mapping[str, int], notes: Sequence[str], num_images: int) -> list[str]:
+    """What the user should know of a set of image files before it is used, a message each.
+
+    Args:
+        other_files: How many files were left out for their suffix, by suffix.
+        notes: What else may not be as the user means it.
+        num_images: The images that are read.
+    """
+    left_out = ". ".join([tell_other_files(other_files), *advise_on_other_files(other_files, num_images)])
+    return [*notes, *([left_out] if other_files else [])]
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    by_number = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return short_list([f"{printable(suffix) or 'without a suffix'} {n:,}" for suffix, n in by_number], MAX_SUFFIXES)
+
+
+def _and(suffixes: list[str]) -> str:
+    return " and ".join(suffixes)
