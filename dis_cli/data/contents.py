@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from dis_cli.data.decode import printable
-from dis_cli.data.layout import LABELS_FILE, is_image_name, is_junk, suffix_of
+from dis_cli.data.layout import LABELS_FILE, SAMPLES_FILE, is_image_name, is_junk, suffix_of
 from dis_cli.data.listing import FOLDER_LIKE_IMAGE, examples
 from dis_cli.errors import DataError, RefusedError
 
@@ -148,7 +148,8 @@ class Contents:
             return None
         if is_image or (last == LABELS_FILE and name.count("/") < _LEVELS):
             return name
-        self._other_files["/".join(folder.split("/", _LEVELS)[:_LEVELS]), suffix_of(last)] += 1
+        if name != SAMPLES_FILE:
+            self._other_files["/".join(folder.split("/", _LEVELS)[:_LEVELS]), suffix_of(last)] += 1
         return None
 
     def _folder(self, path: str) -> str | None:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from dis_cli.data.decode import printable
 from dis_cli.data.layout import (
     LABELS_FILE,
+    SAMPLES_FILE,
     beside_parts,
     choose_part,
     find_parts,
@@ -234,7 +235,7 @@ def _entries(root: Path, name: str, found: _Found) -> list[str]:
             elif entry.is_file():
                 if named_as_image:
                     found.images.append(place)
-                elif place != LABELS_FILE:
+                elif place not in (LABELS_FILE, SAMPLES_FILE):
                     found.other_files[suffix_of(entry.name)] += 1
             elif entry.is_symlink():
                 reason = "a broken link"

@@ -20,6 +20,8 @@ from dis_cli.errors import UsageError
 
 # the file that says the labels of an image set written by StyleGAN's and EDM's tools
 LABELS_FILE = "dataset.json"
+# what `dis sample` says of the images it writes
+SAMPLES_FILE = "samples.json"
 
 # Part by part, its spellings; the first is the one that wins over others beside it.
 _SPELLINGS = {

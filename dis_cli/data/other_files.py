@@ -1,6 +1,6 @@
 """What is said of the files that are not read, counted by suffix, so that none is left out in silence."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from dis_cli.data.decode import FORMATS, SUFFIXES, SUFFIXES_OF, printable
 from dis_cli.data.layout import short_list
@@ -66,18 +66,6 @@ def advise_on_other_files(counts: Mapping[str, int], num_images: int) -> list[st
     if counts.keys() - known:
         advice.append(f"Convert what should be read to PNG or JPEG; read are {', '.join(sorted(SUFFIXES))}")
     return advice
-
-
-def tell_layout(other_files: Mapping[str, int], notes: Sequence[str], num_images: int) -> list[str]:
-    """What the user should know of a set of image files before it is used, a message each.
-
-    Args:
-        other_files: How many files were left out for their suffix, by suffix.
-        notes: What else may not be as the user means it.
-        num_images: The images that are read.
-    """
-    left_out = ". ".join([tell_other_files(other_files), *advise_on_other_files(other_files, num_images)])
-    return [*notes, *([left_out] if other_files else [])]
 
 
 def _counted(counts: Mapping[str, int]) -> str:

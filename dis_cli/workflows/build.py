@@ -111,7 +111,7 @@ def build_image_source(config: RunConfig, *, split: str, hflip: bool = False) ->
 
 def _check_classes(config: RunConfig, source: ImageSource) -> None:
     if config.model.num_classes and source.num_classes != config.model.num_classes:
-        notes = "".join(f"\n  {note}" for note in layout_notes(source, checked=True))
+        notes = "".join(f"\n  {note.message}" for note in layout_notes(source, checked=True))
         raise MismatchError(
             f"The model has {config.model.num_classes} classes, the data {source.name} have {source.num_classes}"
             + notes,

@@ -1,7 +1,7 @@
 """The check of image files that comes before training and encoding: every bad file is named before the work starts."""
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dis_cli.data.check import ImageCheck
 from dis_cli.data.files import FileSource, ImageFiles
-from dis_cli.data.other_files import tell_layout
+from dis_cli.data.other_files import advise_on_other_files, tell_other_files
 from dis_cli.data.source import ImageSource
 from dis_cli.errors import DataError
 from dis_cli.events import Event, Note, Progress, Started
@@ -75,7 +75,7 @@ def check_images(
     return kept
 
 
-def layout_notes(data: ImageSource | ImageFiles, *, checked: bool) -> list[str]:
+def layout_notes(data: ImageSource | ImageFiles, *, checked: bool) -> list[Note]:
     """What the user should know of the files of a set before it is used: what is left out, what is taken for classes.
 
     Args:
@@ -85,15 +85,15 @@ def layout_notes(data: ImageSource | ImageFiles, *, checked: bool) -> list[str]:
     files = data.files if isinstance(data, FileSource) else data
     if not isinstance(files, ImageFiles):
         return []
-    notes = tell_layout(files.other_files, files.notes, len(files.labels))
+    notes = [Note(message=note, level="warning") for note in files.notes]
+    advice = advise_on_other_files(files.other_files, len(files.labels))
+    if files.other_files:
+        message = ". ".join([tell_other_files(files.other_files), *advice])
+        notes.append(Note(message=message, level="warning" if advice else "info"))
     if files.skipped and not checked:
-        notes.append(f"Cannot be used and left out: {len(files.skipped):,} images" + _listed(files.skipped))
+        message = f"Cannot be used and left out: {len(files.skipped):,} images" + _listed(files.skipped)
+        notes.append(Note(message=message, level="warning"))
     return notes
-
-
-def note_layout(data: ImageSource | ImageFiles, *, checked: bool) -> Iterator[Note]:
-    """The same as warnings; see ``layout_notes``."""
-    return (Note(message=note, level="warning") for note in layout_notes(data, checked=checked))
 
 
 def _read_all(check: ImageCheck, places: NDArray[np.int64], stop: StopRequest) -> Generator[Event]:

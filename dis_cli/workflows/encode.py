@@ -40,7 +40,7 @@ from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.distributed import Part, part_from_environment
 from dis_cli.runtime.signals import StopRequest, stop_on_signals
 from dis_cli.workflows.agreement import SECONDS_BETWEEN_LOOKS, Agreement, EncodeOptions, divided
-from dis_cli.workflows.check import note_layout
+from dis_cli.workflows.check import layout_notes
 
 
 def encode(
@@ -181,7 +181,7 @@ class _Job:
 
     def notes(self, vae: str) -> Iterator[Note]:
         """What is odd about the images and the settings."""
-        yield from note_layout(self.source, checked=self.options.check)
+        yield from layout_notes(self.source, checked=self.options.check)
         own = self.codec.files.scaling_factor
         if own is not None and own != self.codec.scale:
             message = f"The VAE `{vae}` asks for a scale of {own}, not {self.codec.scale}: leave out --scale to take it"

@@ -339,7 +339,6 @@ def open_images(path: Path, background: str = "white") -> FileImages | NpzSet:
                     listing,
                     names=[listing.names[index] for index in own],
                     labels=[listing.labels[index] for index in own],
-                    other_files={},
                 )
             return FileImages(FolderFiles(part.folder, listing, part.notes), background)
 

@@ -202,11 +202,12 @@ def notes_on_images(images: ImageSet) -> list[str]:
     """What the user should know of images that are files: what of them is left out."""
     match images:
         case FileImages():
-            return layout_notes(images.files, checked=False)
+            notes = layout_notes(images.files, checked=False)
         case SourceImages():
-            return layout_notes(images.source, checked=False)
+            notes = layout_notes(images.source, checked=False)
         case _:
-            return []
+            notes = []
+    return [note.message for note in notes]
 
 
 def make_extractor(config: RunConfig, inception: Path | None, device: torch.device) -> Extractor:
