@@ -96,7 +96,7 @@ class Contents:
         if len(tops) != 1 or any("/" not in name for name in self.files):
             return ""
         prefix = tops[0] + "/"
-        nested = any("/" in name[len(prefix) :] for name in self.files)
+        nested = any("/" in name[len(prefix) :] and is_image_name(name) for name in self.files)
         return prefix if nested or prefix + LABELS_FILE in self.files else ""
 
     def folders_in(self, prefix: str) -> list[str]:

@@ -135,7 +135,7 @@ def choose_part(folders: Collection[str], split: str, place: str, *, is_archive:
         return wanted[0][0]
     noun = "Archive" if is_archive else "Folder"
     if wanted:
-        shown, problem = wanted[0], f"has more than one part to {split}"
+        shown, problem = wanted[0], f"has more than one part to {split} on"
     else:
         held_out = parts.get("val") or parts.get("test", [])
         others = held_out if "train" in parts else [name for names in parts.values() for name in names]

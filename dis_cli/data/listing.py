@@ -129,7 +129,10 @@ def list_by_labels(
     if faults:
         raise DataError(
             f"Labels and images differ: `{place}/{LABELS_FILE}`, {len(faults):,} names{examples(faults)}",
-            f"Give every image one label, or remove {LABELS_FILE} to take the folders as classes",
+            _joined(
+                tell_other_files(other_files),
+                f"Give every image one label, or remove {LABELS_FILE} to take the folders as classes",
+            ),
         )
     numbers = [labels[name] for name in names]
     class_names = tuple(str(label) for label in range(max(numbers) + 1))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from dis_cli.data.decode import FORMATS, SUFFIXES, SUFFIXES_OF, printable
+from dis_cli.data.decode import FORMATS, SUFFIXES_OF, printable
 from dis_cli.data.layout import short_list
 
 MAX_SUFFIXES = 10
@@ -62,9 +62,12 @@ def advise_on_other_files(counts: Mapping[str, int], num_images: int) -> list[st
             f"Archives inside ({_and(archives)}) are not opened: unpack them into one folder"
             + ("" if num_images else ", or give a single one with its own path and data.source=tar or zip")
         )
-    known = {*_TEXT, *_HEIF, *_MISSING_DECODERS, _CLASSES, *_ARCHIVES}
-    if counts.keys() - known:
-        advice.append(f"Convert what should be read to PNG or JPEG; read are {', '.join(sorted(SUFFIXES))}")
+    if "" in counts:
+        advice.append("Images without a suffix are read once they have one, such as .png, whatever their format")
+    known = {*_TEXT, *_HEIF, *_MISSING_DECODERS, _CLASSES, *_ARCHIVES, ""}
+    if others := sorted(counts.keys() - known):
+        shown = short_list([printable(suffix) for suffix in others], MAX_SUFFIXES)
+        advice.append(f"Convert what of these are images to PNG or JPEG: {shown}")
     return advice
 
 

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from support.archives import pack
 from support.tiny import dis
+from support.vae import save_tiny_vae
 
 HEIC = "1 file with another suffix was left out: .heic 1. .heic cannot be read: convert them"
 
@@ -104,3 +105,10 @@ def test_images_in_parts_are_not_mixed(photos: Path, tmp_path: Path, capsys: Any
     assert f"Archive is divided into parts: `{path}` holds Train and Valid" in capsys.readouterr().err
     assert train(photos, tmp_path / "run", classes=0) == 0
     assert "images 10," in capsys.readouterr().err
+
+
+def test_encoding_tells_what_is_left_out(photos: Path, tmp_path: Path, capsys: Any) -> None:
+    vae = save_tiny_vae(tmp_path / "vae")
+    arguments = ["encode-latents", "--data", photos, "--vae", vae, "--image-size", 16, "--device", "cpu"]
+    assert dis(*arguments, "--out", tmp_path / "latents", "--dry-run") == 0
+    assert f"warning: {HEIC}" in capsys.readouterr().err

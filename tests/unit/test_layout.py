@@ -118,7 +118,7 @@ def test_parts_that_cannot_be_told_apart_are_an_error(opened):
         ["train1/a.png", "train2/b.png", "val/c.png"],
         ["a_train/a.png", "b_train/a.png", "a_test/b.png", "b_test/b.png"],
     ):
-        with pytest.raises(UsageError, match=r"has more than one part to train: `.*` holds \w+ and \w+$") as caught:
+        with pytest.raises(UsageError, match=r"has more than one part to train on: `.*` holds \w+ and \w+$") as caught:
             opened(names)
         assert caught.value.hint
     # the plain spelling wins
@@ -378,7 +378,8 @@ def test_other_files_in_words():
     [
         ({".txt": 1, ".csv": 2, ".json": 1}, 50, []),
         ({".heic": 3}, 50, ["heif-convert"]),
-        ({".psd": 3}, 50, ["PNG or JPEG"]),
+        ({".psd": 3, ".jxl": 1}, 50, ["Convert what of these are images to PNG or JPEG: .jxl, .psd"]),
+        ({"": 3}, 50, ["without a suffix"]),
         ({".cls": 50}, 50, ["webdataset"]),
         ({".cls": 50, ".txt": 50, ".json": 40}, 50, ["webdataset", ".txt and .json files beside the images"]),
         ({".tar": 8}, 0, ["Archives inside (.tar) are not opened"]),

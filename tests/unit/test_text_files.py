@@ -79,7 +79,7 @@ def test_presets_and_runs(rewritten, tmp_path):
     assert validate_file(run.config_path) == []
     (summary,) = find_runs(tmp_path)
     assert summary.problems == ()
-    assert (summary.name, summary.step) == ("dis-xs-digits", 3)
+    assert (summary.preset, summary.step) == ("dis-xs-digits", 3)
 
 
 def test_a_preset_in_utf_16_is_refused_by_name(tmp_path):
