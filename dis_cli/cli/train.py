@@ -113,6 +113,7 @@ def _plan_lines(plan: dict[str, Any]) -> list[str]:
         f"disk        {size(plan['disk_bytes'])} for checkpoints",
         f"engine      {plan['engine']['name']}: {plan['engine']['reason']}",
         f"precision   {plan['precision']['name']}: {plan['precision']['reason']}",
+        *(f"note        {note}" for note in plan["notes"]),
     ]
 
 

@@ -46,7 +46,7 @@ class VaeFiles:
             DataError: It is no such configuration.
         """
         try:
-            settings = json.loads(self.config.read_text(encoding="utf-8"))
+            settings = json.loads(self.config.read_bytes())
             kind = settings.get("_class_name")
         except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise DataError(f"VAE configuration unreadable: {self.config}: {error}") from error

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from dis_cli.config.schema import RunConfig
 from dis_cli.config.settings import Problem, as_json, config_error, explain, settings
 from dis_cli.errors import ConfigError, did_you_mean
+from dis_cli.text_files import NotUtf8, read_text
 
 _SUFFIX: Final = ".toml"
 
@@ -100,15 +101,14 @@ def dump_toml(config: RunConfig) -> str:
 
 def _check(path: Path) -> RunConfig | list[Problem]:
     try:
-        text = path.read_bytes().decode()
+        text = read_text(path)
     except IsADirectoryError:
         inside = path / "config.toml"
         return [Problem("Is a folder, not a TOML file", f"Did you mean `{inside}`?" if inside.is_file() else None)]
     except OSError as error:
         return [_unreadable(error)]
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        return [Problem(f"line {line}: not UTF-8", "TOML files are UTF-8: save it in that encoding")]
+    except NotUtf8 as error:
+        return [Problem(str(error), "TOML files are UTF-8: save it in that encoding")]
     try:
         data = tomllib.loads(text)
     # Not only TOMLDecodeError, which is one: an integer of more than 4300 digits raises its parent.

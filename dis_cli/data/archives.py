@@ -3,8 +3,11 @@
 Which entries are images      by the names, as in a folder: images in top-level folders are classes, flat ones have none
 one folder around everything  is passed through when there are folders with images in it (``set/ant/a.png`` in
                               ``set.zip``); one that holds only images is a class, as it is in a folder
-dataset.json                  at the top, or in the one folder around everything, gives the labels instead
-hidden entries, __MACOSX      passed over in silence
+folders of parts              such as train and val give the part that is asked for, as in a folder
+dataset.json                  at the top, in the one folder around everything or in that of the part gives the labels
+                              instead
+hidden entries, junk          passed over in silence, as in a folder; files with other suffixes are counted
+backslashes                   part folders like slashes: some programs for Windows write them
 links, devices, sparse files  skipped with the reason
 encrypted, over 128 MiB,      refused when read, as one bad image; so is an entry that does not hold what it declares:
 compressed by other methods   no more is ever inflated than declared
@@ -35,15 +38,8 @@ import numpy as np
 from dis_cli.data.contents import MAX_NAME_BYTES, Contents, Entry
 from dis_cli.data.decode import UnreadableImage, printable
 from dis_cli.data.files import name_array
-from dis_cli.data.listing import (
-    HELD_OUT,
-    LABELS_FILE,
-    NO_REGULAR_FILE,
-    Listing,
-    is_image_name,
-    list_by_folders,
-    list_by_labels,
-)
+from dis_cli.data.layout import LABELS_FILE, beside_parts, choose_part, find_parts
+from dis_cli.data.listing import NO_REGULAR_FILE, Listing, list_by_folders, list_by_labels
 from dis_cli.data.source import frozen
 from dis_cli.errors import DataError, DisError, UsageError
 
@@ -72,7 +68,7 @@ class _ArchiveFiles(ABC):
     have to take turns at.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, split: str = "all") -> None:
         self._path = path
         try:
             status = path.stat()
@@ -83,7 +79,7 @@ class _ArchiveFiles(ABC):
         self._size, self._mtime_ns = status.st_size, status.st_mtime_ns
         try:
             contents = Contents(self._entries(), printable(path))
-            prefix, listing = self._list(contents)
+            prefix, listing = self._list(contents, split)
         except DisError:
             raise
         # damaged archives raise anything
@@ -96,6 +92,8 @@ class _ArchiveFiles(ABC):
         self.class_names = listing.class_names
         self.labels = frozen(listing.labels)
         self.skipped = listing.skipped
+        self.other_files = listing.other_files
+        self.notes = listing.notes
         self.names = name_array(listing.names)
         rows = [contents.files[prefix + name] for name in listing.names]
         self._table = np.frombuffer(contents.numbers, np.int64).reshape(len(contents.files), -1)[rows]
@@ -129,27 +127,28 @@ class _ArchiveFiles(ABC):
             ValueError: The entry is damaged or not allowed, saying why.
         """
 
-    def _list(self, contents: "Contents") -> tuple[str, Listing]:
-        """The folder around everything, with a slash ("" when there is none), and the images in it."""
-        prefix = contents.folder_around()
-        images = [name.removeprefix(prefix) for name in contents.files if is_image_name(name)]
-        skipped = [f"{printable(name.removeprefix(prefix))}: {why}" for name, why in sorted(contents.skipped.items())]
-        place = printable(self._path / prefix)
+    def _list(self, contents: Contents, split: str) -> tuple[str, Listing]:
+        """The folder of the images, with a slash ("" where that is the whole archive), and the images in it."""
+        prefix = around = contents.folder_around()
+        notes: list[str] = []
+        if prefix + LABELS_FILE not in contents.files:
+            folders = contents.folders_in(prefix)
+            part = choose_part(folders, split, printable(self._path / prefix), is_archive=True)
+            if part is not None:
+                parts = {name for names in find_parts(folders).values() for name in names}
+                loose = sum("/" not in name for name in contents.images_in(prefix))
+                notes += beside_parts(set(folders) - parts, loose)
+                prefix += f"{part}/"
+        images, skipped = contents.images_in(prefix), contents.skipped_in(prefix, around)
+        others, place = contents.other_files_in(prefix), printable(self._path / prefix)
         labels_file = contents.files.get(prefix + LABELS_FILE)
-        if labels_file is not None:
-            try:
-                content = self._read(*contents.row(labels_file))
-            except ValueError as error:
-                raise DataError(f"Labels cannot be read: `{place}/{LABELS_FILE}` ({error})", HINT) from error
-            return prefix, list_by_labels(content, images, skipped, place)
-        listing = list_by_folders(images, contents.folders_in(prefix), skipped, place)
-        held_out = next((name for name in HELD_OUT if name in listing.class_names), None)
-        if held_out and "train" in listing.class_names:
-            raise UsageError(
-                f"Archive is divided into parts: `{place}` holds train and {held_out}",
-                "Make an archive of each part, or unpack it and set data.source=folder",
-            )
-        return prefix, listing
+        if labels_file is None:
+            return prefix, list_by_folders(images, contents.folders_in(prefix), skipped, place, others, notes)
+        try:
+            content = self._read(*contents.row(labels_file))
+        except ValueError as error:
+            raise DataError(f"Labels cannot be read: `{place}/{LABELS_FILE}` ({error})", HINT) from error
+        return prefix, list_by_labels(content, images, skipped, place, others, notes)
 
     def _bytes(self, offset: int, size: int) -> bytes:
         if size > MAX_MEMBER_BYTES:
@@ -185,11 +184,12 @@ class ZipFiles(_ArchiveFiles):
 
     Args:
         path: The file.
+        split: Which part of a divided archive: "train", "test", or "all", which refuses one.
 
     Raises:
         DataError: When it is missing, damaged or no zip file, or for the reasons of ``list_images``.
         RefusedError: When an entry leads out of it.
-        UsageError: When it is divided into train and val or test.
+        UsageError: When it is divided and all of it is asked for, or a part that is not there.
     """
 
     def _entries(self) -> Iterator[Entry]:
@@ -252,11 +252,12 @@ class TarFiles(_ArchiveFiles):
 
     Args:
         path: The file.
+        split: Which part of a divided archive: "train", "test", or "all", which refuses one.
 
     Raises:
         DataError: When it is missing, damaged or no tar file, or for the reasons of ``list_images``.
         RefusedError: When an entry leads out of it.
-        UsageError: When it is compressed, or divided into train and val or test.
+        UsageError: When it is compressed, or divided and all of it is asked for, or a part that is not there.
     """
 
     def _entries(self) -> Iterator[Entry]:

@@ -1,5 +1,10 @@
-"""CelebA, listed by torchvision's reader and decoded by ours."""
+"""CelebA, whose files torchvision names and fetches.
 
+Its lists are compared with the published checksums. Line ends, and a byte order mark, are the reader's matter: what an
+editor or an unpacker has changed in them only is taken all the same.
+"""
+
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -7,9 +12,11 @@ from typing import Any
 from dis_cli.data.decode import printable
 from dis_cli.data.download import downloading
 from dis_cli.data.files import FolderFiles
-from dis_cli.data.listing import Listing, examples, require_folder
+from dis_cli.data.folders import require_folder
+from dis_cli.data.listing import Listing, examples
 from dis_cli.data.source import require_split
 from dis_cli.errors import DataError
+from dis_cli.text_files import NotUtf8, decode_text
 
 FOLDER = "celeba"
 IMAGES = "img_align_celeba"
@@ -25,6 +32,10 @@ HINT = (
     "(https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html), and give `--data DIR` (or data.path=DIR); "
     "data.download=true fetches them"
 )
+
+_PARTITION = "list_eval_partition.txt"
+# 1 is for validation
+_PARTS = {"train": ("0",), "test": ("2",), "all": ("0", "1", "2")}
 
 
 class CelebaFiles(FolderFiles):
@@ -55,14 +66,20 @@ class CelebaFiles(FolderFiles):
         else:
             require_folder(path, HINT)
         folder = path / FOLDER / IMAGES
+        checksums = {name: md5 for _, md5, name in CelebA.file_list}
         try:
-            names = list(CelebA(os.fspath(path), split=split, target_type=[]).filename)
+            lists = {name: _read_list(path / FOLDER / name, checksums[name]) for name in ANNOTATIONS}
             present = set(os.listdir(folder))  # noqa: PTH208 - a Path per image would be slow
-        # RuntimeError where something is absent or fails its MD5; torchvision takes all else for granted
-        except Exception as error:
-            reason = "" if isinstance(error, RuntimeError) else f" ({type(error).__name__}: {printable(str(error))})"
+        except FileNotFoundError as error:
+            raise DataError(f"CelebA is missing or damaged in `{printable(path)}`", HINT) from error
+        except OSError as error:
+            raise DataError(f"CelebA cannot be read in `{printable(path)}` ({error.strerror})", HINT) from error
+        except ValueError as error:
+            reason = f" ({error})" if str(error) else ""
             raise DataError(f"CelebA is missing or damaged in `{printable(path)}`{reason}", HINT) from error
-        # torchvision looks at the annotations only, and unpacking may have been interrupted
+        rows = [line.split() for line in lists[_PARTITION].splitlines() if line.strip()]
+        names = [name for name, part in rows if part in _PARTS[split]]
+        # the archive may have been unpacked in part only
         missing = [name for name in names if name not in present]
         if missing:
             raise DataError(
@@ -70,3 +87,21 @@ class CelebaFiles(FolderFiles):
                 f"Remove the folder to have it unpacked again with data.download=true. {HINT}",
             )
         super().__init__(folder, Listing((), names, [0] * len(names), ()))
+
+
+def _read_list(path: Path, md5: str) -> str:
+    """One of the lists, as it was published or with other line ends.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is another.
+    """
+    content = path.read_bytes()
+    try:
+        text = decode_text(content)
+    except NotUtf8 as error:
+        raise ValueError(f"{path.name}, {error}") from error
+    published = (content, text.encode(), text.replace("\n", "\r\n").encode())
+    if md5 not in {hashlib.md5(form, usedforsecurity=False).hexdigest() for form in published}:
+        raise ValueError
+    return text

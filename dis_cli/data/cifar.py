@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dis_cli.data.decode import printable
 from dis_cli.data.download import downloading
-from dis_cli.data.listing import require_folder
+from dis_cli.data.folders import require_folder
 from dis_cli.data.source import content_hash, frozen, grid_8_bit, require_index, require_split
 from dis_cli.errors import DataError, RefusedError
 

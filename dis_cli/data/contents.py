@@ -4,22 +4,27 @@ import os
 import posixpath
 import re
 from array import array
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from dis_cli.data.decode import printable
-from dis_cli.data.listing import FOLDER_LIKE_IMAGE, LABELS_FILE, examples, is_image_name
+from dis_cli.data.layout import LABELS_FILE, SAMPLES_FILE, is_image_name, is_junk, suffix_of
+from dis_cli.data.listing import FOLDER_LIKE_IMAGE, examples
 from dis_cli.errors import DataError, RefusedError
 
 # more than any file system takes
 MAX_NAME_BYTES = 4096
+
+# How deep the folders lie that say what the set is: one around everything, one for a part, one for a class.
+_LEVELS = 3
 
 
 class Entry(NamedTuple):
     """One line of an archive's table of contents.
 
     Attributes:
-        name: The path as it stands there.
+        name: The path as it stands there; Windows programs part folders by a backslash too, which no name may hold.
         numbers: Where and how the content is stored: what ``_read`` takes.
         is_folder: Whether it is a folder.
         unusable: Why it could not be an image, whatever its name; None for a regular file.
@@ -42,7 +47,7 @@ class Contents:
 
     Attributes:
         files: The images, and ``dataset.json`` where it counts, by name; each with its row of the numbers.
-        folders: The folders down to the second level.
+        folders: The folders down to the third level.
         skipped: The reasons of what looks like an image and is none, by name.
         numbers: The numbers of all files, one row after the other, int64.
 
@@ -55,6 +60,8 @@ class Contents:
         self.files: dict[str, int] = {}
         self.folders: set[str] = set()
         self.skipped: dict[str, str] = {}
+        self._other_files: Counter[tuple[str, str]] = Counter()
+        self._known: dict[str, str | None] = {"": ""}
         self.numbers = array("q")
         self._columns = 0
         duplicates: list[str] = []
@@ -89,31 +96,48 @@ class Contents:
         if len(tops) != 1 or any("/" not in name for name in self.files):
             return ""
         prefix = tops[0] + "/"
-        nested = any("/" in name[len(prefix) :] for name in self.files)
+        nested = any("/" in name[len(prefix) :] and is_image_name(name) for name in self.files)
         return prefix if nested or prefix + LABELS_FILE in self.files else ""
 
     def folders_in(self, prefix: str) -> list[str]:
-        """The folders right below one of the two upper levels."""
+        """The folders right below one of the upper levels, "" or with a slash at its end."""
         names = [name[len(prefix) :] for name in self.folders if name.startswith(prefix)]
         return [name for name in names if "/" not in name]
 
+    def images_in(self, prefix: str) -> list[str]:
+        """The images at any depth below a folder, as they are called in it."""
+        return [name[len(prefix) :] for name in self.files if name.startswith(prefix) and is_image_name(name)]
+
+    def skipped_in(self, prefix: str, around: str) -> list[str]:
+        """The lines "name: reason" of what is skipped below a folder, or outside of the one around everything."""
+        return [
+            f"{printable(name.removeprefix(prefix))}: {why}"
+            for name, why in sorted(self.skipped.items())
+            if name.startswith(prefix) or not name.startswith(around)
+        ]
+
+    def other_files_in(self, prefix: str) -> Counter[str]:
+        """How many files with other suffixes lie at any depth below a folder, by suffix."""
+        counts: Counter[str] = Counter()
+        for (folder, suffix), count in self._other_files.items():
+            if f"{folder}/".startswith(prefix):
+                counts[suffix] += count
+        unused = [name for name in self.files if name.endswith(LABELS_FILE) and name.startswith(prefix)]
+        counts[suffix_of(LABELS_FILE)] += len(set(unused) - {prefix + LABELS_FILE})
+        return +counts
+
     def _usable_name(self, entry: Entry) -> str | None:
         """The name of an image or of ``dataset.json``, without ``./`` and doubled slashes; None for anything else."""
-        parts = [part for part in entry.name.split("/") if part not in ("", ".")]
-        parents = parts if entry.is_folder else parts[:-1]
-        for depth, part in enumerate(parents, start=1):
-            if part.startswith(".") or part == "__MACOSX":
-                return None
-            folder = "/".join(parents[:depth])
-            if is_image_name(part):
-                self.skipped[folder] = FOLDER_LIKE_IMAGE
-                return None
-            if depth <= 2:
-                self.folders.add(folder)
-        if entry.is_folder or not parts or parts[-1].startswith("."):
+        path = entry.name.replace("\\", "/")
+        above, _, last = path.rpartition("/")
+        if entry.is_folder or not last:
+            self._folder(path)
             return None
-        name = "/".join(parts)
-        is_image = is_image_name(name)
+        folder = self._folder(above)
+        if folder is None or is_junk(last):
+            return None
+        name = f"{folder}/{last}" if folder else last
+        is_image = is_image_name(last)
         if entry.unusable is not None:
             # a link may lead to a folder of images, whatever it is called
             if is_image or entry.link is not None:
@@ -122,7 +146,29 @@ class Contents:
         if is_image and len(os.fsencode(name)) > MAX_NAME_BYTES:
             self.skipped[f"{name[:50]}..."] = f"a name of over {MAX_NAME_BYTES:,} bytes"
             return None
-        return name if is_image or (parts[-1] == LABELS_FILE and len(parts) <= 2) else None
+        if is_image or (last == LABELS_FILE and name.count("/") < _LEVELS):
+            return name
+        if name != SAMPLES_FILE:
+            self._other_files["/".join(folder.split("/", _LEVELS)[:_LEVELS]), suffix_of(last)] += 1
+        return None
+
+    def _folder(self, path: str) -> str | None:
+        """The name of a folder without ``./`` and doubled slashes, noted; None when nothing in it counts."""
+        if path in self._known:
+            return self._known[path]
+        parts = [part for part in path.split("/") if part not in ("", ".")]
+        for depth, part in enumerate(parts, start=1):
+            folder = "/".join(parts[:depth])
+            is_image = is_image_name(part)
+            if is_image and not part.startswith("."):
+                self.skipped[folder] = FOLDER_LIKE_IMAGE
+            if is_image or is_junk(part):
+                self._known[path] = None
+                return None
+            if depth <= _LEVELS:
+                self.folders.add(folder)
+        self._known[path] = "/".join(parts)
+        return self._known[path]
 
 
 def _leads_out(name: str) -> bool:

@@ -27,7 +27,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError, features
 
 from dis_cli.errors import DataError
 
@@ -41,9 +41,29 @@ RULES = 2
 
 _TOO_LARGE = f"over the limit of {MAX_PIXELS // 1_000_000} megapixels"
 
-# Only these decoders are tried, whatever a file is called: Pillow has others that start programs (EPS: Ghostscript).
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+# Only these decoders are tried, whatever a file is called: Pillow has others that start programs (EPS: Ghostscript),
+# that take nearly any file for theirs (TGA), or that few images need and attackers like (JPEG 2000).
+SUFFIXES_OF = {
+    "PNG": (".png", ".apng"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".jfi", ".pjpeg", ".pjp", ".mpo"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "AVIF": (".avif",),
+}
+# Pillow can be built without these; versions before 11.3 do not know AVIF.
+_OPTIONAL = {"WEBP": "webp", "AVIF": "avif"}
+
+
+def _is_built_in(name: str) -> bool:
+    module = _OPTIONAL.get(name)
+    return module is None or (module in features.modules and features.check_module(module))
+
+
+FORMATS = tuple(name for name in SUFFIXES_OF if _is_built_in(name))
+SUFFIXES = frozenset(suffix for name in FORMATS for suffix in SUFFIXES_OF[name])
 
 # Pillow logs some of what it then raises. Without any handler it would come out on stderr.
 logging.getLogger("PIL").addHandler(logging.NullHandler())

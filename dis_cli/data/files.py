@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol, runtime_checkable
 
@@ -12,7 +12,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from dis_cli.data.decode import UnreadableImage, printable, read_image
-from dis_cli.data.listing import FOLDER_HINT, Listing, list_images, require_folder
+from dis_cli.data.folders import FOLDER_HINT, list_images, require_folder
+from dis_cli.data.listing import Listing
 from dis_cli.data.source import frozen, grid_8_bit, require_index
 from dis_cli.errors import DataError
 
@@ -47,6 +48,16 @@ class ImageFiles(Protocol):
     @property
     def skipped(self) -> tuple[str, ...]:
         """What looks like an image and cannot be one (a broken link, a folder named x.png), as "name: reason"."""
+        ...
+
+    @property
+    def other_files(self) -> Mapping[str, int]:
+        """How many files were left out for their suffix, by suffix."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What may not be as the user means it, a sentence each."""
         ...
 
     def facts(self, index: int) -> tuple[int, int]:
@@ -163,12 +174,13 @@ class FolderFiles:
     Args:
         path: The folder.
         listing: Which of its files; None lists them all.
+        notes: What else there is to say of the folder.
 
     Raises:
         DataError: When the folder is missing, or for the reasons of ``list_images``.
     """
 
-    def __init__(self, path: Path, listing: Listing | None = None) -> None:
+    def __init__(self, path: Path, listing: Listing | None = None, notes: Sequence[str] = ()) -> None:
         require_folder(path, FOLDER_HINT)
         self.title = printable(path)
         self._path = path
@@ -176,6 +188,8 @@ class FolderFiles:
         self.class_names = listing.class_names
         self.labels = frozen(listing.labels)
         self.skipped = listing.skipped
+        self.other_files = listing.other_files
+        self.notes = (*notes, *listing.notes)
         self.names = name_array(listing.names)
 
     def facts(self, index: int) -> tuple[int, int]:

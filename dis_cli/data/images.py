@@ -8,7 +8,7 @@ from dis_cli.data import archives, celeba, cifar
 from dis_cli.data.decode import printable
 from dis_cli.data.digits import DigitsSource
 from dis_cli.data.files import FileSource, FolderFiles, ImageFiles
-from dis_cli.data.listing import imagenet_folder, split_folder
+from dis_cli.data.folders import imagenet_folder, split_folder
 from dis_cli.data.source import ImageSource, require_split
 from dis_cli.errors import DataError, UsageError
 
@@ -46,8 +46,8 @@ def open_source(
     Args:
         kind: One of KINDS. (Latents are opened by ``dis_cli.data.latents``.)
         path: The folder or archive of the data; None for the digits.
-        split: "train", "test" or "all". A folder that is divided into train and val or test gives that part; one that
-            is not serves every split whole, and so does an archive. ImageNet's "test" is its ``val``.
+        split: "train", "test" or "all". A folder or archive that is divided, as into train and val, gives that part;
+            one that is not serves every split whole. ImageNet's "test" is its ``val``.
         image_size: Side of the grid wanted, in pixels.
         channels: Channels wanted, 1 or 3.
         hflip: Mirror half of the images when augmenting; never done to digits.
@@ -90,15 +90,17 @@ def open_source(
     files: ImageFiles
     match kind:
         case "zip":
-            files = archives.ZipFiles(path)
+            files = archives.ZipFiles(path, split)
         case "tar":
-            files = archives.TarFiles(path)
+            files = archives.TarFiles(path, split)
         case "celeba":
             files = celeba.CelebaFiles(path, split, download=download)
         case "imagenet":
-            files = FolderFiles(imagenet_folder(path, split))
+            part = imagenet_folder(path, split)
+            files = FolderFiles(part.folder, notes=part.notes)
         case _:
-            files = FolderFiles(split_folder(path, split))
+            part = split_folder(path, split)
+            files = FolderFiles(part.folder, notes=part.notes)
     return FileSource(files, image_size=image_size, channels=channels, hflip=hflip, background=background)
 
 

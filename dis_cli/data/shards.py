@@ -253,7 +253,7 @@ def read_record(path: Path) -> dict[str, Any]:
         DataError: It is damaged, or of another format or version.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())
         found = (content["format"], content["version"])
     except (FileNotFoundError, NotADirectoryError):
         raise

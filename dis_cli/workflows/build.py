@@ -23,6 +23,7 @@ from dis_cli.models.backbone import DiS
 from dis_cli.runtime.precision import Precision, choose_precision
 from dis_cli.runtime.seed import Stream, generator
 from dis_cli.scan.engines import ENGINES, Engine, choose_engine, unavailable
+from dis_cli.workflows.check import layout_notes
 from dis_cli.workflows.resources import named_vae
 
 Codec = PixelCodec | VaeCodec
@@ -110,8 +111,10 @@ def build_image_source(config: RunConfig, *, split: str, hflip: bool = False) ->
 
 def _check_classes(config: RunConfig, source: ImageSource) -> None:
     if config.model.num_classes and source.num_classes != config.model.num_classes:
+        notes = "".join(f"\n  {note.message}" for note in layout_notes(source, checked=True))
         raise MismatchError(
-            f"The model has {config.model.num_classes} classes, the data {source.name} have {source.num_classes}",
+            f"The model has {config.model.num_classes} classes, the data {source.name} have {source.num_classes}"
+            + notes,
             f"Set model.num_classes={source.num_classes}"
             + (" (0 is unconditional)" if source.num_classes == 0 else ", or give other data with `--data DIR`"),
         )

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dis_cli.data.check import ImageCheck
-from dis_cli.data.files import FileSource
+from dis_cli.data.files import FileSource, ImageFiles
+from dis_cli.data.other_files import advise_on_other_files, tell_other_files
+from dis_cli.data.source import ImageSource
 from dis_cli.errors import DataError
 from dis_cli.events import Event, Note, Progress, Started
 from dis_cli.runtime.signals import StopRequest
@@ -71,6 +73,27 @@ def check_images(
     if emptied:
         yield Note(message=f"No image is left in {len(emptied)} classes" + _listed(emptied), level="warning")
     return kept
+
+
+def layout_notes(data: ImageSource | ImageFiles, *, checked: bool) -> list[Note]:
+    """What the user should know of the files of a set before it is used: what is left out, what is taken for classes.
+
+    Args:
+        data: The set; of one that is not of files there is nothing to say.
+        checked: Whether ``check_images`` tells of what looks like an image and is none.
+    """
+    files = data.files if isinstance(data, FileSource) else data
+    if not isinstance(files, ImageFiles):
+        return []
+    notes = [Note(message=note, level="warning") for note in files.notes]
+    advice = advise_on_other_files(files.other_files, len(files.labels))
+    if files.other_files:
+        message = ". ".join([tell_other_files(files.other_files), *advice])
+        notes.append(Note(message=message, level="warning" if advice else "info"))
+    if files.skipped and not checked:
+        message = f"Cannot be used and left out: {len(files.skipped):,} images" + _listed(files.skipped)
+        notes.append(Note(message=message, level="warning"))
+    return notes
 
 
 def _read_all(check: ImageCheck, places: NDArray[np.int64], stop: StopRequest) -> Generator[Event]:

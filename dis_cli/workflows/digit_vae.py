@@ -82,7 +82,7 @@ def rebuild(out: Path = BUNDLED["digits"]) -> Iterator[Event]:
     module.register_to_config(scaling_factor=scale)
     with tempfile.TemporaryDirectory() as folder:
         module.save_config(folder)
-        config = json.loads((Path(folder) / CONFIG).read_text())
+        config = json.loads((Path(folder) / CONFIG).read_bytes())
     # where it was loaded from, which is nowhere
     config.pop("_name_or_path", None)
     atomic_write_bytes(out / WEIGHTS, save(module.state_dict()))

@@ -41,6 +41,7 @@ from dis_cli.runtime.distributed import Part, part_from_environment
 from dis_cli.runtime.signals import StopRequest, stop_on_signals
 from dis_cli.runtime.targets import require_writable
 from dis_cli.workflows.agreement import SECONDS_BETWEEN_LOOKS, Agreement, EncodeOptions, divided
+from dis_cli.workflows.check import layout_notes
 
 
 def encode(
@@ -180,7 +181,8 @@ class _Job:
         return cls(out, options, codec, source, asked, Unfinished(out), Agreement(out, options, source, asked))
 
     def notes(self, vae: str) -> Iterator[Note]:
-        """What is odd about the settings."""
+        """What is odd about the images and the settings."""
+        yield from layout_notes(self.source, checked=self.options.check)
         own = self.codec.files.scaling_factor
         if own is not None and own != self.codec.scale:
             message = f"The VAE `{vae}` asks for a scale of {own}, not {self.codec.scale}: leave out --scale to take it"

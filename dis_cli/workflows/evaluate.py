@@ -38,7 +38,7 @@ from dis_cli.workflows.score_result import (
     write_result,
 )
 from dis_cli.workflows.scored_images import GeneratedImages, SourceImages, generated_unit_size, open_images
-from dis_cli.workflows.scorer import Scorer, make_scorer
+from dis_cli.workflows.scorer import Scorer, make_scorer, notes_on_images
 from dis_cli.workflows.scores import require_enough
 
 # How many images are generated when neither the user nor the reference says: as many as papers take.
@@ -308,6 +308,7 @@ def _evaluate_images(
     images = open_images(request.images, config.data.background)
     compared = None if request.ref is None else find_reference(request.ref, config)
     scorer = _scorer_of(request, config, compared, device, group, stop)
+    scorer.told += [note for note in notes_on_images(images) if note not in scorer.told]
     yield from (Note(message=note, level="warning") for note in scorer.told)
     require_enough(scorer.metrics, len(images), "to be scored")
     bounds = parse_bounds(request.fail_above, scorer.metrics, scorer.extractor)

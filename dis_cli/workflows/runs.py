@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from dis_cli.errors import UsageError
 from dis_cli.runtime.run_dir import RunDir
+from dis_cli.text_files import read_text
 
 # Scores by which checkpoints are compared, and whether the lower one is the better.
 LOWER_IS_BETTER = {
@@ -139,7 +140,7 @@ def _run_folders(root: Path) -> Iterator[Path]:
 def _read_config(path: Path, problems: list[str]) -> dict[str, Any]:
     # Not through the schema: a run of another version is shown as well.
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         problems.append(_unreadable(path, error))
         return {}

@@ -20,8 +20,8 @@ from dis_cli.data.archives import TarFiles, ZipFiles
 from dis_cli.data.bulk import groups_ahead, read_ahead
 from dis_cli.data.decode import RULES, decode_image, printable
 from dis_cli.data.files import FileSource, FolderFiles, ImageFiles
+from dis_cli.data.folders import list_images, split_folder
 from dis_cli.data.images import kind_of
-from dis_cli.data.listing import list_images
 from dis_cli.data.source import ImageSource
 from dis_cli.errors import UsageError
 from dis_cli.metrics.cache import ImageDigest
@@ -339,7 +339,8 @@ def open_images(path: Path, background: str = "white") -> FileImages | NpzSet:
         case "tar":
             return FileImages(TarFiles(path), background)
         case _:
-            listing = list_images(path)
+            part = split_folder(path, "all")
+            listing = list_images(part.folder)
             if (path / SETTINGS_FILE).is_file():
                 own = [index for index, name in enumerate(listing.names) if name not in _PICTURES]
                 listing = dataclasses.replace(
@@ -347,7 +348,7 @@ def open_images(path: Path, background: str = "white") -> FileImages | NpzSet:
                     names=[listing.names[index] for index in own],
                     labels=[listing.labels[index] for index in own],
                 )
-            return FileImages(FolderFiles(path, listing), background)
+            return FileImages(FolderFiles(part.folder, listing, part.notes), background)
 
 
 def cut(count: int, size: int) -> list[range]:

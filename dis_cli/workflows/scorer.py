@@ -21,12 +21,13 @@ from dis_cli.metrics.inception import InceptionFeatures
 from dis_cli.metrics.reference import require_same_extractor
 from dis_cli.runtime.process_group import ProcessGroup
 from dis_cli.runtime.signals import StopRequest
+from dis_cli.workflows.check import layout_notes
 from dis_cli.workflows.digit_features import as_digits
 from dis_cli.workflows.digit_scores import DigitScores
 from dis_cli.workflows.extraction import Part, extract, look
 from dis_cli.workflows.extractors import build_extractor, choose_features
 from dis_cli.workflows.references import Compared, collect
-from dis_cli.workflows.scored_images import ImageSet, SourceImages, TensorImages
+from dis_cli.workflows.scored_images import FileImages, ImageSet, SourceImages, TensorImages
 from dis_cli.workflows.scores import (
     Collected,
     Collector,
@@ -185,6 +186,8 @@ def make_scorer(
     if compared is not None and compared.file is not None:
         note = require_same_extractor(compared.file, own, Path(compared.name))
         scorer.told += [] if note is None else [note]
+    if compared is not None and compared.images is not None:
+        scorer.told += notes_on_images(compared.images)
     if compared is not None:
         sums = [name for name in metrics if name in ("fid", "sfid")]
         if compared.count is not None:
@@ -193,6 +196,18 @@ def make_scorer(
             others = [name for name in metrics if name not in (*sums, "inception_score")]
             require_enough(others, len(compared.images), "to compare with")
     return scorer
+
+
+def notes_on_images(images: ImageSet) -> list[str]:
+    """What the user should know of images that are files: what of them is left out."""
+    match images:
+        case FileImages():
+            notes = layout_notes(images.files, checked=False)
+        case SourceImages():
+            notes = layout_notes(images.source, checked=False)
+        case _:
+            notes = []
+    return [note.message for note in notes]
 
 
 def make_extractor(config: RunConfig, inception: Path | None, device: torch.device) -> Extractor:

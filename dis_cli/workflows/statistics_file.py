@@ -15,7 +15,7 @@ from dis_cli.runtime.targets import require_writable
 from dis_cli.workflows.evaluate import Request, working_together
 from dis_cli.workflows.references import collect, find_reference, reference_file
 from dis_cli.workflows.score_result import looked_at_by
-from dis_cli.workflows.scorer import make_extractor
+from dis_cli.workflows.scorer import make_extractor, notes_on_images
 from dis_cli.workflows.scores import Needs, notes_on, require_enough
 
 
@@ -57,6 +57,7 @@ def make_statistics(
             raise UsageError(f"`{data}` holds statistics already", "Give images with `--data`")
         require_enough(("fid",), len(compared.images), "to measure")
         own = extractor or make_extractor(config, inception, place)
+        yield from (Note(message=note, level="warning") for note in notes_on_images(compared.images))
         facts: dict[str, object] = {"schema": 1, "out": str(out), "data": compared.name, "n": len(compared.images)}
         facts |= {} if compared.split is None else {"split": compared.split}
         facts |= looked_at_by(own)

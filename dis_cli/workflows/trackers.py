@@ -18,6 +18,7 @@ from dis_cli.errors import MissingResourceError
 from dis_cli.events import Event, Finished, Metric, Note, Saved, Step, Stopped, Wrote
 from dis_cli.runtime.files import atomic_write_text, storage_error
 from dis_cli.runtime.run_dir import RunDir
+from dis_cli.text_files import NotUtf8, read_text
 
 STEP_KEYS = ("loss", "lr", "grad_norm", "images_per_second", "data_seconds", "memory_bytes", "mfu")
 WANDB_PROJECT = "dis"
@@ -268,8 +269,8 @@ class _Wandb:
 
 def _wandb_id(path: Path) -> str:
     """The recorded name of the run, or a new one, which is then recorded."""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        recorded = path.read_text(encoding="utf-8").strip()
+    with contextlib.suppress(OSError, NotUtf8):
+        recorded = read_text(path).strip()
         if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", recorded):
             return recorded
     fresh = secrets.token_hex(4)

@@ -38,7 +38,7 @@ from dis_cli.workflows.build import (
     pick_engine,
 )
 from dis_cli.workflows.build_training import build_training_state
-from dis_cli.workflows.check import check_images
+from dis_cli.workflows.check import check_images, layout_notes
 from dis_cli.workflows.cost import model_cost
 from dis_cli.workflows.encode import EncodeOptions, encode
 from dis_cli.workflows.mismatch import check_weights
@@ -100,6 +100,8 @@ def train(
         config, precision = group.from_leader(lambda: _checked(run, config, group, place, fresh=fresh))
         source = build_source(config)
         files = source if isinstance(source, FileSource) and config.data.check and not encodes_first(config) else None
+        if group.is_leader and not encodes_first(config):
+            yield from layout_notes(source, checked=config.data.check)
         if files is not None and group.is_leader:
             source = yield from check_images(files, on_bad=config.data.on_bad, num_workers=num_cores(), stop=stop)
         group.wait_for_leader(stop, _UNTRAINED)
@@ -314,6 +316,7 @@ def plan_training(config: RunConfig, out: Path, *, device: str = "auto", fresh: 
     return {
         "run": str(out),
         "images": len(source),
+        "notes": [note.message for note in layout_notes(source, checked=False)],
         "steps": config.train.steps,
         "parameters": cost.parameters,
         "macs_per_image": cost.macs,

@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -143,8 +144,7 @@ def test_bad_files_and_those_with_remarks_are_reported_every_time(folder, cache,
     assert messages[0] == messages[1]
     assert messages[0] == [
         "Only the first frame of animated images is used: 1 images",
-        "1 of 42 images cannot be used and are skipped\n  "
-        "ant/text.png: not a PNG, JPEG, WEBP, BMP, GIF, TIFF, PPM file",
+        f"1 of 42 images cannot be used and are skipped\n  ant/text.png: not a {', '.join(decode.FORMATS)} file",
     ]
     # an error remembers what is flawless as well
     shutil.rmtree(cache)
@@ -292,7 +292,8 @@ def test_an_interruption_ends_in_order_and_keeps_what_was_checked(folder, opened
 @pytest.mark.parametrize("seconds", [0, 0.002])
 def test_progress_is_shown_often_however_fast_files_are_read(tmp_path, monkeypatch, seconds):
     class Many:
-        title, class_names, skipped = str(tmp_path), (), ()
+        title, class_names, skipped, notes = str(tmp_path), (), (), ()
+        other_files: ClassVar[dict[str, int]] = {}
         labels = np.zeros(2_000, np.int64)
         names = np.array([b"%d.png" % index for index in range(2_000)])
 
