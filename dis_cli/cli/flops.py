@@ -170,7 +170,7 @@ def _resolutions(text: str | None, model: "AskedModel") -> list[int]:
 
 def _draw(path: Path, models: list["AskedModel"], pixels: list[int]) -> None:
     # Imported late: pillow takes a while, and only this needs it.
-    from dis_cli.runtime.files import atomic_write_bytes
+    from dis_cli.runtime.files import atomic_write_bytes, require_replaceable
     from dis_cli.workflows.flops import plotted
     from dis_cli.workflows.plot import log_log_png
 
@@ -182,4 +182,5 @@ def _draw(path: Path, models: list["AskedModel"], pixels: list[int]) -> None:
         x_label="tokens",
         y_label="GFLOPs (2 x GMAC)",
     )
+    require_replaceable(path, picture, option="--plot")
     atomic_write_bytes(path, picture)

@@ -15,7 +15,7 @@ from dis_cli.data.unfinished import Unfinished
 from dis_cli.errors import DataError
 from dis_cli.events import Event, Finished, Note, Progress, Started, Wrote
 from dis_cli.runtime.device import pick_device
-from dis_cli.runtime.files import atomic_write_bytes
+from dis_cli.runtime.files import atomic_write_bytes, place_for, require_replaceable
 from dis_cli.workflows.build import require_vae
 from dis_cli.workflows.grid import labelled_grid
 
@@ -71,11 +71,12 @@ def decode_latents(
         folder: The folder of latents.
         vae: The VAE that made them; None looks for it where it was then.
         num_images: How many.
-        out: The PNG file; None puts ``grid.png`` into the folder.
+        out: The PNG file; None puts ``grid.png`` into the folder, or ``grid_2.png`` beside another picture.
         device: "auto", "cpu", "cuda" or "cuda:N".
 
     Raises:
         MismatchError: The VAE is another one.
+        UsageError: ``out`` holds something else.
         DisError: The latents, the VAE, the device or the disk do not allow it.
     """
     source = LatentSource(folder, hflip=False)
@@ -90,7 +91,10 @@ def decode_latents(
     labels = [source.class_names[source.labels[index]] for index in indices] if source.class_names else None
     buffer = io.BytesIO()
     labelled_grid(list(images), labels).save(buffer, format="PNG")
-    path = out or folder / GRID_FILE
-    atomic_write_bytes(path, buffer.getvalue())
+    picture = buffer.getvalue()
+    if out is not None:
+        require_replaceable(out, picture, option="--out")
+    path = out or place_for(folder / GRID_FILE, picture)
+    atomic_write_bytes(path, picture)
     yield Wrote(what="grid", path=path)
     yield Finished(result={"latents": str(folder), "grid": str(path), "num_images": len(indices), "vae": name})

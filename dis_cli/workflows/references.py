@@ -110,8 +110,11 @@ def find_reference(ref: str, config: RunConfig) -> Compared:
 
 def split_of(config: RunConfig) -> str:
     """The part of the run's data that its images are compared with."""
-    if config.evaluate.split != "auto":
-        return config.evaluate.split
+    return usual_split(config) if config.evaluate.split == "auto" else config.evaluate.split
+
+
+def usual_split(config: RunConfig) -> str:
+    """The part of the run's data that its images are compared with unless another is asked for."""
     return "test" if config.data.source == "digits" else "train"
 
 

@@ -35,6 +35,7 @@ from dis_cli.workflows.sample_facts import (
     choose_sample_precision,
     compared,
     default_path,
+    free_place,
     sample_settings,
 )
 from dis_cli.workflows.sample_output import GRID_FILE, Format, Result, read_facts, trajectory_images
@@ -102,7 +103,13 @@ def sample(
             look_for_vae(config, None)
         chosen = parse_classes(classes, loaded)
         named = f"seeds-{as_ranges(chosen_seeds)}" if seeds else f"seed-{chosen_seeds[0]}"
-        path = out or default_path(loaded, named, len(chosen_seeds), chosen, chosen_form)
+
+        def facts_at(path: Path) -> dict[str, object]:
+            precision = choose_sample_precision(path, config, place)
+            return all_facts(loaded, precision, chosen_seeds, chosen, chosen_form, trajectory, compiled=compile_model)
+
+        usual = default_path(loaded, named, len(chosen_seeds), chosen, chosen_form)
+        path = out or group.from_leader(lambda: free_place(usual, facts_at))
         precision = group.from_leader(lambda: choose_sample_precision(path, config, place))
         facts = all_facts(loaded, precision, chosen_seeds, chosen, chosen_form, trajectory, compiled=compile_model)
         result = Result(
