@@ -73,7 +73,7 @@ def how_scored(
 def short_name(path: str) -> str:
     """The last part of a path, as a part of a name of a file."""
     name = Path(path).absolute().name
-    for suffix in (".npz", ".zip", ".tar", ".gz", ".tgz"):
+    for suffix in (".gz", ".tgz", ".npz", ".zip", ".tar"):
         name = name.removesuffix(suffix)
     name = "".join(sign if sign.isalnum() or sign in "._-" else "-" for sign in name)
     return name[:_MAX_PART] or "images"

@@ -90,7 +90,7 @@ def test_as_json(root: Path, capsys) -> None:
     ],
 )
 def test_the_best_says_what_it_can_be_compared_by(source, facts, told, tmp_path: Path, capsys) -> None:
-    make_run(tmp_path / "run", "x", 0)
+    make_run(tmp_path / "run", "x", 0, Started(what="x", total=3600, unit="steps"))
     config = tmp_path / "run" / "config.toml"
     config.write_text(f'{config.read_text()}[data]\nsource = "{source}"\n')
     score = {"features": "digits-cnn-64", "num_samples": 450, "step": 9, "frechet_digits": 5.7561}
