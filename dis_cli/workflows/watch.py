@@ -1,6 +1,7 @@
 """Looking at a model while it is trained: pictures and scores of its averaged weights, made by all ranks together."""
 
 import json
+import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -250,7 +251,10 @@ class Watcher:
         gathered = group.gather(parts)
         return None if gathered is None else np.concatenate([part for own in gathered for part in own])
 
-    def _consider(self, name: str, value: float, step: int, met: Mapping[str, object]) -> None:
+    def _consider(self, name: str, value: float | None, step: int, met: Mapping[str, object]) -> None:
+        # What is no number is written down as null, and beats nothing.
+        if value is None or not math.isfinite(value):
+            return
         wanted = ("class_accuracy",) if self.config.train.best_metric == "class_accuracy" else DISTANCES
         if name not in wanted:
             return
