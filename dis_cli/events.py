@@ -98,13 +98,15 @@ class Wrote(Event):
 class Metric(Event):
     """One measured number, with the bound or reference values that give it meaning.
 
-    ``step`` is the optimizer step whose weights it is of, when it was measured while training.
+    ``step`` is the optimizer step whose weights it is of, when it was measured while training, and ``conditions`` what
+    it depends on then: only numbers of equal conditions say which weights are better.
     """
 
     name: str
     value: float
     context: dict[str, float] = dataclasses.field(default_factory=dict[str, float])
     step: int | None = None
+    conditions: dict[str, object] = dataclasses.field(default_factory=dict[str, object])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -181,7 +181,7 @@ def _require_png(path: Path) -> None:
 
 def _draw(path: Path, models: list["AskedModel"], pixels: list[int]) -> None:
     # Imported late: pillow takes a while, and only this needs it.
-    from dis_cli.runtime.files import atomic_write_bytes
+    from dis_cli.runtime.files import atomic_write_bytes, require_replaceable
     from dis_cli.workflows.flops import plotted
     from dis_cli.workflows.plot import log_log_png
 
@@ -191,4 +191,5 @@ def _draw(path: Path, models: list["AskedModel"], pixels: list[int]) -> None:
         x_label="tokens",
         y_label="GFLOPs (2 x GMAC)",
     )
+    require_replaceable(path, picture, option="--plot")
     atomic_write_bytes(path, picture)

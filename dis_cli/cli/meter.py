@@ -10,6 +10,8 @@ from dis_cli.events import Progress, Started, Step
 from dis_cli.runtime.machine import resident_bytes
 
 SECONDS_OF_RECENT_PAST = 20.0
+# What is seen in less time says nothing about the speed.
+SECONDS_OF_PROOF = 1.0
 
 
 class Meter:
@@ -27,6 +29,7 @@ class Meter:
         self._done = started.first
         self._step: Step | None = None
         self._size_bytes: int | None = None
+        self._is_new = True
         # The recent speed, not that of the whole: the first step compiles, and machines get busy.
         self._recent = deque([(clock(), started.first)])
 
@@ -35,10 +38,12 @@ class Meter:
         if isinstance(event, Step):
             self._step, self._done = event, event.step
         else:
-            if event.unit != self._unit or event.done < self._done:
+            # What comes before the first units, such as reading and warming up, is no part of the speed.
+            if self._is_new or event.unit != self._unit or event.done < self._done:
                 self._recent.clear()
             self._step, self._done, self._total, self._unit = None, event.done, event.total, event.unit
             self._size_bytes = event.size_bytes
+        self._is_new = False
         now = self._clock()
         self._recent.append((now, self._done))
         while len(self._recent) > 2 and now - self._recent[1][0] > SECONDS_OF_RECENT_PAST:
@@ -61,7 +66,8 @@ class Meter:
     def units_per_second(self) -> float | None:
         """The recent speed; None while it is unknown."""
         (time_0, done_0), (time_1, done_1) = self._recent[0], self._recent[-1]
-        return (done_1 - done_0) / (time_1 - time_0) if done_1 > done_0 and time_1 > time_0 else None
+        seen = done_1 > done_0 and time_1 - time_0 >= SECONDS_OF_PROOF
+        return (done_1 - done_0) / (time_1 - time_0) if seen else None
 
     @property
     def seconds_left(self) -> float | None:

@@ -11,7 +11,7 @@ from dis_cli.cli.output import Output
 from dis_cli.cli.text import table
 
 if TYPE_CHECKING:
-    from dis_cli.workflows.runs import RunSummary
+    from dis_cli.workflows.runs import RunSummary, Score
 
 _ONE_LINE = str.maketrans({"\n": "\\n", "\t": "\\t"})
 
@@ -23,6 +23,8 @@ def runs(
     """List the runs below a folder, the one that was active last first.
 
     A run is running, finished, stopped (by a signal or by train.max_minutes), failed, killed, or imported from a file.
+    BEST compares only scores of equal features, reference, split and number of images (n): those of most images, and
+    then the kind that was measured last.
 
     Example: dis runs runs/ablations
     """
@@ -44,7 +46,7 @@ def _row(run: "RunSummary") -> list[str]:
     best = "-"
     if run.best is not None:
         place = "" if run.best.step is None else f" at {run.best.step}"
-        best = f"{run.best.metric} {run.best.value:.4g}{place}"
+        best = f"{run.best.metric} {run.best.value:.4g}{place}{_conditions(run.best)}"
     return [
         str(run.path).translate(_ONE_LINE),
         (run.preset or "-").translate(_ONE_LINE),
@@ -54,3 +56,14 @@ def _row(run: "RunSummary") -> list[str]:
         run.status,
         f"{run.updated.astimezone():%Y-%m-%d %H:%M}",
     ]
+
+
+def _conditions(score: "Score") -> str:
+    """What a score can be compared by: how many images, and with what."""
+    known = [] if score.num_samples is None else [f"n={score.num_samples}"]
+    if score.split is not None:
+        known.append(score.split)
+    elif score.reference is not None:
+        known.append(f"to {Path(score.reference).name.translate(_ONE_LINE)}")
+    known += ["not digits"] if score.is_foreign else []
+    return f" ({', '.join(known)})" if known else ""

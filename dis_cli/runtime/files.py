@@ -7,14 +7,15 @@ disk, and then renamed. What a kill leaves behind is recognised by that prefix (
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import secrets
 import shutil
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from dis_cli.errors import StorageError
+from dis_cli.errors import StorageError, UsageError
 
 TEMPORARY_PREFIX = ".tmp-"
 
@@ -61,6 +62,44 @@ def atomic_write_chunks(path: Path, chunks: Iterable[bytes | memoryview], *, siz
 def atomic_write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file like `atomic_write_bytes`."""
     atomic_write_bytes(path, text.encode())
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """A path, and the names beside it that a result gets whose own is taken: ``score.json``, ``score_2.json`` ..."""
+    yield path
+    suffix = path.suffix if path.suffix[1:].isalpha() else ""
+    for number in itertools.count(2):
+        yield path.with_name(f"{path.name.removesuffix(suffix)}_{number}{suffix}")
+
+
+def place_for(path: Path, data: bytes) -> Path:
+    """The path, or the first name beside it, where writing replaces nothing but the same content."""
+    return next(place for place in numbered(path) if not place.exists() or _holds(place, data))
+
+
+def require_replaceable(path: Path, data: bytes, *, option: str) -> None:
+    """Refuse to write a file in the place of another content.
+
+    Args:
+        path: The file that the user named.
+        data: Its content to be.
+        option: How the user named it, such as "--plot".
+
+    Raises:
+        UsageError: It is there, and holds something else.
+    """
+    if (place := place_for(path, data)) != path and path.is_file():
+        raise UsageError(
+            f"`{path}` exists and holds something else",
+            f"Choose another file, such as `{option} {place}`, or delete it",
+        )
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    try:
+        return path.stat().st_size == len(data) and path.read_bytes() == data
+    except OSError:
+        return False
 
 
 def publish(temporary: Path, final: Path) -> None:

@@ -27,18 +27,24 @@ from dis_cli.workflows.load import LoadedModel, load_model
 from dis_cli.workflows.references import DATA, Compared, find_reference
 from dis_cli.workflows.sample_facts import choose_form
 from dis_cli.workflows.save_scored import SavedImages
+from dis_cli.workflows.score_place import (
+    default_path,
+    find_place,
+    how_generated,
+    how_scored,
+    require_place,
+    short_name,
+    write_result,
+)
 from dis_cli.workflows.score_result import (
     conditions,
-    default_path,
     headlines,
     joined,
     looked_at_by,
     measured_how,
-    require_place,
-    write_result,
 )
 from dis_cli.workflows.scored_images import GeneratedImages, SourceImages, generated_unit_size, open_images
-from dis_cli.workflows.scorer import Scorer, make_scorer, notes_on_images
+from dis_cli.workflows.scorer import Scorer, foreign_features, make_scorer, notes_on_images
 from dis_cli.workflows.scores import require_enough
 
 # How many images are generated when neither the user nor the reference says: as many as papers take.
@@ -110,9 +116,10 @@ def evaluate(request: Request) -> Iterator[Event]:
         yield from (Note(message=note, level="warning") for note in loaded.notes)
         model = ScoredModel(loaded, request, place, group, stop)
         yield from model.notes()
-        path = request.out or default_path(loaded, loaded.config, model.scorer.extractor.name)
-        require_place(path)
-        settings = model.settings(loaded) | {"result_file": str(path)}
+        settings = model.settings(loaded)
+        usual = default_path(loaded, model.name_parts(loaded))
+        path = group.from_leader(lambda: find_place(request.out or usual, settings, is_named=request.out is not None))
+        settings |= {"result_file": str(path)}
         if request.dry_run:
             yield Finished(result=settings | {"dry_run": True})
             return
@@ -164,12 +171,14 @@ class ScoredModel:
         self._ref = request.ref or DATA
         compared = find_reference(self._ref, config)
         self.scorer = _scorer_of(request, config, compared, device, group, stop)
+        self.scorer.told += foreign_features(self.scorer.extractor, config)
         # The classes of the data, as often as they are in it; of another reference nothing is known.
         self._source = None
         if isinstance(compared.images, SourceImages):
             is_digits = config.data.source == "digits"
             self._source = reference_images(config) if is_digits else compared.images.source
         count = len(self._source) if self._source is not None else compared.count or USUAL_SAMPLES
+        self._usual_samples = count
         self.num_samples = config.evaluate.num_samples or count
         self.bounds = parse_bounds(request.fail_above, self.scorer.metrics, self.scorer.extractor)
         self.labels = self._labels(config)
@@ -185,6 +194,16 @@ class ScoredModel:
     def notes(self) -> list[Note]:
         """What the user should know before."""
         return [Note(message=note, level="warning") for note in self.scorer.told]
+
+    def name_parts(self, loaded: LoadedModel) -> tuple[str, ...]:
+        """What a result depends on beside the weights, for its name."""
+        how = how_generated(loaded.config, loaded.average.name_parts, self._precision.name)
+        return (self.scorer.extractor.name, *how, *self.scored_parts(loaded.config))
+
+    def scored_parts(self, config: RunConfig) -> tuple[str, ...]:
+        """What of it is about the scoring."""
+        repeat = () if self._request.repeat == 1 else (f"repeat-{self._request.repeat}",)
+        return (*scored_parts(config, self.scorer, self.num_samples, self._usual_samples), *repeat)
 
     def settings(self, loaded: LoadedModel) -> dict[str, object]:
         """All that the numbers depend on."""
@@ -278,6 +297,13 @@ class ScoredModel:
         return np.arange(self.num_samples, dtype=np.int64) * num_classes // self.num_samples
 
 
+def scored_parts(config: RunConfig, scorer: Scorer, num_samples: int, usual_samples: int) -> tuple[str, ...]:
+    """How images are scored, for the name of a result."""
+    counts = {"num_samples": num_samples, "usual_samples": usual_samples}
+    parts = how_scored(config, scorer.extractor, scorer.metrics, scorer.compared, **counts)
+    return (*parts, *(("interval",) if scorer.interval else ()))
+
+
 def _scorer_of(
     request: Request,
     config: RunConfig,
@@ -309,11 +335,10 @@ def _evaluate_images(
     compared = None if request.ref is None else find_reference(request.ref, config)
     scorer = _scorer_of(request, config, compared, device, group, stop)
     scorer.told += [note for note in notes_on_images(images) if note not in scorer.told]
+    scorer.told += foreign_features(scorer.extractor, config) if request.preset is not None else []
     yield from (Note(message=note, level="warning") for note in scorer.told)
     require_enough(scorer.metrics, len(images), "to be scored")
     bounds = parse_bounds(request.fail_above, scorer.metrics, scorer.extractor)
-    path = request.out or Path("evaluations") / f"{request.images.resolve().stem}_{scorer.extractor.name}.json"
-    require_place(path)
     settings: dict[str, object] = {
         "schema": 1,
         "dis": __version__,
@@ -323,8 +348,13 @@ def _evaluate_images(
         **measured_how(scorer, len(images)),
         "bounds": bounds,
         "command": request.command,
-        "result_file": str(path),
     }
+    scored = scored_parts(config, scorer, len(images), len(images))
+    data = (short_name(compared.name),) if compared is not None and compared.kind == DATA else ()
+    name = "_".join([short_name(str(request.images)), scorer.extractor.name, *data, *scored])
+    usual = Path("evaluations") / f"{name}.json"
+    path = group.from_leader(lambda: find_place(request.out or usual, settings, is_named=request.out is not None))
+    settings |= {"result_file": str(path)}
     if request.dry_run:
         yield Finished(result=settings | {"dry_run": True})
         return
@@ -343,7 +373,11 @@ def finish(
     if found is not None:
         yield from headlines({key: value for key, value in found.items() if isinstance(value, float)}, scorer.extractor)
         result |= {"notes": scorer.told} | found
-        yield write_result(path, result)
+        wrote = write_result(path, result)
+        if wrote.path != path:
+            message = f"`{path}` holds other numbers of the same settings, and stays as it is"
+            yield Note(message=message, level="warning")
+        yield wrote
     scorer.group.wait_for_leader(scorer.stop, "all images were looked at")
     yield Finished(result=result)
 
@@ -355,10 +389,14 @@ def reference_images(config: RunConfig) -> ImageSource:
         UsageError: The run was trained on latents, and no images were given.
         DataError: They are missing or unreadable.
     """
-    split = config.evaluate.split
-    if split == "auto" or config.data.source == "digits":
-        split = "all" if config.data.source == "digits" else "train"
-    return build_image_source(config, split=split)
+    return build_image_source(config, split=size_split(config))
+
+
+def size_split(config: RunConfig) -> str:
+    """The part of the data whose size and classes generated images take after."""
+    if config.data.source == "digits":
+        return "all"
+    return "train" if config.evaluate.split == "auto" else config.evaluate.split
 
 
 def class_labels(source: ImageSource, num_samples: int) -> npt.NDArray[np.int64]:

@@ -28,7 +28,7 @@ from dis_cli.events import Event, Finished, Note, Wrote
 from dis_cli.runtime.files import atomic_folder, atomic_write_chunks, discard_folder, write_hashed
 from dis_cli.runtime.targets import followed, is_folder, require_writable
 from dis_cli.workflows.mismatch import check_overrides
-from dis_cli.workflows.model_card import model_card, scores_of
+from dis_cli.workflows.model_card import model_card, scores_of, true_description
 from dis_cli.workflows.saved import SavedModel, read_saved
 
 Format = Literal["safetensors", "pt", "diffusers"]
@@ -159,6 +159,7 @@ def _portable_config(saved: SavedModel, overrides: Sequence[str]) -> RunConfig:
     check_overrides(saved.path, saved.config, config)
     return config.model_copy(
         update={
+            "description": true_description(config),
             "data": config.data.model_copy(update={"path": None}),
             "evaluate": config.evaluate.model_copy(update={"inception": None}),
             "sample": config.sample.model_copy(update={"ema": None}),

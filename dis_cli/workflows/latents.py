@@ -15,7 +15,7 @@ from dis_cli.data.unfinished import Unfinished
 from dis_cli.errors import DataError
 from dis_cli.events import Event, Finished, Note, Progress, Started, Wrote
 from dis_cli.runtime.device import pick_device
-from dis_cli.runtime.files import atomic_write_bytes
+from dis_cli.runtime.files import atomic_write_bytes, place_for, require_replaceable
 from dis_cli.runtime.targets import require_writable
 from dis_cli.workflows.build import require_vae
 from dis_cli.workflows.grid import labelled_grid
@@ -72,11 +72,12 @@ def decode_latents(
         folder: The folder of latents.
         vae: The VAE that made them; None looks for it where it was then.
         num_images: How many.
-        out: The PNG file; None puts ``grid.png`` into the folder.
+        out: The PNG file; None puts ``grid.png`` into the folder, or ``grid_2.png`` beside another picture.
         device: "auto", "cpu", "cuda" or "cuda:N".
 
     Raises:
         MismatchError: The VAE is another one.
+        UsageError: ``out`` holds something else.
         DisError: The latents, the VAE, the device or the disk do not allow it.
     """
     path = out or folder / GRID_FILE
@@ -93,6 +94,11 @@ def decode_latents(
     labels = [source.class_names[source.labels[index]] for index in indices] if source.class_names else None
     buffer = io.BytesIO()
     labelled_grid(list(images), labels).save(buffer, format="PNG")
-    atomic_write_bytes(path, buffer.getvalue())
+    picture = buffer.getvalue()
+    if out is not None:
+        require_replaceable(out, picture, option="--out")
+    else:
+        path = place_for(path, picture)
+    atomic_write_bytes(path, picture)
     yield Wrote(what="grid", path=path)
     yield Finished(result={"latents": str(folder), "grid": str(path), "num_images": len(indices), "vae": name})

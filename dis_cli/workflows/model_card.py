@@ -1,9 +1,10 @@
 """The page that goes with a model which is given away: what it is, how it came about, and what was measured."""
 
 import json
+from pathlib import Path
 from typing import Any
 
-from dis_cli.config.presets import dump_toml
+from dis_cli.config.presets import dump_toml, load_preset, preset_names
 from dis_cli.config.schema import RunConfig
 from dis_cli.config.settings import as_text
 from dis_cli.workflows.cost import model_cost
@@ -24,7 +25,10 @@ def scores_of(saved: SavedModel) -> list[dict[str, Any]]:
         except (OSError, ValueError, RecursionError):
             continue
         weights = (saved.step, saved.average.decay)
-        if isinstance(result, dict) and (result.get("step"), result.get("ema_decay")) == weights:
+        if not isinstance(result, dict) or (result.get("step"), result.get("ema_decay")) != weights:
+            continue
+        # Scores while training say the step only.
+        if result.get("checkpoint_sha256", saved.sha256) == saved.sha256:
             results.append(result)
     return results
 
@@ -34,14 +38,17 @@ def model_card(saved: SavedModel, config: RunConfig, name: str, scores: list[dic
 
     Args:
         saved: The model.
-        config: Its settings, as they are written beside it.
+        config: Its settings, as they are written beside it; see `true_description`.
         name: The folder's name, for the commands.
         scores: Results that were measured of it; see `scores_of`.
     """
     train, model = config.train, config.model
+    # Not what the preset of that name describes: its name would say what it is not.
+    is_other = config.name in preset_names() and not config.description
     decay = saved.average.decay
     average = f"moving average of decay {as_text(decay)}" if decay else "as they were trained, not averaged"
-    facts = {
+    facts: dict[str, str] = {"begun with the preset": config.name} if is_other else {}
+    facts |= {
         "parameters": f"{model_cost(config).parameters:,}",
         "model": describe_model(config),
         "objective": describe_objective(config),
@@ -70,7 +77,7 @@ pipeline_tag: unconditional-image-generation
 tags: [diffusion, state-space-model, dis]
 ---
 
-# {config.name}
+# {name if is_other else config.name}
 
 {config.description or "A diffusion model of images."}
 
@@ -111,6 +118,24 @@ To be filled in, above as well, by whoever gives the model away.
 """
 
 
+def true_description(config: RunConfig) -> str:
+    """What the settings say of the model in words; nothing where these are a preset's, and the model or data are not.
+
+    Settings take over the name and the description of the preset that they began with.
+    """
+    if config.name not in preset_names():
+        return config.description
+    preset = load_preset(config.name)
+    return config.description if _described(preset) == _described(config) else ""
+
+
+def _described(config: RunConfig) -> tuple[object, ...]:
+    """What descriptions of presets are about."""
+    model = config.model
+    sizes = (model.image_size, model.in_channels, model.patch_size, model.embed_dim, model.depth, model.num_classes)
+    return (config.description, sizes, config.data.source, config.codec.kind, config.codec.downsample)
+
+
 def describe_model(config: RunConfig) -> str:
     """The architecture in a line."""
     model = config.model
@@ -134,15 +159,31 @@ def describe_sampling(config: RunConfig) -> str:
 
 def _score_table(scores: list[dict[str, Any]]) -> str:
     rows = [
-        [label, f"{result[key]:.6g}", f"{result.get('num_samples')}", _how(result), str(result.get("features"))]
+        [
+            label,
+            f"{result[key]:.6g}",
+            str(result.get("num_samples")),
+            _compared(result),
+            _how(result),
+            str(result.get("features")),
+        ]
         for result in scores
         for key, label in _SCORES.items()
         if isinstance(result.get(key), int | float)
     ]
     if not rows:
         return "None were found with the checkpoint. `dis eval-fid` measures them."
-    header = ["score", "value", "images", "how", "features"]
+    header = ["score", "value", "images", "compared with", "how", "features"]
     return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in [header, ["---"] * len(header), *rows])
+
+
+def _compared(result: dict[str, Any]) -> str:
+    told = result.get("reference")
+    reference: dict[str, Any] = told if isinstance(told, dict) else {}
+    split = f", {reference['split']}" if reference.get("split") else ""
+    count = f" ({reference['n']} images)" if reference.get("n") else ""
+    # Where it lies on this machine is nobody's business.
+    return f"{Path(str(reference['name'])).name}{split}{count}" if reference.get("name") else "-"
 
 
 def _how(result: dict[str, Any]) -> str:

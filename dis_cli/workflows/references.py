@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final, Literal
 
@@ -110,8 +111,11 @@ def find_reference(ref: str, config: RunConfig) -> Compared:
 
 def split_of(config: RunConfig) -> str:
     """The part of the run's data that its images are compared with."""
-    if config.evaluate.split != "auto":
-        return config.evaluate.split
+    return usual_split(config) if config.evaluate.split == "auto" else config.evaluate.split
+
+
+def usual_split(config: RunConfig) -> str:
+    """The part of the run's data that its images are compared with unless another is asked for."""
     return "test" if config.data.source == "digits" else "train"
 
 
@@ -171,7 +175,8 @@ class _Entries:
     def __init__(self, images: StoredImages, extractor: Extractor, device: torch.device) -> None:
         self._images = images
         self._extractor = extractor
-        self._computed = f"{device.type}, torch {torch.__version__}, pillow {PIL.__version__}, batch {FEATURE_BATCH}"
+        packages = f"torch {torch.__version__}, torch-fidelity {version('torch-fidelity')}, pillow {PIL.__version__}"
+        self._computed = f"{device.type}, {packages}, batch {FEATURE_BATCH}"
         self._cache = ScoreCache()
         self._sha256 = ""
 

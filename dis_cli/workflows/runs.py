@@ -8,7 +8,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,24 @@ LOWER_IS_BETTER = {
 }
 DISTANCES = tuple(name for name, lower in LOWER_IS_BETTER.items() if lower)
 
+# What else `dis eval-fid` measures, each also with the name of an extractor behind it; no checkpoint is chosen by it.
+_OTHERS_LOWER_IS_BETTER = {
+    "kid": True,
+    "kernel_distance": True,
+    "sfid": True,
+    "frechet_spatial": True,
+    "inception_score": False,
+    "classifier_score": False,
+    "precision": False,
+    "recall": False,
+    "density": False,
+    "coverage": False,
+}
+_LABELS = ("", "_inception", "_digits", "_clip", "_dinov2")
+_ALL_METRICS = LOWER_IS_BETTER | {
+    f"{name}{label}": lower for name, lower in _OTHERS_LOWER_IS_BETTER.items() for label in _LABELS
+}
+
 # Every line but those of steps, of which there can be a million. JSON escapes quotes, so no text can hold this.
 _RARE_LINE = re.compile(rb'\{"event": "(?!step"|progress")[^\n]*')
 _STEP_LINE = b'{"event": "step"'
@@ -40,17 +58,36 @@ Status = Literal["running", "finished", "stopped", "failed", "imported", "killed
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One measured number of a run.
+    """One measured number of a run, and what it can be compared by; None for what was not recorded.
 
     Args:
-        metric: A key of `LOWER_IS_BETTER`.
+        metric: Its name in results.
         value: The number.
-        step: The optimizer step whose weights it is of; None when it was not recorded.
+        step: The optimizer step whose weights it is of.
+        num_samples: How many images were scored.
+        reference: What they were compared with.
+        split: Which part of the data that is.
+        features: What looked at them.
+        is_foreign: Whether that knows digits only, and the run's data are others: the number says little.
     """
 
     metric: str
     value: float
     step: int | None
+    num_samples: int | None = None
+    reference: str | None = None
+    split: str | None = None
+    features: str | None = None
+    is_foreign: bool = False
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A score, what must be equal for another to be compared with it, and when it was written down."""
+
+    score: Score
+    alike: str
+    written: tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +100,9 @@ class RunSummary:
         step: The last step taken.
         steps: The steps to take in all.
         loss: That of the last step; None also when it was not finite.
-        best: The best score, of the kind that ``train.best_metric`` chooses when there is one.
+        best: The best score, of the kind that ``train.best_metric`` chooses when there is one. Only scores of equal
+            extractor, reference, split and number of images are compared: those of most images, and of several such
+            kinds those of the one that was measured last.
         status: "running", "finished" (the last step was taken), "stopped" (by a signal or by ``train.max_minutes``),
             "failed" (an error), "imported" (from a file, not trained), or "killed" (none of these: it ended without a
             word).
@@ -112,7 +151,9 @@ def summarize_run(folder: Path) -> RunSummary:
     announced = [record.get("total") for record in others if record.get("event") == "started"]
     steps = next((steps for steps in (train.get("steps"), *announced[-1:]) if isinstance(steps, int)), None)
     step = last.get("step")
-    scores = [*_scores_of_training(others), *_scores_of_evaluations(run.evaluations, problems)]
+    data: dict[str, Any] = config["data"] if isinstance(config.get("data"), dict) else {}
+    foreign = data.get("source", "digits") not in ("digits", "latents")
+    found = [*_scores_of_training(others), *_scores_of_evaluations(run.evaluations, problems)]
     status, detail = _status(run, step, steps, others)
     name = config.get("name")
     return RunSummary(
@@ -121,7 +162,7 @@ def summarize_run(folder: Path) -> RunSummary:
         step=step,
         steps=steps,
         loss=_finite(last.get("loss")),
-        best=_best(scores, str(train.get("best_metric"))),
+        best=_best(found, str(train.get("best_metric")), foreign=foreign),
         status=status,
         detail=detail,
         updated=_last_change(run),
@@ -183,13 +224,16 @@ def _record(line: bytes) -> dict[str, Any]:
     return {}
 
 
-def _scores_of_training(records: list[dict[str, Any]]) -> Iterator[Score]:
-    for record in records:
+def _scores_of_training(records: list[dict[str, Any]]) -> Iterator[_Found]:
+    for place, record in enumerate(records):
         if record.get("event") == "metric":
-            yield from _scores({str(record.get("name")): record.get("value")}, record.get("step"))
+            conditions = record.get("conditions")
+            values = {str(record.get("name")): record.get("value"), "step": record.get("step")}
+            # When is not recorded: before whatever is in a file.
+            yield from _scores((conditions if isinstance(conditions, dict) else {}) | values, (0, place))
 
 
-def _scores_of_evaluations(folder: Path, problems: list[str]) -> Iterator[Score]:
+def _scores_of_evaluations(folder: Path, problems: list[str]) -> Iterator[_Found]:
     try:
         files = sorted(entry for entry in folder.iterdir() if entry.suffix == ".json")
     except FileNotFoundError:
@@ -197,22 +241,43 @@ def _scores_of_evaluations(folder: Path, problems: list[str]) -> Iterator[Score]
     except OSError as error:
         problems.append(_unreadable(folder, error))
         return
-    for file in files:
+    for place, file in enumerate(files):
         try:
-            record = _record(file.read_bytes())
+            record, written = _record(file.read_bytes()), file.stat().st_mtime_ns
         except OSError as error:
             problems.append(_unreadable(file, error))
             continue
         if not record:
             problems.append(f"`{file}` holds no result")
-        yield from _scores(record, record.get("step"))
+        yield from _scores(record, (written, place))
 
 
-def _scores(values: dict[str, Any], step: object) -> Iterator[Score]:
-    for name in LOWER_IS_BETTER:
-        value = _finite(values.get(name))
+def _scores(record: dict[str, Any], written: tuple[int, int]) -> Iterator[_Found]:
+    told = record.get("reference")
+    reference: dict[str, Any] = told if isinstance(told, dict) else {}
+    # The content, where it was looked at: of data their fingerprint, which scores while training have too.
+    content = record.get("data_sha256") if reference.get("kind") == "data" else record.get("reference_sha256")
+    content = content or reference.get("sha256")
+    extractor = record.get("features_sha256") or record.get("features")
+    num_samples, step = record.get("num_samples"), record.get("step")
+    for name in _ALL_METRICS:
+        value = _finite(record.get(name))
         if value is not None:
-            yield Score(metric=name, value=value, step=step if isinstance(step, int) else None)
+            score = Score(
+                metric=name,
+                value=value,
+                step=step if isinstance(step, int) else None,
+                num_samples=num_samples if isinstance(num_samples, int) else None,
+                reference=_text(reference.get("name")),
+                split=_text(reference.get("split")),
+                features=_text(record.get("features")),
+            )
+            kind = [name, extractor, reference.get("name"), reference.get("n"), score.split, content, num_samples]
+            yield _Found(score, json.dumps(kind), written)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _finite(value: object) -> float | None:
@@ -222,13 +287,19 @@ def _finite(value: object) -> float | None:
     return None
 
 
-def _best(scores: list[Score], wanted: str) -> Score | None:
-    """The best of the scores of one name: those cannot be compared with others."""
+def _best(found: list[_Found], wanted: str, *, foreign: bool) -> Score | None:
+    """The best of the scores of one name and of equal conditions: those cannot be compared with others."""
     order = ("class_accuracy", *DISTANCES) if wanted == "class_accuracy" else (*DISTANCES, "class_accuracy")
-    for name in order:
-        named = [score for score in scores if score.metric == name]
+    order = dict.fromkeys((*order, *_ALL_METRICS))
+    # What digits alone can be judged by comes last for other data, and says so.
+    of_digits = [name for name in order if foreign and (name.endswith("_digits") or name == "class_accuracy")]
+    for name in (*(name for name in order if name not in of_digits), *of_digits):
+        named = [each for each in found if each.score.metric == name]
         if named:
-            return min(named, key=lambda score: score.value if LOWER_IS_BETTER[name] else -score.value)
+            shown = max(named, key=lambda each: (each.score.num_samples or 0, each.written)).alike
+            alike = [each.score for each in named if each.alike == shown]
+            best = min(alike, key=lambda score: score.value if _ALL_METRICS[name] else -score.value)
+            return replace(best, is_foreign=name in of_digits)
     return None
 
 

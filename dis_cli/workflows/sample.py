@@ -35,6 +35,7 @@ from dis_cli.workflows.sample_facts import (
     choose_sample_precision,
     compared,
     default_path,
+    free_place,
     require_place,
     sample_settings,
 )
@@ -114,7 +115,13 @@ def sample(
         yield from (Note(message=note) for note in asked.notes)
         chosen = asked.places
         named = f"seeds-{as_ranges(chosen_seeds)}" if seeds else f"seed-{chosen_seeds[0]}"
-        path = out or default_path(loaded, named, len(chosen_seeds), chosen, chosen_form)
+
+        def facts_at(path: Path) -> dict[str, object]:
+            precision = choose_sample_precision(path, config, place)
+            return all_facts(loaded, precision, chosen_seeds, chosen, chosen_form, compiled=compile_model)
+
+        usual = default_path(loaded, named, len(chosen_seeds), chosen, chosen_form)
+        path = out or group.from_leader(lambda: free_place(usual, facts_at))
         if out is None:
             require_place(path, chosen_form)
         precision = group.from_leader(lambda: choose_sample_precision(path, config, place))

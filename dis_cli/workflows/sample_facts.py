@@ -1,13 +1,15 @@
 """What a result of sampling is called, what it depends on, and what it says about itself."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from dis_cli import __version__
 from dis_cli.config.schema import RunConfig
-from dis_cli.errors import UsageError
+from dis_cli.errors import DisError, UsageError
+from dis_cli.runtime.files import numbered
 from dis_cli.runtime.precision import Precision
 from dis_cli.runtime.targets import FILE_SUFFIXES, is_folder, require_writable, without_ending
 from dis_cli.workflows.build import build_guidance, build_sampler, pick_precision
@@ -41,6 +43,7 @@ def default_path(loaded: LoadedModel, seeds: str, num_images: int, classes: list
     if sample.cfg_scale != 1:
         parts.append(f"cfg-{sample.cfg_scale:g}")
     parts += (*sample.name_parts, *loaded.average.name_parts)
+    parts += [sample.precision] if sample.precision == "bf16" else []
     if classes:
         all_of_them = classes == list(range(loaded.config.model.num_classes))
         labels = file_labels(loaded.class_names, loaded.config.model.num_classes)
@@ -49,6 +52,23 @@ def default_path(loaded: LoadedModel, seeds: str, num_images: int, classes: list
         told = told if len(told) <= 60 else "-".join(map(str, classes[:8]))
         parts.append("class-all" if all_of_them else f"class-{told}")
     return root / ("_".join(parts) + ("" if form == "png" else f".{form}"))
+
+
+def free_place(usual: Path, facts_at: Callable[[Path], dict[str, object]]) -> Path:
+    """The default place, or where other samples are a name beside it: all stay that there are.
+
+    Args:
+        usual: The default.
+        facts_at: What the samples would depend on there.
+    """
+    for path in numbered(usual):
+        try:
+            there = read_facts(path) or UnfinishedSamples(path).facts()
+        except DisError:
+            continue
+        if there is None or compared(there) == compared(json.loads(json.dumps(facts_at(path)))):
+            return path
+    raise AssertionError("names never end")
 
 
 def choose_form(

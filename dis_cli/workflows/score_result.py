@@ -1,23 +1,19 @@
-"""What a score's result says beside its numbers, what of it is told at once, and where it is written."""
+"""What a score's result says beside its numbers, and what of it is told at once."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from statistics import fmean, stdev
+from types import MappingProxyType
 from typing import Final
 
 from dis_cli.config.schema import RunConfig
 from dis_cli.data.source import ImageSource
-from dis_cli.events import Metric, Wrote
+from dis_cli.events import Metric
 from dis_cli.metrics.features import Extractor, score_names
 from dis_cli.metrics.inception_score import NUM_SPLITS
 from dis_cli.metrics.kid import NUM_SUBSETS, SUBSET_SEED, subset_size_for
-from dis_cli.runtime.files import atomic_write_text
-from dis_cli.runtime.targets import require_writable
 from dis_cli.scan.engines import Engine
-from dis_cli.workflows.load import LoadedModel
 from dis_cli.workflows.scorer import Scorer
 
 # What is told as soon as it is known, each with the numbers that give it meaning; so are all metrics.
@@ -52,7 +48,9 @@ def conditions(
         engine: What computed the scan.
         num_samples: How many there were.
     """
-    data = {} if source is None else {"data": source.name, "data_sha256": source.fingerprint}
+    data: dict[str, object] = {} if source is None else {"data": source.name, "data_sha256": source.fingerprint}
+    if config.codec.kind == "vae":
+        data["codec"] = config.codec.model_dump(mode="json")
     return {
         **looked_at_by(extractor),
         **data,
@@ -76,7 +74,7 @@ def looked_at_by(extractor: Extractor) -> dict[str, object]:
 
 def measured_how(scorer: Scorer, num_samples: int) -> dict[str, object]:
     """What results say of the metrics and the reference."""
-    how: dict[str, object] = {"metrics": list(scorer.metrics)}
+    how: dict[str, object] = {"metrics": list(scorer.metrics), "interval": scorer.interval}
     if scorer.compared is not None:
         how["reference"] = scorer.compared.facts
     if "inception_score" in scorer.metrics:
@@ -87,53 +85,32 @@ def measured_how(scorer: Scorer, num_samples: int) -> dict[str, object]:
     return how
 
 
-def headlines(metrics: Mapping[str, float], extractor: Extractor, step: int | None = None) -> Iterator[Metric]:
-    """What is told of the metrics at once, each with the numbers that give it meaning; ``step`` when training."""
+# What two scores that are told while training must have in common to be compared.
+_COMPARED: Final = (
+    "num_samples", "seed", "features", "features_sha256", "data", "data_sha256", "codec", "reference", "sample",
+    "ema_decay",
+)  # fmt: skip
+
+
+def headlines(
+    metrics: Mapping[str, float],
+    extractor: Extractor,
+    step: int | None = None,
+    result: Mapping[str, object] = MappingProxyType({}),
+) -> Iterator[Metric]:
+    """What is told of the metrics at once, each with the numbers that give it meaning.
+
+    Args:
+        metrics: Numbers by their names.
+        extractor: What looked at the images.
+        step: The optimizer step, when training.
+        result: What the numbers depend on, when training.
+    """
+    conditions = {key: result[key] for key in _COMPARED if key in result}
+    if isinstance(sample := conditions.get("sample"), dict):
+        # These change no image, or its last bits.
+        conditions["sample"] = {key: sample[key] for key in sample if key not in ("batch_size", "precision")}
     for name, beside in (dict.fromkeys(score_names(extractor).values(), ()) | HEADLINES).items():
         if name in metrics:
             context = {other: metrics[other] for other in beside if other in metrics}
-            yield Metric(name=name, value=metrics[name], context=context, step=step)
-
-
-def write_result(path: Path, result: dict[str, object]) -> Wrote:
-    """Write a result file.
-
-    Raises:
-        StorageError: It could not be written.
-    """
-    atomic_write_text(path, json.dumps(result, indent=1) + "\n")
-    return Wrote(what="result", path=path)
-
-
-def require_place(path: Path) -> None:
-    """Refuse a path that a result file cannot be written to.
-
-    Raises:
-        UsageError: Something else is there, or the name says something else.
-        StorageError: The operating system does not allow it.
-    """
-    require_writable(path, "file", suffixes=(".json",))
-
-
-def default_path(loaded: LoadedModel, config: RunConfig, features: str) -> Path:
-    """Where a result goes unless told: the run's ``evaluations``, or ./evaluations."""
-    if loaded.run_folder is None and loaded.step is None:
-        root, origin = Path("evaluations"), loaded.path.stem
-    else:
-        root = loaded.run_folder / "evaluations" if loaded.run_folder else Path("evaluations")
-        origin = f"step-{loaded.step:08d}"
-    return root / result_name(origin, config, features, loaded.average.name_parts)
-
-
-def result_name(origin: str, config: RunConfig, features: str, average: Sequence[str] = ()) -> str:
-    """The name of a result file, so that results of other settings do not overwrite each other.
-
-    Args:
-        origin: Which weights.
-        config: Its ``sample`` section says how the images were made.
-        features: The extractor.
-        average: Which average of the weights, when it is not the usual one.
-    """
-    sample = config.sample
-    how = f"{sample.sampler.replace('+', 'p')}-{sample.steps}"
-    return "_".join([origin, features, how, f"cfg-{sample.cfg_scale:g}", *sample.name_parts, *average]) + ".json"
+            yield Metric(name=name, value=metrics[name], context=context, step=step, conditions=conditions)

@@ -238,8 +238,7 @@ def score(
     digits = None
     if isinstance(extractor, DigitFeatures) and isinstance(source, DigitsSource):
         digits = DigitScores(extractor, generated.shape[1])
-        source = DigitsSource("test", image_size=source.image_size, channels=source.channels)
-    compared = Compared("data", source.name, SourceImages(source))
+    compared = compared_with(source, extractor)
     chosen = choose_metrics(metrics, extractor, compared.available)
     device = next(iter(look(extractor, list(generated[:1])).values())).device
     scorer = Scorer(extractor, chosen, compared, device, ProcessGroup(), StopRequest(), digits=digits)
@@ -247,6 +246,29 @@ def score(
     found = _result_of(scorer.score(TensorImages(generated), details={}, labels=labels))
     assert found is not None
     return {name: value for name, value in found.items() if isinstance(value, float)}
+
+
+def compared_with(source: ImageSource, extractor: Extractor, split: str | None = None) -> Compared:
+    """Data as what images are compared with: of digits the test images, where their classifier looks.
+
+    Args:
+        source: The data.
+        extractor: What looks at the images.
+        split: Which part the data are; None when that is not to be told.
+    """
+    if isinstance(extractor, DigitFeatures) and isinstance(source, DigitsSource):
+        split, source = "test", DigitsSource("test", image_size=source.image_size, channels=source.channels)
+    return Compared("data", source.name, SourceImages(source), split=split)
+
+
+def foreign_features(extractor: Extractor, config: RunConfig) -> list[str]:
+    """What to tell when the classifier of digits looks at other data."""
+    if not isinstance(extractor, DigitFeatures) or config.data.source in ("digits", "latents"):
+        return []
+    return [
+        "The features are those of a classifier of handwritten digits, and the data are others: its scores say little "
+        "about them (`--features inception` is the usual choice)"
+    ]
 
 
 def _result_of(work: Generator[Event, None, T]) -> T:

@@ -6,17 +6,20 @@ from pathlib import Path
 from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.presets import load_preset
 from dis_cli.config.schema import RunConfig
-from dis_cli.errors import UsageError
+from dis_cli.errors import DisError, MismatchError, UsageError
 from dis_cli.events import Event, Finished, Note, Wrote
-from dis_cli.metrics.features import SPATIAL, Extractor
-from dis_cli.metrics.reference import write_reference
+from dis_cli.metrics.features import SPATIAL, Extractor, identity
+from dis_cli.metrics.reference import read_reference, write_reference
 from dis_cli.runtime.device import pick_device
+from dis_cli.runtime.files import numbered
 from dis_cli.runtime.targets import require_writable
 from dis_cli.workflows.evaluate import Request, working_together
 from dis_cli.workflows.references import collect, find_reference, reference_file
 from dis_cli.workflows.score_result import looked_at_by
+from dis_cli.workflows.scored_images import StoredImages
 from dis_cli.workflows.scorer import make_extractor, notes_on_images
 from dis_cli.workflows.scores import Needs, notes_on, require_enough
+from dis_cli.workflows.unfinished_samples import differences
 
 
 def make_statistics(
@@ -43,7 +46,7 @@ def make_statistics(
         dry_run: Only say what would be done.
 
     Raises:
-        UsageError: There is no such data, or it is statistics already.
+        UsageError: There is no such data, it is statistics already, or ``out`` holds something else.
         DisError: The images, the weights, the device or the disk do not allow it.
     """
     if out.suffix.lower() != ".npz":
@@ -61,6 +64,7 @@ def make_statistics(
         facts: dict[str, object] = {"schema": 1, "out": str(out), "data": compared.name, "n": len(compared.images)}
         facts |= {} if compared.split is None else {"split": compared.split}
         facts |= looked_at_by(own)
+        group.from_leader(lambda: _require_same(out, compared.images, own))
         if dry_run:
             yield Finished(result=facts | {"dry_run": True})
             return
@@ -75,3 +79,19 @@ def make_statistics(
             facts |= {"data_sha256": sha256}
         group.wait_for_leader(stop, "all images were looked at")
         yield Finished(result=facts)
+
+
+def _require_same(out: Path, images: StoredImages | None, extractor: Extractor) -> None:
+    """Refuse to write in the place of anything but the statistics of the same images."""
+    if images is None or not out.is_file() or not out.stat().st_size:
+        return
+    free = next(place for place in numbered(out) if not place.exists())
+    hint = f"Choose another file, such as `--out {free}`"
+    try:
+        there = read_reference(out)
+    except DisError as error:
+        raise UsageError(f"`{out}` exists and holds no statistics", hint) from error
+    before = {**(there.made_with or {}), "n": there.statistics.count, "data_sha256": there.data_sha256}
+    now = {**identity(extractor), "n": len(images), "data_sha256": images.sha256()}
+    if changed := differences(before, now):
+        raise MismatchError(f"`{out}` holds statistics of other images{changed}", f"{hint}, or delete that one")

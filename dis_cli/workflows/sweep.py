@@ -2,20 +2,20 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from dis_cli.config.overrides import apply_overrides
+from dis_cli.config.schema import RunConfig
 from dis_cli.config.sweep import Axis, Point, check_points, points_of
 from dis_cli.events import Event, Finished, Note, Wrote
 from dis_cli.metrics.features import score_names
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.files import atomic_write_bytes
-from dis_cli.runtime.targets import require_writable
 from dis_cli.workflows.evaluate import Request, ScoredModel, agreed, require_places, working_together
 from dis_cli.workflows.load import LoadedModel, load_model
 from dis_cli.workflows.plot import Curve, curves_png
-from dis_cli.workflows.score_result import default_path, headlines, require_place, write_result
+from dis_cli.workflows.score_place import default_path, find_place, listed_values, points_there, write_result
+from dis_cli.workflows.score_result import headlines
 from dis_cli.workflows.scores import HIGHER_IS_BETTER
 
 
@@ -44,21 +44,24 @@ def sweep(request: Request, axes: Sequence[Axis]) -> Iterator[Event]:
         check_points(asked, points)
         model = ScoredModel(loaded, request, place, group, stop)
         yield from model.notes()
-        path = request.out or _path(loaded, axes, model.scorer.extractor.name)
-        picture = path.with_suffix(".png")
-        require_place(path)
-        require_writable(picture, "file", suffixes=(".png",))
+        usual = default_path(loaded, _name_parts(model, loaded, axes))
         first = model.scorer.metrics[0]
         judged = score_names(model.scorer.extractor)[first]
-        result = model.settings(loaded) | {"axes": {axis.name: list(axis.values) for axis in axes}, "judged_by": judged}
-        result |= {"result_file": str(path), "plot": str(picture), "points": []}
         # What varies is said by each point.
-        result = {key: value for key, value in result.items() if key not in ("sample", "ema_decay")}
+        varies = {"sample"} | ({"ema_decay"} if "sample.ema" in {axis.key for axis in axes} else set())
+        result = {key: value for key, value in model.settings(loaded).items() if key not in varies}
+        result |= {"fixed": _fixed(asked, axes), "axes": {axis.name: list(axis.values) for axis in axes}}
+        result |= {"judged_by": judged, "plot": ""}
+        path = group.from_leader(lambda: find_place(request.out or usual, result, is_named=request.out is not None))
+        picture = path.with_suffix(".png")
+        result |= {"result_file": str(path), "plot": str(picture), "points": []}
         if request.dry_run:
             yield Finished(result=result | {"dry_run": True, "num_points": len(points)})
             return
         group.require_agreement(agreed(result))
         yield from model.scorer.prepare()
+        # Until there are more, the points that a sweep that was stopped has left stay.
+        num_there = points_there(path)
         rows: list[dict[str, Any]] = []
         best = 0
         for number, point in enumerate(points, start=1):
@@ -75,7 +78,10 @@ def sweep(request: Request, axes: Sequence[Axis]) -> Iterator[Event]:
             higher = first in HIGHER_IS_BETTER
             best = best_of([row[judged] for row in rows], higher=higher)
             result |= {"points": rows, "best": best, "notes": model.scorer.told}
+            if number < min(num_there, len(points)):
+                continue
             wrote = write_result(path, result)
+            path, picture = wrote.path, wrote.path.with_suffix(".png")
             if number == len(points):
                 yield wrote
         if rows:
@@ -133,7 +139,21 @@ def _at(loaded: LoadedModel, request: Request, point: Point) -> LoadedModel:
     return replace(loaded, config=config)
 
 
-def _path(loaded: LoadedModel, axes: Sequence[Axis], features: str) -> Path:
-    usual = default_path(loaded, loaded.config, features)
-    origin = loaded.path.stem if loaded.step is None else f"step-{loaded.step:08d}"
-    return usual.with_name("_".join([origin, features, "sweep", *(axis.name for axis in axes)]) + ".json")
+def _name_parts(model: ScoredModel, loaded: LoadedModel, axes: Sequence[Axis]) -> Sequence[str]:
+    """What the result of a sweep is called after its model."""
+    keys, sample = {axis.key for axis in axes}, loaded.config.sample
+    parts = [model.scorer.extractor.name, "sweep", *(listed_values(axis.name, axis.values) for axis in axes)]
+    if "sample.sampler" not in keys:
+        sampler = sample.sampler.replace("+", "p")
+        parts.append(sampler if "sample.steps" in keys else f"{sampler}-{sample.steps}")
+    parts += [] if "sample.cfg_scale" in keys or sample.cfg_scale == 1 else [f"cfg-{sample.cfg_scale:g}"]
+    parts += [] if "sample.ema" in keys else loaded.average.name_parts
+    return [*parts, *model.scored_parts(loaded.config)]
+
+
+def _fixed(asked: RunConfig, axes: Sequence[Axis]) -> dict[str, object]:
+    """The settings of all points."""
+    keys = {axis.key for axis in axes}
+    # With another sampler come its own steps.
+    keys |= {"sample.steps"} if "sample.sampler" in keys else set()
+    return {key: value for key, value in asked.sample.model_dump(mode="json").items() if f"sample.{key}" not in keys}

@@ -294,7 +294,7 @@ def _events(job: Job, state: TrainingState, meta: dict[str, object]) -> Iterator
 def _is_kept(config: RunConfig, watcher: Watcher, step: int) -> bool:
     """Whether a checkpoint outlives the newer ones."""
     every = config.train.keep_every
-    return (every is not None and step % every == 0) or (watcher.best is not None and watcher.best.step == step)
+    return (every is not None and step % every == 0) or watcher.is_best(step)
 
 
 def _peak_flops(job: Job) -> float:

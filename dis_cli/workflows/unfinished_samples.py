@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -153,16 +153,24 @@ def require_same(path: Path, there: dict[str, object], facts: dict[str, object])
     Raises:
         MismatchError: Gives both values of what differs.
     """
-    before, now = _flat(there), _flat(json.loads(json.dumps(facts)))
-    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    changed = differences(there, json.loads(json.dumps(facts)))
     if changed:
-        lines = "".join(
-            f"\n  {key}: {_short(before.get(key))} there, {_short(now.get(key))} now" for key in changed[:8]
-        )
         raise MismatchError(
-            f"`{path}` holds samples of other settings{lines}",
+            f"`{path}` holds samples of other settings{changed}",
             "Give the settings that are there, choose another `--out`, or delete it",
         )
+
+
+def differences(there: Mapping[str, object], facts: Mapping[str, object]) -> str:
+    """What differs, a line each with both values, to end a message; empty when nothing does.
+
+    Args:
+        there: As JSON.
+        facts: As JSON.
+    """
+    before, now = _flat(there), _flat(facts)
+    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    return "".join(f"\n  {key}: {_short(before.get(key))} there, {_short(now.get(key))} now" for key in changed[:8])
 
 
 def missing(places: list[range], count: int, batch_size: int) -> list[range]:
@@ -192,7 +200,7 @@ def _read(path: Path) -> tuple[Images, Labels | None]:
     return images, labels if len(labels) else None
 
 
-def _flat(facts: dict[str, object]) -> dict[str, object]:
+def _flat(facts: Mapping[str, object]) -> dict[str, object]:
     flat: dict[str, object] = {}
     for key, value in facts.items():
         flat |= {f"{key}.{name}": entry for name, entry in value.items()} if isinstance(value, dict) else {key: value}

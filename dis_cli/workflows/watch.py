@@ -1,6 +1,8 @@
 """Looking at a model while it is trained: pictures and scores of its averaged weights, made by all ranks together."""
 
-from collections.abc import Generator, Sequence
+import json
+import math
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,22 +13,26 @@ from dis_cli import __version__
 from dis_cli.config.schema import RunConfig
 from dis_cli.data.shards import VaeRecord
 from dis_cli.data.source import ImageSource
-from dis_cli.events import Event, Progress, Wrote
+from dis_cli.events import Event, Note, Progress, Wrote
 from dis_cli.metrics.features import Extractor
 from dis_cli.models.backbone import DiS
-from dis_cli.runtime.files import atomic_write_bytes
+from dis_cli.runtime.files import atomic_write_bytes, place_for
 from dis_cli.runtime.process_group import ProcessGroup
 from dis_cli.runtime.run_dir import RunDir, read_events
 from dis_cli.runtime.signals import StopRequest
 from dis_cli.scan.engines import Engine
 from dis_cli.training.state import TrainingState
+from dis_cli.workflows.averages import choose_average
 from dis_cli.workflows.build import Codec, build_codec, build_model, pick_precision
-from dis_cli.workflows.evaluate import class_labels, reference_images
+from dis_cli.workflows.evaluate import class_labels, reference_images, size_split
 from dis_cli.workflows.generate import generate
 from dis_cli.workflows.grid import grid_png
+from dis_cli.workflows.references import Compared
 from dis_cli.workflows.runs import DISTANCES
-from dis_cli.workflows.score_result import conditions, headlines, result_name, write_result
-from dis_cli.workflows.scorer import make_extractor, score
+from dis_cli.workflows.score_place import how_generated, how_scored, write_result
+from dis_cli.workflows.score_result import conditions, headlines
+from dis_cli.workflows.scorer import compared_with, foreign_features, make_extractor, score
+from dis_cli.workflows.scores import choose_metrics
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,8 @@ class Watcher:
         class_names: One name a class.
         vae: The VAE that the model's latents are of, when known.
         stop: Signals that this rank received.
-        best: The best score so far, on the leader.
+        bests: The best score so far of each metric and conditions, on the leader: others cannot be compared. That of
+            the conditions that were met last is last.
     """
 
     config: RunConfig
@@ -74,11 +81,12 @@ class Watcher:
     class_names: Sequence[str]
     vae: VaeRecord | None
     stop: StopRequest
-    best: Best | None = None
+    bests: dict[str, Best] = field(default_factory=dict[str, Best])
     _model: DiS | None = None
     _codec: Codec | None = None
     _source: ImageSource | None = None
     _extractor: Extractor | None = None
+    _scored: bool = False
     _known: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
 
     def prepare(self, last_step: int) -> None:
@@ -104,7 +112,7 @@ class Watcher:
                     continue
                 if record["event"] == "metric":
                     self._known.add((record["name"], step))
-                    self._consider(record["name"], record["value"], step)
+                    self._consider(record["name"], record["value"], step, record.get("conditions", {}))
                 elif record["event"] == "wrote":
                     # The result is written after its metrics are told: before that, a score is not complete.
                     self._known.add(("score" if record["what"] == "result" else record["what"], step))
@@ -132,6 +140,15 @@ class Watcher:
             self._known.add((name, step))
         return None
 
+    @property
+    def best(self) -> Best | None:
+        """The best of the scores of the conditions that the last one has."""
+        return next(reversed(self.bests.values()), None)
+
+    def is_best(self, step: int) -> bool:
+        """Whether the checkpoint of a step has the best score of its conditions, these or earlier ones."""
+        return any(best.step == step for best in self.bests.values())
+
     def is_due(self, step: int) -> bool:
         """Whether a score is due at this step."""
         return self.config.train.evaluate_every is not None and step % self.config.train.evaluate_every == 0
@@ -151,8 +168,9 @@ class Watcher:
             return images
         if images is not None:
             names = [self.class_names[label] for label in labels] if labels and self.class_names else None
-            path = self.run.samples / f"preview-{step:08d}.png"
-            atomic_write_bytes(path, grid_png(list(images), names))
+            picture = grid_png(list(images), names)
+            path = place_for(self.run.samples / f"preview-{step:08d}.png", picture)
+            atomic_write_bytes(path, picture)
             yield Wrote(what="preview", path=path, step=step)
         return None
 
@@ -167,20 +185,35 @@ class Watcher:
             return images
         assert self._extractor is not None
         metrics = score(torch.from_numpy(images), labels, self._source, self._extractor, config.evaluate.metrics)
-        for metric in headlines(metrics, self._extractor, step):
-            self._consider(metric.name, metric.value, step)
-            if (metric.name, step) not in self._known:
-                yield metric
+        compared = compared_with(self._source, self._extractor, size_split(config))
         result: dict[str, object] = {
             "schema": 1,
             "dis": __version__,
             "step": step,
             "ema_decay": config.train.ema_decay if config.sample.ema is None else config.sample.ema,
             **conditions(config, self._extractor, self._source, self.engine, count),
+            "reference": compared.facts,
         }
-        path = self.run.evaluations / result_name(f"step-{step:08d}", config, self._extractor.name)
+        for metric in headlines(metrics, self._extractor, step, result):
+            self._consider(metric.name, metric.value, step, metric.conditions)
+            if (metric.name, step) not in self._known:
+                yield metric
+        for note in foreign_features(self._extractor, config) if not self._scored else ():
+            yield Note(message=note, level="warning")
+        self._scored = True
+        path = self.run.evaluations / ("_".join(self._name_parts(step, count, self._extractor, compared)) + ".json")
         yield replace(write_result(path, result | {"result_file": str(path)} | metrics), step=step)
         return None
+
+    def _name_parts(self, step: int, count: int, extractor: Extractor, compared: Compared) -> Sequence[str]:
+        config = self.config
+        assert self._source is not None
+        average = choose_average(config, config.sample.ema).name_parts
+        how = how_generated(config, average, pick_precision(config.sample.precision, config, self.device).name)
+        metrics = choose_metrics(config.evaluate.metrics, extractor, compared.available)
+        usual = len(self._source)
+        scored = how_scored(config, extractor, metrics, compared, num_samples=count, usual_samples=usual)
+        return [f"step-{step:08d}", extractor.name, *how, *scored]
 
     def _images(
         self, seeds: range, labels: Sequence[int] | None
@@ -218,7 +251,13 @@ class Watcher:
         gathered = group.gather(parts)
         return None if gathered is None else np.concatenate([part for own in gathered for part in own])
 
-    def _consider(self, name: str, value: float, step: int) -> None:
+    def _consider(self, name: str, value: float | None, step: int, met: Mapping[str, object]) -> None:
+        # What is no number is written down as null, and beats nothing.
+        if value is None or not math.isfinite(value):
+            return
         wanted = ("class_accuracy",) if self.config.train.best_metric == "class_accuracy" else DISTANCES
-        if name in wanted and (self.best is None or self.best.metric != name or self.best.is_beaten_by(value)):
-            self.best = Best(name, value, step)
+        if name not in wanted:
+            return
+        key = json.dumps([name, met], sort_keys=True)
+        best = self.bests.pop(key, None)
+        self.bests[key] = Best(name, value, step) if best is None or best.is_beaten_by(value) else best

@@ -756,7 +756,16 @@ def test_decode_draws_what_the_vae_makes_of_the_means(
     assert str(out / "grid.png") in capsys.readouterr().out
     with Image.open(out / "grid.png") as image:
         assert image.height == 4 + 2 * 36
-    (out / "grid.png").unlink()
+    # Another number of images is another picture; a repeat is not.
+    shown = (out / "grid.png").read_bytes()
+    assert dis("encode-latents", "--decode", out, "-n", 2, "--out", picture, "-q") == 2
+    assert f"`{picture}` exists and holds something else" in capsys.readouterr().err
+    for _ in range(2):
+        assert dis("encode-latents", "--decode", out, "-n", 3) == 0
+        assert str(out / "grid_2.png") in capsys.readouterr().out
+    assert (out / "grid.png").read_bytes() == shown
+    for name in ("grid.png", "grid_2.png"):
+        (out / name).unlink()
     assert content(out) == content(golden)
 
 

@@ -34,7 +34,7 @@ def test_a_score_with_all_its_settings(run, capsys) -> None:
     assert "fid" not in data
     for key in ("checkpoint", "step", "features", "features_sha256", "data_sha256", "num_samples", "seed", "sample"):
         assert data[key] is not None
-    stored = json.loads((run / "evaluations" / "step-00000002_digits-cnn-64_dpmpp-2_cfg-1.json").read_text())
+    stored = json.loads((run / "evaluations" / "step-00000002_digits-cnn-64_dpmpp-2_cfg-1_n-60.json").read_text())
     assert stored["frechet_digits"] == data["frechet_digits"]
 
 
@@ -84,12 +84,12 @@ def test_all_metrics_of_generated_images(run, tmp_path, capsys) -> None:
 
 
 def test_draws_follow_each_other(run, tmp_path, capsys) -> None:
-    command = ["eval-fid", "--ckpt", run, "-n", "30", "--out", tmp_path / "score.json", "--json"]
+    command = ["eval-fid", "--ckpt", run, "-n", "30", "--json"]
     single = []
     for seed in (5, 35):
-        assert dis(*command, "--seed", seed) == 0
+        assert dis(*command, "--seed", seed, "--out", tmp_path / f"{seed}.json") == 0
         single.append(result(capsys)["frechet_digits"])
-    assert dis(*command, "--seed", 5, "--repeat", 2) == 0
+    assert dis(*command, "--seed", 5, "--repeat", 2, "--out", tmp_path / "both.json") == 0
     data = result(capsys)
     assert data["draws"]["frechet_digits"]["values"] == single
     assert data["frechet_digits"] == pytest.approx(sum(single) / 2)
@@ -109,9 +109,10 @@ def test_generated_images_are_kept_when_asked_for(run, tmp_path, capsys) -> None
     # ... and score as they did on the way; the grid beside them is no image
     for kept in (tmp_path / "kept.npz", tmp_path / "kept"):
         again = ["eval-fid", "--images", kept, "--ref", "data", "--preset", "dis-xs-digits", "--json", "-q"]
-        assert dis(*again, "--out", tmp_path / "again.json") == 0
+        assert dis(*again, "--out", tmp_path / f"{kept.name}.json") == 0
         assert result(capsys)["frechet_digits"] == pytest.approx(wanted, rel=1e-9)
-    assert dis(*command[:3], "-n", "60", *command[5:], "--save-images", tmp_path / "kept.npz") == 2
+    other = ["eval-fid", "--ckpt", run, "-n", "60", "-q", "--out", tmp_path / "other.json"]
+    assert dis(*other, "--save-images", tmp_path / "kept.npz") == 2
     assert "samples of other settings" in capsys.readouterr().err
 
 
@@ -157,6 +158,7 @@ def test_a_sweep_is_a_table_and_a_picture(run, tmp_path, capsys) -> None:
     with Image.open(tmp_path / "sweep.png") as picture:
         assert picture.size == (1000, 640)
     # a point is what the same settings give by themselves
+    command[-1] = tmp_path / "point.json"
     assert dis(*command, "--steps", 3, "--cfg-scale", 1.5, "sample.sampler=ddim", "--json") == 0
     assert result(capsys)["frechet_digits"] == scores[3]
 

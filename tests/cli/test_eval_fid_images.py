@@ -62,11 +62,11 @@ def test_a_folder_a_zip_an_array_and_statistics_give_one_value(images: Path, tmp
     wanted = scores(result(capsys))
     assert len(wanted) == 5
     for scored, ref in (("a.zip", "b.npz"), ("a.npz", "b.zip")):
-        assert dis(*command(images / scored, images / ref, out, *METRICS)) == 0
+        assert dis(*command(images / scored, images / ref, tmp_path / f"{scored}.json", *METRICS)) == 0
         assert scores(result(capsys)) == wanted
     assert dis("eval-fid", "stats", "--data", images / "b", "--features", "digits", "-o", tmp_path / "ref.npz") == 0
     assert "150 of" in capsys.readouterr().out
-    assert dis(*command(images / "a.zip", tmp_path / "ref.npz", out)) == 0
+    assert dis(*command(images / "a.zip", tmp_path / "ref.npz", tmp_path / "statistics.json")) == 0
     assert scores(result(capsys)) == {"frechet_digits": wanted["frechet_digits"]}
 
 
@@ -114,7 +114,7 @@ def test_a_changed_reference_is_looked_at_again(images: Path, tmp_path: Path, ca
     monkeypatch.setattr(references, "extract", counted)
     found = []
     for metrics in ("fid", "fid", "fid,kid", "fid,kid"):
-        assert dis(*command(images / "a", folder, out, "--metrics", metrics)) == 0
+        assert dis(*command(images / "a", folder, tmp_path / f"{metrics}.json", "--metrics", metrics)) == 0
         found.append(result(capsys)["frechet_digits"])
     assert len(set(found)) == 1
     assert len(looked) == 2

@@ -168,6 +168,18 @@ def test_plot_has_a_line_for_each_model_and_a_legend(flops, tmp_path) -> None:
         assert near(legend, color) > 5
 
 
+def test_plot_replaces_nothing_but_itself(flops, tmp_path) -> None:
+    path = tmp_path / "flops.png"
+    for _ in range(2):
+        assert flops("--size", "l", "--plot", str(path))[0] == 0
+    drawn = path.read_bytes()
+    status, _, err = flops("--size", "s", "--plot", str(path))
+    assert status == 2
+    assert f"`{path}` exists and holds something else" in err
+    assert f"`--plot {tmp_path / 'flops_2.png'}`" in err
+    assert path.read_bytes() == drawn
+
+
 def test_csv_is_one_table(flops) -> None:
     for options, key, count in (
         (["--size", "s"], "part", 12),

@@ -272,6 +272,34 @@ def test_meter_starts_again_with_a_new_count(unit):
     assert meter.seconds_left == pytest.approx({"images": 2 / 3, "files": 2}[unit])
 
 
+@pytest.mark.parametrize("seconds_before", [0.0, 1.8])
+def test_the_first_second_tells_no_speed(seconds_before):
+    clock = Clock()
+    meter = Meter(Started(what="score", total=450, unit="images"), clock)
+    clock.now = seconds_before
+    # Neither the moment between two lines of the program nor the time to get ready is a speed.
+    for done in (3, 6):
+        meter.update(Progress(done=done, total=450, unit="images"))
+        assert (meter.units_per_second, meter.seconds_left) == (None, None)
+        assert not any("ETA" in part or "/s" in part for part in meter.parts())
+        clock.now += 2e-6
+    clock.now = seconds_before + 2
+    meter.update(Progress(done=153, total=450, unit="images"))
+    assert meter.units_per_second == pytest.approx(75)
+    assert meter.seconds_left == pytest.approx((450 - 153) / 75)
+
+
+def test_steps_that_take_milliseconds_tell_no_speed_at_first():
+    clock = Clock()
+    meter = Meter(Started(what="train", total=100, unit="steps"), clock)
+    clock.now = 0.001
+    meter.update(step(1))
+    assert meter.seconds_left is None
+    clock.now = 1.25
+    meter.update(step(5))
+    assert meter.seconds_left == pytest.approx(95 / 4)
+
+
 def test_meter_without_a_total():
     meter = Meter(Started(what="work", total=0, unit="steps"))
     meter.update(step(7))

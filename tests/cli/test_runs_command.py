@@ -63,12 +63,43 @@ def test_as_json(root: Path, capsys) -> None:
         "step": 1200,
         "steps": 3600,
         "loss": 0.08765,
-        "best": {"metric": "frechet_digits", "value": 5.7531, "step": 1000},
+        "best": {
+            "metric": "frechet_digits",
+            "value": 5.7531,
+            "step": 1000,
+            "num_samples": None,
+            "reference": None,
+            "split": None,
+            "features": None,
+            "is_foreign": False,
+        },
         "status": "stopped",
         "detail": "Stopped at step 1200",
         "problems": [],
     }
     assert (first["status"], first["step"], first["best"]) == ("killed", None, None)
+
+
+@pytest.mark.parametrize(
+    ("source", "facts", "told"),
+    [
+        ("digits", {"reference": {"kind": "data", "name": "digits", "split": "test"}}, "(n=450, test)"),
+        ("folder", {"reference": {"kind": "data", "name": "photos", "split": "train"}}, "(n=450, train, not digits)"),
+        ("digits", {"reference": {"kind": "images", "name": "/a/b/photos"}}, "(n=450, to photos)"),
+        ("digits", {}, "(n=450)"),
+    ],
+)
+def test_the_best_says_what_it_can_be_compared_by(source, facts, told, tmp_path: Path, capsys) -> None:
+    make_run(tmp_path / "run", "x", 0, Started(what="x", total=3600, unit="steps"))
+    config = tmp_path / "run" / "config.toml"
+    config.write_text(f'{config.read_text()}[data]\nsource = "{source}"\n')
+    score = {"features": "digits-cnn-64", "num_samples": 450, "step": 9, "frechet_digits": 5.7561}
+    (tmp_path / "run" / "evaluations" / "a.json").write_text(json.dumps(score | facts))
+    assert dis("runs", tmp_path) == 0
+    assert f"frechet_digits 5.756 at 9 {told}  " in capsys.readouterr().out
+    assert dis("runs", tmp_path, "--json") == 0
+    [run] = result(capsys)["runs"]
+    assert (run["best"]["num_samples"], run["best"]["is_foreign"]) == (450, source == "folder")
 
 
 def test_the_default_folder_is_runs(root: Path, capsys, monkeypatch) -> None:

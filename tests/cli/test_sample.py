@@ -399,7 +399,7 @@ def test_scores_of_averages_stand_side_by_side(tmp_path, capsys) -> None:
     for asked in ("none", "0.9", "0"):
         assert dis("eval-fid", "--ckpt", tmp_path, "--num-samples", "20", "--json", f"sample.ema={asked}") == 0
         scores[asked] = result(capsys)
-    names = {asked: f"step-00000001_digits-cnn-64_ddim-2_cfg-1{end}.json" for asked, end in ENDINGS.items()}
+    names = {asked: f"step-00000001_digits-cnn-64_ddim-2_cfg-1{end}_n-20.json" for asked, end in ENDINGS.items()}
     assert {path.name for path in (tmp_path / "evaluations").iterdir()} == set(names.values())
     assert len({score["frechet_digits"] for score in scores.values()}) == 3
     for asked, decay in {"none": 0.9999, "0.9": 0.9, "0": 0}.items():

@@ -21,7 +21,7 @@ QUICK = ["sample.sampler=ddim", "sample.steps=2", "sample.batch_size=8"]
 PREVIEWS = ["train.preview_every=3", "train.preview_images=10", *QUICK]
 SCORES = ["train.evaluate_every=6", "evaluate.num_samples=16", *QUICK]
 OFTEN = [*SCORES, "train.evaluate_every=2"]
-SCORE_FILE = "step-{:08d}_digits-cnn-64_ddim-2_cfg-1.json"
+SCORE_FILE = "step-{:08d}_digits-cnn-64_ddim-2_cfg-1_n-16.json"
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_a_score_tells_the_sampler_that_ran_where_none_was_chosen(tmp_path, monk
     automatic = ["sample.sampler=auto", "sample.steps=auto"]
     assert train(tmp_path, *SETTINGS, *SCORES, *automatic, "train.steps=2", "train.evaluate_every=2") == 0
     [path] = (tmp_path / "evaluations").iterdir()
-    assert path.name == "step-00000002_digits-cnn-64_dpmpp-25_cfg-1.json"
+    assert path.name == "step-00000002_digits-cnn-64_dpmpp-25_cfg-1_n-16.json"
     sample = json.loads(path.read_text())["sample"]
     assert (sample["sampler"], sample["steps"]) == ("dpm++", 25)
     # What is resumed from stays open to a later choice.

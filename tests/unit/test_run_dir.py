@@ -104,6 +104,7 @@ def test_what_json_cannot_say_becomes_null(run: RunDir) -> None:
         "value": None,
         "context": {"low": None, "high": 2.0},
         "step": None,
+        "conditions": {},
     }
 
 

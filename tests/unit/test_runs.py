@@ -172,6 +172,85 @@ def test_scores_of_dis_eval_fid_count_too(tmp_path: Path) -> None:
     assert summary.problems == (f"`{run.evaluations / 'c.json'}` holds no result",)
 
 
+DATA = {"kind": "data", "name": "digits", "n": 450, "split": "test"}
+SCORE = {
+    "features": "cnn",
+    "features_sha256": "a",
+    "data_sha256": "b",
+    "reference": DATA,
+    "num_samples": 450,
+    "step": 1,
+}
+
+
+def best_of_files(folder: Path, *results: dict[str, object], extra: str = "", events: tuple[Event, ...] = ()) -> Score:
+    """The best of results that were written one after the other."""
+    run = make_run(folder, *events, extra=extra)
+    for place, entries in enumerate(results):
+        path = run.evaluations / f"{9 - place}.json"
+        path.write_text(json.dumps(SCORE | entries))
+        os.utime(path, (1e9 + place, 1e9 + place))
+    best = summarize_run(run.path).best
+    assert best is not None
+    return best
+
+
+@pytest.mark.parametrize(
+    "unlike",
+    [
+        {"num_samples": 64},
+        {"reference": DATA | {"split": "train"}},
+        {"reference": DATA | {"name": "others"}},
+        {"reference": DATA | {"n": 9}},
+        {"data_sha256": "c"},
+        {"features_sha256": "c"},
+        {"reference": {"kind": "images", "name": "digits", "n": 450}, "reference_sha256": "b"},
+    ],
+)
+def test_the_best_is_of_scores_of_equal_conditions(unlike: dict[str, object], tmp_path: Path) -> None:
+    others = [{"frechet_digits": 6.0, "step": 2}, {"frechet_digits": 7.0, "step": 3}]
+    best = best_of_files(tmp_path, {"frechet_digits": 0.5, **unlike}, *others)
+    assert (best.value, best.step, best.num_samples, best.split) == (6.0, 2, 450, "test")
+
+
+def test_of_equally_many_images_the_last_kind_of_score_is_shown(tmp_path: Path) -> None:
+    train = {"reference": DATA | {"split": "train"}}
+    first, last = {"frechet_digits": 0.5}, {"frechet_digits": 7.0, **train}
+    assert best_of_files(tmp_path / "a", first, last).split == "train"
+    assert best_of_files(tmp_path / "b", last, first).split == "test"
+
+
+def test_another_sampler_or_number_of_draws_may_be_the_better_one(tmp_path: Path) -> None:
+    other = {"sample": {"sampler": "ddim"}, "repeat": 3, "step": 2}
+    assert best_of_files(tmp_path, {"frechet_digits": 7.0}, {"frechet_digits": 6.0, **other}).step == 2
+
+
+def test_scores_of_a_training_are_compared_with_later_ones_of_their_conditions(tmp_path: Path) -> None:
+    def told(value: float, **conditions: object) -> Metric:
+        return Metric(name="frechet_digits", value=value, step=4, conditions={**SCORE, **conditions})
+
+    few = told(0.5, num_samples=16)
+    assert best_of_files(tmp_path / "a", {"frechet_digits": 7.0}, events=(told(6.0), few)).step == 4
+    assert best_of_files(tmp_path / "b", {"frechet_digits": 7.0}, events=(told(8.0), few)).value == 7
+    # Of one that was written down without its conditions nothing is known.
+    assert best_of_files(tmp_path / "c", {"frechet_digits": 7.0}, events=(metric("frechet_digits", 1, 4),)).value == 7
+
+
+def test_features_of_digits_come_last_for_other_data(tmp_path: Path) -> None:
+    extra = '[data]\nsource = "folder"'
+    digits, proper = {"frechet_digits": 1.0}, {"kid": 0.5, "num_samples": 9}
+    best = best_of_files(tmp_path / "a", digits, proper, extra=extra)
+    assert (best.metric, best.is_foreign) == ("kid", False)
+    best = best_of_files(tmp_path / "b", digits, extra=extra)
+    assert (best.metric, best.is_foreign) == ("frechet_digits", True)
+    assert not best_of_files(tmp_path / "c", digits).is_foreign
+
+
+@pytest.mark.parametrize(("name", "better"), [("kid", 0.2), ("precision_digits", 0.7), ("coverage", 0.7)])
+def test_any_metric_is_better_than_none(name: str, better: float, tmp_path: Path) -> None:
+    assert best_of_files(tmp_path, {name: 0.7}, {name: 0.2}).value == better
+
+
 @pytest.mark.parametrize("cut", range(1, 140, 9))
 def test_a_last_line_written_in_part_is_passed_over(cut: int, tmp_path: Path) -> None:
     run = make_run(tmp_path, started(), step(3, 0.75), step(4))
