@@ -85,7 +85,7 @@ class Decoded(NamedTuple):
     Attributes:
         image: In its own size, detached from the file.
         grey: Whether the file has one channel of brightness, and no colours.
-        transparent: Whether a pixel was not opaque.
+        transparent: Whether the file says how opaque its pixels are, even when all of them are.
         unused: What of the file is not used: a sentence for each.
     """
 
@@ -185,12 +185,12 @@ def _decode(file: Readable, name: str | None, channels: int, background: str, *,
             keyed = None if samples.key is None else _alpha_of_key(image, samples, file)
             colours, alpha = _split_8_bit(image, samples)
             alpha = keyed or alpha
-            transparent = alpha is not None and alpha.getextrema() != (255, 255)
-            if alpha is not None and transparent:
+            if alpha is not None:
                 layer = colours.convert("RGBA")
                 layer.putalpha(alpha)
                 colours = Image.alpha_composite(Image.new("RGBA", layer.size, background), layer)
-            return Decoded(colours.convert("L" if channels == 1 else "RGB"), samples.grey, transparent, remarks)
+            opaque = colours.convert("L" if channels == 1 else "RGB")
+            return Decoded(opaque, samples.grey, alpha is not None, remarks)
     # decoders raise anything on a damaged file: OSError, SyntaxError, EOFError, struct.error, TypeError ...
     except Exception as error:
         raise UnreadableImage(name or printable(str(file)), _reason(error, file)) from error

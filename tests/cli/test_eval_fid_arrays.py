@@ -96,7 +96,6 @@ def test_what_was_done_to_the_images_is_told_of_those_it_was_done_to(tmp_path: P
     rgba = np.random.default_rng(0).integers(0, 255, (8, 8, 4), dtype=np.uint8)
     Image.fromarray(rgba[..., :3]).save(folder / "rgb.png")
     Image.fromarray(rgba).save(folder / "transparent.png")
-    Image.fromarray(rgba | np.uint8([0, 0, 0, 255])).save(folder / "opaque.png")
     Image.fromarray(rgba[..., 0]).save(folder / "grey.png")
     deep = rgba[..., 0].astype(np.uint16) * 257
     Image.fromarray(deep).save(folder / "deep.png", transparency=int(deep[0, 0]))

@@ -86,6 +86,7 @@ def png_cases() -> dict[str, Case]:
     for depth in (1, 2, 4, 8):
         values, entries = samples(depth, 1), min(1 << depth, 200)
         values %= entries
+        values[2, 2] = 1
         palette = RNG.integers(0, 256, (entries, 3))
         table = RNG.integers(0, 256, entries)
         table[0] = 0
@@ -279,11 +280,11 @@ def test_what_an_image_was_is_told(name: str) -> None:
     assert found.grey == grey
 
 
-def test_an_alpha_channel_that_hides_nothing_is_not_transparent() -> None:
+def test_an_alpha_channel_that_hides_nothing_leaves_the_colours() -> None:
     values = samples(8, 4)
     values[..., 3] = 255
     found = decode_image(io.BytesIO(png("rgba", 8, values)), channels=3, background="black")
-    assert not found.transparent
+    assert found.transparent
     assert np.array_equal(np.asarray(found.image), values[..., :3])
 
 
