@@ -61,7 +61,8 @@ class CelebaFiles(FolderFiles):
         # RuntimeError where something is absent or fails its MD5; torchvision takes all else for granted
         except Exception as error:
             reason = "" if isinstance(error, RuntimeError) else f" ({type(error).__name__}: {printable(str(error))})"
-            raise DataError(f"CelebA is missing or damaged in `{printable(path)}`{reason}", HINT) from error
+            own = "" if (path / FOLDER).is_dir() else "To read images of your own, set data.source=folder. For CelebA: "
+            raise DataError(f"CelebA is missing or damaged in `{printable(path)}`{reason}", own + HINT) from error
         # torchvision looks at the annotations only, and unpacking may have been interrupted
         missing = [name for name in names if name not in present]
         if missing:

@@ -116,7 +116,7 @@ def find_batches(path: Path) -> Path:
     require_folder(path, hint)
     if (path / TRAIN_FILES[0]).is_file():
         return path
-    require_folder(path / FOLDER, hint)
+    require_folder(path / FOLDER, f"To read images of your own, set data.source=folder. For CIFAR-10: {hint}")
     return path / FOLDER
 
 

@@ -325,7 +325,7 @@ def open_images(path: Path, background: str = "white") -> FileImages | NpzSet:
     """
     if path.suffix.lower() == ".npz":
         return NpzSet(path)
-    match kind_of(path):
+    match kind_of(path, or_npz=True):
         case "zip":
             return FileImages(ZipFiles(path), background)
         case "tar":
