@@ -84,7 +84,7 @@ def open_source(
     if found not in (None, reads):
         raise UsageError(
             f"data.source `{kind}` reads a {_NOUNS[reads]}, got the {_NOUNS[found]} `{printable(path)}`",
-            f"Set data.source={found}",
+            cifar.unpack_hint(path) if (kind, path.name) == ("cifar10", cifar.ARCHIVE) else f"Set data.source={found}",
         )
     try:
         if kind == "cifar10":
