@@ -262,7 +262,7 @@ class _Job:
                     raise DataError(
                         f"The VAE gave latents beyond {settings.dtype} (or NaN) for the images "
                         f"{group[0]} to {group[-1]}, the first of which is `{source.sample_name(group[0])}`",
-                        "Store them with `dis encode-latents --dtype float32`, in another folder"
+                        "Store them by `dis encode-latents` with --dtype float32, in another --out"
                         if settings.dtype == "float16"
                         else "Use another VAE",
                     ) from error
