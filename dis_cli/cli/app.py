@@ -17,13 +17,24 @@ from dis_cli.cli.doctor import doctor
 from dis_cli.cli.encode_latents import encode_latents
 from dis_cli.cli.eval_fid import ScoreCommand, eval_fid
 from dis_cli.cli.flops import flops
+from dis_cli.cli.hints import command_of, encode_option, fitted, taken_by, taken_in
 from dis_cli.cli.options import JsonLinesCommand
+from dis_cli.cli.other_options import answer
 from dis_cli.cli.runs import runs
 from dis_cli.cli.sample import sample
 from dis_cli.cli.train import train
-from dis_cli.errors import DisError, Interrupted, StorageError, UsageError, is_out_of_memory
+from dis_cli.errors import DisError, Interrupted, StorageError, UsageError, did_you_mean, is_out_of_memory
 
 BROKEN_PIPE_STATUS = 128 + 13  # what a shell reports for SIGPIPE
+
+# What needs less memory, by command.
+_LESS_MEMORY = {
+    "train": "Compute a batch in parts (train.accumulation=4), or make it (train.batch_size), the images "
+    "(model.image_size) or the model smaller in a new run",
+    "sample": "Generate fewer images at a time (sample.batch_size=1)",
+    "eval-fid": "Generate fewer images at a time (sample.batch_size=1)",
+    "encode-latents": "Encode fewer images at a time (`--batch-size 1`)",
+}
 
 # The help is plain text: typer's boxes need rich, which takes longer to import than everything else here.
 app = typer.Typer(
@@ -84,7 +95,7 @@ def run(arguments: Sequence[str]) -> int:
             return BROKEN_PIPE_STATUS
         if os.environ.get("DIS_DEBUG", "0") not in ("", "0"):
             traceback.print_exc()
-        failure = explain(exception)
+        failure = explain(exception, options)
         form = next((option for option in reversed(options) if option in ("--json", "--json=lines")), None)
         output.error(failure, form == "--json", json_lines=form == "--json=lines")
         return failure.code
@@ -115,13 +126,21 @@ def _invoke(arguments: Sequence[str]) -> int:
     return 0
 
 
-def explain(exception: BaseException) -> DisError:
-    """The error to show for whatever a command raised."""
+def _as_typed(failure: DisError, arguments: Sequence[str]) -> DisError:
+    """The error in words that the command takes when they are typed."""
+    taken = taken_by(*command_of(typer.main.get_command(app), arguments))
+    failure.message = fitted(failure.message, taken)
+    failure.hint = failure.hint and fitted(failure.hint, taken)
+    return failure
+
+
+def explain(exception: BaseException, arguments: Sequence[str] = ()) -> DisError:
+    """The error to show for whatever a command raised that was called with these arguments."""
     match exception:
         case DisError():
-            return exception
+            return _as_typed(exception, arguments)
         case typer.TyperException():
-            return _usage_error(exception)
+            return _usage_error(exception, arguments)
         case KeyboardInterrupt() | typer.Abort():
             return Interrupted("Interrupted", signal.SIGINT)
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG | errno.EROFS):
@@ -133,9 +152,8 @@ def explain(exception: BaseException) -> DisError:
         case _ if is_out_of_memory(exception):
             return DisError(
                 f"Out of memory: {_first_line(exception)}",
-                "Compute a batch in parts (train.accumulation=4) or make it smaller (train.batch_size, "
-                "sample.batch_size), lower the resolution (model.image_size) or take a smaller model. Other programs "
-                "may be using the same memory. What was saved before is unharmed",
+                f"{_LESS_MEMORY.get(next(iter(arguments), ''), 'Take a smaller model')}. Other programs may be using "
+                "the same memory. What was saved before is unharmed",
             )
         case _:
             return DisError(
@@ -144,19 +162,20 @@ def explain(exception: BaseException) -> DisError:
             )
 
 
-def _usage_error(exception: typer.TyperException) -> UsageError:
+def _usage_error(exception: typer.TyperException, arguments: Sequence[str]) -> UsageError:
     # Typer 0.29 carries click inside itself, as typer._click; TyperException is the public base of its errors. The
     # attributes read here (ctx, option_name, possibilities) belong to private subclasses and may be missing.
     context: typer.Context | None = getattr(exception, "ctx", None)
     message, _, suggestion = exception.format_message().partition(" Did you mean ")
-    similar: Sequence[str] = getattr(exception, "possibilities", None) or suggestion.rstrip("?").split(", ")
     hints = [f"See `{context.command_path if context else 'dis'} --help`"]
-    if any(similar):
+    if hasattr(exception, "possibilities"):
         # Without the list of options that format_message() appends.
-        message = exception.message.partition(" Did you mean ")[0]
-        hints.insert(0, f"Did you mean `{similar[0][1:-1] if suggestion else similar[0]}`?")
-    elif context and any(parameter.name == "overrides" for parameter in context.command.params):
-        hints = _key_hints(getattr(exception, "option_name", "")) + hints
+        message = exception.message
+        hints[:0] = _option_hints(getattr(exception, "option_name", ""), context, arguments)
+    elif suggestion:
+        hints.insert(0, f"Did you mean `{suggestion.rstrip('?').split(', ')[0][1:-1]}`?")
+    elif context and message.startswith("Got unexpected extra argument"):
+        hints[:0] = _setting_hints(message, context)
     return UsageError(message.strip().rstrip(".") + _value_got(exception.__cause__), " ".join(hints))
 
 
@@ -169,13 +188,39 @@ def _value_got(cause: BaseException | None) -> str:
     return f", got `{cause.errors()[0]['input']}`" if isinstance(cause, ValidationError) else ""
 
 
+def _option_hints(option: str, context: typer.Context | None, arguments: Sequence[str]) -> list[str]:
+    """What may have been meant by an option that there is not."""
+    if len(option) == 2:
+        # Of `-lr 3e-4` the parser names `-l` only.
+        option = next((word for word in arguments if word.startswith(option)), option).partition("=")[0]
+    taken = taken_in(context)
+    if found := answer(option, taken):
+        return [found]
+    # Without the dashes, which would make short names alike.
+    close = did_you_mean(option.lstrip("-"), [name[2:] for name in sorted(taken.options) if name.startswith("--")])
+    if close:
+        return [f"Did you mean `--{close}`?"]
+    return _key_hints(option) if taken.settings else []
+
+
 def _key_hints(option: str) -> list[str]:
-    # `--batch-size 8` is what other programs of this kind take.
+    # `--drop-path 0.1` is what other programs of this kind take.
     from dis_cli.config.settings import settings
 
     leaf = option.lstrip("-").replace("-", "_")
     keys = [f"`{key}=VALUE`" for key in settings() if key.rpartition(".")[2] == leaf]
     return [f"Settings are given as KEY=VALUE: {' or '.join(keys)}."] if keys else []
+
+
+def _setting_hints(message: str, context: typer.Context) -> list[str]:
+    """What stands for a KEY=VALUE that was given to a command without settings."""
+    # "Got unexpected extra argument(s) (data.on_bad=skip)."
+    given = message.rpartition("(")[2].rstrip(".)").split()
+    taken = taken_in(context)
+    if taken.settings or not given or "=" not in given[0]:
+        return []
+    option = encode_option(given[0]) if taken.name == "encode-latents" else None
+    return [f"Write {option}." if option else f"`dis {taken.name}` takes options only, no KEY=VALUE."]
 
 
 def _os_error_text(error: OSError) -> str:

@@ -36,7 +36,7 @@ def doctor(
         raise NegativeVerdict(
             f"{len(problems)} {'check' if len(problems) == 1 else 'checks'} failed:"
             + "".join(f"\n  {problem}" for problem in problems),
-            "`engine=torch` computes on every device; `--device cpu` leaves the GPU out",
+            "Train and sample with engine=torch, which computes everywhere, or without the GPU: `--device cpu`",
         )
 
 

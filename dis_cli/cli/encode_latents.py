@@ -94,8 +94,8 @@ def encode_latents(
 ) -> None:
     """Encode images into latents; running it again finishes what is missing.
 
-    Several processes that write to one --out share the work, also under torchrun. Train on the latents with
-    data.source=latents data.path=DIR.
+    Several processes that write to one --out share the work, also under torchrun. Train on the latents
+    with `dis train --data DIR data.source=latents`.
 
     Example: dis encode-latents --data imagenet --vae sd-vae-ft-ema --out latents
     """

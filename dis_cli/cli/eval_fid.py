@@ -55,12 +55,20 @@ class ScoreCommand(TyperCommand):
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """The context of the command that is meant."""
-        if args[:1] == ["stats"]:
-            return typer.main.get_command(stats_app).make_context(f"{info_name} stats", args[1:], parent, **extra)
+        form = self.form(args)
+        if form is not self:
+            return form.make_context(f"{info_name} stats", args[1:], parent, **extra)
         return super().make_context(info_name, args, parent, **extra)
 
+    def form(self, args: list[str]) -> Any:
+        """The command that is meant by the words after ``eval-fid``."""
+        return typer.main.get_command(stats_app) if args[:1] == ["stats"] else self
 
-stats_app = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+
+# Completion is installed by `dis` alone.
+stats_app = typer.Typer(
+    rich_markup_mode=None, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
 stats_app.command()(stats)
 
 

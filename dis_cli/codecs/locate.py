@@ -26,7 +26,7 @@ USUAL_SCALE: Final = 0.18215
 
 _HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 _HINT = (
-    f"Give a folder that holds {CONFIG} and {WEIGHTS}: `--vae DIR`, or codec.vae in a preset. Where there is a "
+    f"Give a folder that holds {CONFIG} and {WEIGHTS}: `--vae DIR` (or codec.vae=DIR). Where there is a "
     "network, `hf download stabilityai/sd-vae-ft-ema --local-dir DIR` fetches the usual one"
 )
 

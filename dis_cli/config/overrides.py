@@ -35,6 +35,7 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         ConfigError: An override has no ``=``, an unknown key or a refused value; all problems are listed.
     """
     data: dict[str, Any] = config.model_dump()
+    defaults = {key: _value_of(data, key) for key in settings()}
     problems: list[Problem] = []
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -51,7 +52,7 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         elif setting is None:
             problems.append(unknown_key(key))
         else:
-            value = _read(setting, text)
+            value = _read(setting, text, defaults[key])
             if isinstance(value, Problem):
                 problems.append(value)
             else:
@@ -60,7 +61,7 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     try:
         result = RunConfig.model_validate(data)
     except ValidationError as error:
-        raise config_error([*problems, *explain(error, data, as_text)]) from None
+        raise config_error([*problems, *explain(error, data, as_text, defaults)]) from None
     if problems:
         raise config_error(problems)
     return result
@@ -73,12 +74,17 @@ def describe_keys() -> list[tuple[str, str, str, str]]:
     ]
 
 
-def _read(setting: Setting, text: str) -> object:
+def _value_of(data: dict[str, Any], key: str) -> object:
+    section, _, leaf = key.rpartition(".")
+    return (data[section] if section else data)[leaf]
+
+
+def _read(setting: Setting, text: str, default: object) -> object:
     # Only what pydantic would read differently or not at all: it takes "yes" and "1" for switches, and "" for a path.
     if not text and setting.kind != "string":
-        return wrong_value(setting, text)
+        return wrong_value(setting, text, default)
     if setting.kind == "boolean":
-        return {"true": True, "false": False}.get(text.lower(), wrong_value(setting, text))
+        return {"true": True, "false": False}.get(text.lower(), wrong_value(setting, text, default))
     if setting.kind == "list" and text.lower() == "none":
         return []
     if setting.kind in ("array", "list"):

@@ -34,6 +34,7 @@ class Setting:
         allowed: Type and bounds, in words.
         default: The schema's value.
         description: Meaning and unit.
+        choices: The words that it may be, as far as they can be counted.
     """
 
     key: str
@@ -42,6 +43,7 @@ class Setting:
     allowed: str
     default: object
     description: str
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,14 +82,24 @@ def section_names() -> list[str]:
 
 def unknown_key(key: str) -> Problem:
     """The problem that ``key`` is not a setting, with the nearest ones."""
-    section, _, leaf = key.rpartition(".")
-    closest = did_you_mean(key, [*section_names(), *settings()])
-    near = [name for name in settings() if name.rpartition(".")[2] == leaf]
-    # A right name in a wrong place (`lr`, `model.lr`) beats a similar spelling, a misspelt section (`trian.lr`) not.
-    if closest and not (near and section in ["", *section_names()]):
-        near = [closest]
+    section, _, leaf = key.partition(".") if "." in key else ("", "", key)
+    if section not in ["", *section_names()]:
+        section = did_you_mean(section, section_names()) or section
+    near = _nearest_keys(section, leaf)
     hint = f"Did you mean {' or '.join(f'`{name}`' for name in near)}?" if near else list_keys(section)
     return Problem(f"Unknown key: `{key}`", hint)
+
+
+def _nearest_keys(section: str, leaf: str) -> list[str]:
+    """A section or settings that may be meant: of this section, else of any; a right name beats a similar spelling."""
+    own = [key for key in settings() if key.startswith(f"{section}.")]
+    for keys in (own, [*settings(), *([] if section else section_names())]):
+        leaves = {key.rpartition(".")[2]: key for key in keys}
+        close = leaf if leaf in leaves else None
+        close = close or (did_you_mean(leaf, leaves) if keys is own or not section else None)
+        if close:
+            return [key for key in keys if key.rpartition(".")[2] == close]
+    return []
 
 
 def list_keys(section: str) -> str:
@@ -96,21 +108,39 @@ def list_keys(section: str) -> str:
     return f"Keys of `{section}`: {', '.join(leaves)}" if leaves else f"Sections: {', '.join(section_names())}"
 
 
-def wrong_value(setting: Setting, got: str) -> Problem:
-    """The problem that ``setting`` cannot be ``got``."""
+def wrong_value(setting: Setting, got: str, default: object) -> Problem:
+    """The problem that ``setting`` cannot be ``got``, and is ``default`` where it is left out."""
+    near = _nearest_choice(got, setting.choices)
     return Problem(
         f"`{setting.key}`: got `{got}`, allowed: {setting.allowed}",
-        f"{setting.description}; default {as_text(setting.default)}",
+        (f"Did you mean `{near}`? " if near else "") + f"{setting.description}; default {as_text(default)}",
     )
 
 
-def explain(error: ValidationError, data: Mapping[str, Any], show: Callable[[object], str]) -> list[Problem]:
+# What others call a sampler.
+_OTHER_CHOICES: Final = {"ddpm": "ancestral", "dpm": "dpm++", "dpm-solver": "dpm++", "dpmsolver": "dpm++"}
+
+
+def _nearest_choice(got: str, choices: Sequence[str]) -> str | None:
+    # In file names and in other programs "dpm++" is "dpmpp".
+    word = got.lower().replace("_", "-").replace("pp", "++")
+    other = _OTHER_CHOICES.get(word)
+    return other if other in choices else did_you_mean(word, choices)
+
+
+def explain(
+    error: ValidationError,
+    data: Mapping[str, Any],
+    show: Callable[[object], str],
+    defaults: Mapping[str, object] | None = None,
+) -> list[Problem]:
     """The problems in ``error``, each once, in the order of the schema.
 
     Args:
         error: What pydantic raised for ``data``.
         data: The configuration that was refused, as nested mappings.
         show: How a refused value is written in the message.
+        defaults: What settings are where they are left out, by key; the schema's values when there are none.
     """
     problems: dict[str, Problem] = {}
     for detail in error.errors(include_url=False):
@@ -128,7 +158,7 @@ def explain(error: ValidationError, data: Mapping[str, Any], show: Callable[[obj
             setting = settings().get(key)
             shown = _shorten(show(got))
             problem = (
-                wrong_value(setting, shown)
+                wrong_value(setting, shown, (defaults or {}).get(key, setting.default))
                 if setting
                 else Problem(f"`{key}`: got `{shown}`, allowed: a section", list_keys(key))
             )
@@ -177,7 +207,14 @@ def _setting(key: str, schema: dict[str, Any], default: object, description: str
         allowed=" or ".join(map(_allowed, values)) + (", or none" if optional else ""),
         default=default,
         description=description or "",
+        choices=tuple(choice for value in values for choice in _choices(value)),
     )
+
+
+def _choices(schema: dict[str, Any]) -> list[str]:
+    if schema.get("type") == "array":
+        return _choices(schema.get("items", {}))
+    return schema.get("enum", [schema["const"]] if "const" in schema else [])
 
 
 def _kind(schema: dict[str, Any]) -> str:

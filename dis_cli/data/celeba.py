@@ -71,7 +71,8 @@ class CelebaFiles(FolderFiles):
             lists = {name: _read_list(path / FOLDER / name, checksums[name]) for name in ANNOTATIONS}
             present = set(os.listdir(folder))  # noqa: PTH208 - a Path per image would be slow
         except FileNotFoundError as error:
-            raise DataError(f"CelebA is missing or damaged in `{printable(path)}`", HINT) from error
+            own = "" if (path / FOLDER).is_dir() else "To read images of your own, set data.source=folder. For CelebA: "
+            raise DataError(f"CelebA is missing or damaged in `{printable(path)}`", own + HINT) from error
         except OSError as error:
             raise DataError(f"CelebA cannot be read in `{printable(path)}` ({error.strerror})", HINT) from error
         except ValueError as error:

@@ -110,14 +110,24 @@ def find_batches(path: Path) -> Path:
         f"Unpack {ARCHIVE} (https://www.cs.toronto.edu/~kriz/cifar.html) in DIR, so that DIR/{FOLDER} exists, "
         "or set data.download=true to have that done"
     )
-    if (path / ARCHIVE).is_file():
-        advice = f"Unpack it first: `tar -xzf {printable(path / ARCHIVE)} -C {printable(path)}`"
     hint = f"{advice}; give `--data DIR` (or data.path=DIR)"
     require_folder(path, hint)
     if (path / TRAIN_FILES[0]).is_file():
         return path
+    if (path / ARCHIVE).is_file():
+        hint = unpack_hint(path / ARCHIVE)
+    else:
+        hint = f"To read images of your own, set data.source=folder. For CIFAR-10: {hint}"
     require_folder(path / FOLDER, hint)
     return path / FOLDER
+
+
+def unpack_hint(archive: Path) -> str:
+    """What to do with CIFAR-10's archive."""
+    folder = printable(archive.parent)
+    return (
+        f"Unpack it first: `tar -xzf {printable(archive)} -C {folder}`; give `--data {folder}` (or data.path={folder})"
+    )
 
 
 def fetch(path: Path) -> None:

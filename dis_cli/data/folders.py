@@ -109,7 +109,8 @@ def imagenet_folder(path: Path, split: str) -> Part:
     if not names:
         raise DataError(
             f"No class folders in `{printable(folder)}`",
-            "Sort the images into one folder per class (n01440764, ...), for `val` by the published labels",
+            "Sort the images into one folder per class (n01440764, ...), for `val` by the published labels, or "
+            "set data.source=folder to read images without classes",
         )
     return Part(folder, part.notes)
 

@@ -1,5 +1,6 @@
 """The choice between the sources of images; what a source is says ``dis_cli.data.source``."""
 
+import contextlib
 from pathlib import Path
 
 from PIL import ImageColor
@@ -9,6 +10,7 @@ from dis_cli.data.decode import printable
 from dis_cli.data.digits import DigitsSource
 from dis_cli.data.files import FileSource, FolderFiles, ImageFiles
 from dis_cli.data.folders import imagenet_folder, split_folder
+from dis_cli.data.shards import MANIFEST
 from dis_cli.data.source import ImageSource, require_split
 from dis_cli.errors import DataError, UsageError
 
@@ -17,6 +19,7 @@ KINDS = ("digits", "folder", "zip", "tar", "cifar10", "celeba", "imagenet")
 _ARCHIVES = ("zip", "tar")
 _NOUNS = {"folder": "folder", "zip": "zip file", "tar": "tar file"}
 _OTHER_HINT = "Give a folder of images, a zip file or a tar file"
+_NPZ_HINT = "Give a folder of images, a zip, tar or npz file"
 _PATH_HINT = "Give one with `--data DIR` (or data.path=DIR)"
 _PATH_HINTS = {
     "zip": archives.HINT,
@@ -71,7 +74,7 @@ def open_source(
         if path is not None:
             raise UsageError(
                 f"The digits are bundled and take no folder, got `{printable(path)}`",
-                "Set data.source=folder to use the images of a folder",
+                f"Set data.source={_layout(path) or _what_is(path) or 'folder'} to use these images",
             )
         return DigitsSource(split, image_size=image_size, channels=channels)
     reads = kind if kind in _ARCHIVES else "folder"
@@ -81,31 +84,46 @@ def open_source(
     if found not in (None, reads):
         raise UsageError(
             f"data.source `{kind}` reads a {_NOUNS[reads]}, got the {_NOUNS[found]} `{printable(path)}`",
-            f"Set data.source={found}",
+            cifar.unpack_hint(path) if (kind, path.name) == ("cifar10", cifar.ARCHIVE) else f"Set data.source={found}",
         )
-    if kind == "cifar10":
-        return cifar.Cifar10Source(
-            path, split, image_size=image_size, channels=channels, hflip=hflip, download=download
-        )
-    files: ImageFiles
-    match kind:
-        case "zip":
-            files = archives.ZipFiles(path, split)
-        case "tar":
-            files = archives.TarFiles(path, split)
-        case "celeba":
-            files = celeba.CelebaFiles(path, split, download=download)
-        case "imagenet":
-            part = imagenet_folder(path, split)
-            files = FolderFiles(part.folder, notes=part.notes)
-        case _:
-            part = split_folder(path, split)
-            files = FolderFiles(part.folder, notes=part.notes)
+    try:
+        if kind == "cifar10":
+            return cifar.Cifar10Source(
+                path, split, image_size=image_size, channels=channels, hflip=hflip, download=download
+            )
+        files = _files(kind, path, split, download=download)
+    except DataError as error:
+        layout = _layout(path)
+        if layout in (None, kind):
+            raise
+        hint = f"Set data.source={layout}"
+        if layout == "latents":
+            hint = "It holds latents: `dis train` takes them with data.source=latents"
+        raise DataError(error.message, hint) from error
     return FileSource(files, image_size=image_size, channels=channels, hflip=hflip, background=background)
 
 
-def kind_of(path: Path) -> str:
+def _files(kind: str, path: Path, split: str, *, download: bool) -> ImageFiles:
+    match kind:
+        case "zip":
+            return archives.ZipFiles(path, split)
+        case "tar":
+            return archives.TarFiles(path, split)
+        case "celeba":
+            return celeba.CelebaFiles(path, split, download=download)
+        case "imagenet":
+            part = imagenet_folder(path, split)
+        case _:
+            part = split_folder(path, split)
+    return FolderFiles(part.folder, notes=part.notes)
+
+
+def kind_of(path: Path, *, or_npz: bool = False) -> str:
     """The kind that a path looks like; ImageNet's layout is a folder like any other.
+
+    Args:
+        path: The path.
+        or_npz: Whether the caller reads npz files too, which the message then lists.
 
     Raises:
         UsageError: When it is neither a folder nor named like an archive, or is not there.
@@ -113,11 +131,25 @@ def kind_of(path: Path) -> str:
     """
     found = _what_is(path)
     if found is None:
+        suffixes = [*_SUFFIXES, ".npz"] if or_npz else _SUFFIXES
         raise UsageError(
-            f"Neither a folder nor a {', '.join(_SUFFIXES)} file: `{printable(path)}`",
-            _OTHER_HINT,
+            f"Neither a folder nor a {', '.join(suffixes)} file: `{printable(path)}`",
+            _NPZ_HINT if or_npz else _OTHER_HINT,
         )
     return "cifar10" if found == "folder" and cifar.has_batches(path) else found
+
+
+def _layout(path: Path) -> str | None:
+    """The kind of source whose files a folder holds under their own names; None where images may have any."""
+    # What may not be looked at tells nothing.
+    with contextlib.suppress(OSError):
+        if cifar.has_batches(path):
+            return "cifar10"
+        if (path / celeba.FOLDER / celeba.IMAGES).is_dir():
+            return "celeba"
+        if (path / MANIFEST).is_file():
+            return "latents"
+    return None
 
 
 def _require_colour(text: str) -> None:

@@ -134,7 +134,7 @@ class LatentSource:
                 f"Latents in `{self._path}` are {there} x {height} x {width} (channels x height x width), "
                 f"the model expects {wanted[0]} x {wanted[1]} x {wanted[2]}",
                 hint=f"Set model.in_channels={there} model.image_size={height}, "
-                "or encode again with another --image-size or VAE",
+                "or encode again by `dis encode-latents` with another `--image-size` or `--vae`",
             )
         if scale is not None and scale != self.settings.scale:
             raise MismatchError(
@@ -143,8 +143,8 @@ class LatentSource:
             )
         if hflip and not self.settings.mirrored:
             raise MismatchError(
-                f"data.hflip is true, and the latents in `{self._path}` were encoded with --no-flip",
-                hint="Set data.hflip=false, or encode again without --no-flip",
+                f"data.hflip is true, and the latents in `{self._path}` were made by `dis encode-latents --no-flip`",
+                hint="Set data.hflip=false, or encode again by `dis encode-latents` without `--no-flip`",
             )
 
     def _read_labels(self, shard: Shard) -> NDArray[np.int64]:

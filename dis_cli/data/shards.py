@@ -232,7 +232,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise DataError(
             f"No encoded latents in `{folder}`: it has no {MANIFEST}",
-            f"Write them with `dis encode-latents --data IMAGES --vae DIR --out {folder}`",
+            "Write them with `dis encode-latents --data IMAGES --vae DIR --out LATENTS`, and give that folder",
         )
     content = read_record(path)
     try:

@@ -14,7 +14,8 @@ FIDELITY_FILE: Final = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256: Final = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 INCEPTION_HINT: Final = (
     f"Fetch {INCEPTION_FILE} from the releases of pytorch-fid (torch-fidelity's is called weights-inception-...), "
-    "put it anywhere, and give its path with `--inception PATH`; or let `dis eval-fid --download` fetch it"
+    "put it anywhere, and give its path with `--inception PATH` (or evaluate.inception=PATH); or add `--download` to "
+    "`dis eval-fid`, which fetches it"
 )
 
 CLIP_MODEL: Final = "clip-vit-b-32"

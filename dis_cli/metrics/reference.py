@@ -29,7 +29,7 @@ MAX_TEXT_BYTES: Final = 1 << 16
 _IDENTITY: Final = ("extractor", "extractor_sha256", "preprocessing")
 _DATA: Final = ("data", "data_sha256")
 _KEYS: Final = {FEATURES: ("mu", "sigma"), SPATIAL: ("mu_s", "sigma_s")}
-_MAKE_HINT: Final = "`dis eval-fid stats --data ... --out FILE` makes one with the extractor of your choice"
+_MAKE_HINT: Final = "`dis eval-fid stats --data PATH --out FILE.npz` makes one with the extractor of your choice"
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,7 @@ def _non_finite(state: TrainingState, loss: float, grad_norm: float) -> NonFinit
     before = f", after {state.num_skipped} updates that were left out before" if state.num_skipped else ""
     return NonFiniteError(
         f"The loss is {loss} and the gradient norm {grad_norm} at step {state.step + 1}{before}",
-        "Lower the learning rate (`train.lr=...`) or lengthen the warm-up (`train.warmup_steps=...`), or leave such "
-        "updates out (`train.on_nonfinite=skip:3`); the checkpoints on disk are unharmed",
+        "Lower the learning rate (train.lr) or lengthen the warm-up (train.warmup_steps) in a new run, or leave such "
+        f"updates out (`train.on_nonfinite=skip:{max(3, 2 * state.num_skipped)}`). The checkpoints on disk are "
+        "unharmed",
     )

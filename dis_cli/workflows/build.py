@@ -112,11 +112,17 @@ def build_image_source(config: RunConfig, *, split: str, hflip: bool = False) ->
 def _check_classes(config: RunConfig, source: ImageSource) -> None:
     if config.model.num_classes and source.num_classes != config.model.num_classes:
         notes = "".join(f"\n  {note.message}" for note in layout_notes(source, checked=True))
+        # Without classes there is nothing to guide with.
+        unguided = " sample.cfg_scale=1" if config.sample.cfg_scale != 1 else ""
         raise MismatchError(
             f"The model has {config.model.num_classes} classes, the data {source.name} have {source.num_classes}"
             + notes,
             f"Set model.num_classes={source.num_classes}"
-            + (" (0 is unconditional)" if source.num_classes == 0 else ", or give other data with `--data DIR`"),
+            + (
+                f"{unguided} (0 is unconditional)"
+                if source.num_classes == 0
+                else ", or give other data with `--data DIR` (or data.path=DIR)"
+            ),
         )
 
 

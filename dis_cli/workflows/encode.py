@@ -141,7 +141,7 @@ class _Job:
         if size % downsample:
             raise UsageError(
                 f"Images of {size} pixels cannot be encoded: the VAE needs a multiple of {downsample}",
-                f"Give `--image-size {max(size // downsample, 1) * downsample}`",
+                f"Give encode-latents `--image-size {max(size // downsample, 1) * downsample}`",
             )
         source = open_source(
             kind,
@@ -185,7 +185,7 @@ class _Job:
         yield from layout_notes(self.source, checked=self.options.check)
         own = self.codec.files.scaling_factor
         if own is not None and own != self.codec.scale:
-            message = f"The VAE `{vae}` asks for a scale of {own}, not {self.codec.scale}: leave out --scale to take it"
+            message = f"The VAE `{vae}` asks for a scale of {own}, and {self.codec.scale} was asked for"
             yield Note(message=message, level="warning")
         if self.options.mirrored and not self.asked.mirrored:
             yield Note(message="Digits are never mirrored: encoding them as they are")
@@ -265,7 +265,7 @@ class _Job:
                     raise DataError(
                         f"The VAE gave latents beyond {settings.dtype} (or NaN) for the images "
                         f"{group[0]} to {group[-1]}, the first of which is `{source.sample_name(group[0])}`",
-                        "Store them with --dtype float32, in another --out"
+                        "Store them by `dis encode-latents` with --dtype float32, in another --out"
                         if settings.dtype == "float16"
                         else "Use another VAE",
                     ) from error
@@ -279,7 +279,7 @@ class _Job:
         if needed > free:
             raise StorageError(
                 f"Not enough space for `{self.out}` (needs {needed:,} bytes, {free:,} bytes free)",
-                "Free some space there, or store less with --no-flip",
+                "Free some space there, or store less with `--no-flip` (or data.hflip=false)",
             )
 
     def _without(self, skipped: tuple[Skipped, ...]) -> ImageSource:

@@ -46,7 +46,7 @@ def import_model(path: Path, out: Path, *, overrides: Sequence[str] = (), dry_ru
         raise UsageError(f"`{out}` exists", "Choose another folder with `--out DIR`: nothing is overwritten")
     saved = read_saved(path, overrides)
     if saved.form == "run":
-        raise UsageError(f"`{path}` is a run of `dis train` already", "Give it to `dis sample --ckpt` as it is")
+        raise UsageError(f"`{path}` is a run of `dis train` already", f"Sample it as it is: `dis sample --ckpt {path}`")
     yield from (Note(message=note, level="warning") for note in saved.notes)
     others = [decay for decay in saved.held if decay != saved.average.decay]
     found = [saved, *(read_saved(path, [*overrides, f"sample.ema={as_text(decay)}"]) for decay in others)]

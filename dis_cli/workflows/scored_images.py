@@ -333,7 +333,7 @@ def open_images(path: Path, background: str = "white") -> FileImages | NpzSet:
             f"`{printable(path)}` is one bare array, and images are read from .npz files",
             f"Save it as one: `python -c \"import numpy as np; np.savez('{path.stem}.npz', np.load('{path}'))\"`",
         )
-    match kind_of(path):
+    match kind_of(path, or_npz=True):
         case "zip":
             return FileImages(ZipFiles(path), background)
         case "tar":

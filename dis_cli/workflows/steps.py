@@ -163,7 +163,7 @@ class Steps:
                 yield step
         except Exception as error:
             if is_out_of_memory(error):
-                raise _out_of_memory(job.config, state.step, error) from error
+                raise _out_of_memory(job, state.step, error) from error
             raise
 
     def _utilisation(self, step: Step) -> float | None:
@@ -203,13 +203,17 @@ class Steps:
             yield Saved(step=self.saved_step, path=path, size_bytes=checkpoint_bytes(path))
 
 
-def _out_of_memory(config: RunConfig, step: int, error: Exception) -> DisError:
-    train, model = config.train, config.model
+def _out_of_memory(job: Job, step: int, error: Exception) -> DisError:
+    train, model = job.config.train, job.config.model
+    ranks = job.group.world_size
+    more = next(
+        (n for n in range(2 * train.accumulation, train.batch_size + 1) if train.batch_size % (n * ranks) == 0), None
+    )
     return DisError(
         f"Out of memory in step {step + 1}, with train.batch_size {train.batch_size} in {train.accumulation} parts of "
         f"{model.image_size}x{model.image_size} (model.image_size), {model.depth} blocks of width {model.embed_dim}: "
         f"{next(iter(str(error).strip().splitlines()), type(error).__name__)}",
-        f"Compute a batch in more parts (train.accumulation={2 * train.accumulation}), keep less of each block "
-        "(train.gradient_checkpointing=true), or lower train.batch_size or model.image_size. Other programs may be "
-        "using the same memory. What was saved before is unharmed",
+        (f"Compute a batch in more parts (train.accumulation={more}), keep" if more else "Keep")
+        + " less of each block (train.gradient_checkpointing=true), or lower train.batch_size or model.image_size in a "
+        "new run. Other programs may be using the same memory. What was saved before is unharmed",
     )

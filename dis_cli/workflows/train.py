@@ -142,8 +142,20 @@ def _require_equal_shares(config: RunConfig, group: ProcessGroup) -> None:
         raise ConfigError(
             f"`train.batch_size`: got {batch}, which cannot be dealt out equally to {group.world_size} processes in "
             f"{config.train.accumulation} parts each (train.accumulation)",
-            f"Set train.batch_size={max(batch // parts, 1) * parts}, or start another number of processes",
+            _equal_shares(batch, config.train.accumulation, group.world_size),
         )
+
+
+def _equal_shares(batch: int, accumulation: int, world_size: int) -> str:
+    """The hint for a batch that cannot be dealt out: first what leaves it as it is, which any run may go on with."""
+    parts = next((parts for parts in range(accumulation, 0, -1) if batch % (parts * world_size) == 0), None)
+    if parts is not None:
+        return f"Set train.accumulation={parts}"
+    fitting = [count for count in range(1, batch // accumulation + 1) if batch % (count * accumulation) == 0]
+    near = [max(count for count in fitting if count < world_size), *[n for n in fitting if n > world_size][:1]]
+    nearest = max(round(batch / (accumulation * world_size)), 1) * accumulation * world_size
+    few = "1 process" if near == [1] else f"{' or '.join(map(str, near))} processes"
+    return f"Start {few}, or a new run with train.batch_size={nearest}"
 
 
 def _settled(run: RunDir, config: RunConfig, device: torch.device, *, fresh: bool) -> tuple[RunConfig, Precision]:

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from dis_cli import __version__
-from dis_cli.cli.app import run
+from dis_cli.cli.app import explain, run
 from dis_cli.errors import CheckpointError, Interrupted, NegativeVerdict
 
 HEAVY = ("torch", "torchvision", "diffusers", "sklearn", "rich")
@@ -68,7 +68,7 @@ LIGHT_COMMANDS = [
 def test_help_flops_presets_and_usage_errors_import_nothing_heavy():
     program = f"""
 import contextlib, io, sys
-from dis_cli.cli.app import run
+from dis_cli.cli.app import explain, run
 for command in {LIGHT_COMMANDS}:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         run(command.split())
@@ -204,6 +204,20 @@ def test_every_failure_has_a_message_and_a_status(exception, status, error, fail
     assert captured.err.startswith(f"error: {error}")
     assert "Traceback" not in captured.err
     assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train", "train.accumulation=4"),
+        ("sample", "sample.batch_size=1"),
+        ("eval-fid", "sample.batch_size=1"),
+        ("encode-latents", "`--batch-size 1`"),
+        ("flops", "Take a smaller model"),
+    ],
+)
+def test_what_needs_less_memory_depends_on_the_command(command, words):
+    assert words in explain(MemoryError(), [command, "--data", "train"]).hint
 
 
 def test_debug_shows_the_traceback(failing, capsys, monkeypatch):

@@ -55,6 +55,14 @@ def test_one_process(error: Exception, straight: Path, tmp_path: Path, capsys) -
     assert_close(tensors(tmp_path, 6), tensors(straight, 6))
 
 
+@pytest.mark.parametrize(("batch", "parts"), [(8, "=2)"), (9, "=3)"), (5, "=5)"), (1, "")])
+def test_the_parts_that_are_named_divide_the_batch(batch: int, parts: str, tmp_path: Path, capsys) -> None:
+    inject(At(1, action=fail_with(ON_A_CPU)))
+    assert dis("train", "--out", tmp_path, "-q", *TINY, *SETTINGS, f"train.batch_size={batch}") == 1
+    hint = capsys.readouterr().err.partition("hint: ")[2]
+    assert f"(train.accumulation{parts}" in hint if parts else "train.accumulation" not in hint
+
+
 def test_another_error_is_not_taken_for_it(tmp_path: Path, capsys) -> None:
     inject(At(4, action=fail_with(RuntimeError("something else"))))
     assert train(tmp_path, *SETTINGS) == 1

@@ -102,7 +102,7 @@ def test_a_batch_that_cannot_be_dealt_out_is_refused(tmp_path: Path) -> None:
     assert [rank.code for rank in ended] == [2, 2], ended
     message = "`train.batch_size`: got 6, which cannot be dealt out equally to 2 processes in 2 parts each"
     assert f"error: {message}" in ended[0].err
-    assert "hint: Set train.batch_size=4" in ended[0].err
+    assert "hint: Set train.accumulation=1" in ended[0].err
     assert json.loads(ended[0].out)["error"]["exit_code"] == 2
     assert (ended[1].out, ended[1].err) == ("", "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run-said"]

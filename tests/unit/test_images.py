@@ -413,6 +413,55 @@ def test_the_kind_is_guessed_from_the_path(folder, tmp_path):
         kind_of(tmp_path / ("x" * 300))
 
 
+def test_arrays_are_listed_where_they_are_read(tmp_path):
+    (tmp_path / "a.npy").touch()
+    with pytest.raises(UsageError, match=r"\.tar\.zst, \.npz file") as caught:
+        kind_of(tmp_path / "a.npy", or_npz=True)
+    assert "npz" in caught.value.hint
+    with pytest.raises(UsageError) as caught:
+        kind_of(tmp_path / "a.npy")
+    assert "npz" not in caught.value.message + caught.value.hint
+
+
+@pytest.mark.parametrize("kind", ["cifar10", "celeba", "imagenet"])
+@pytest.mark.parametrize("classes", [True, False])
+def test_images_of_ones_own_for_a_published_set_are_told_their_source(folder, tmp_path, kind, classes):
+    path = folder if classes else folder / "dog"
+    with pytest.raises(DataError) as caught:
+        open_source(kind, path, image_size=8, channels=3)
+    assert "data.source=folder" in caught.value.hint
+    assert len(open_source("folder", path, image_size=8, channels=3)) > 0
+
+
+@pytest.mark.parametrize("kind", ["folder", "imagenet", "celeba", "digits"])
+def test_published_sets_and_latents_for_another_source_are_told_theirs(tmp_path, kind):
+    make_cifar10(tmp_path / "cifar")
+    (tmp_path / "latents").mkdir()
+    (tmp_path / "latents" / "manifest.json").write_text("{}")
+    for name, source in (("cifar", "cifar10"), ("cifar/cifar-10-batches-py", "cifar10"), ("latents", "latents")):
+        with pytest.raises((DataError, UsageError)) as caught:
+            open_source(kind, tmp_path / name, image_size=8, channels=1)
+        assert f"data.source={source}" in caught.value.hint
+
+
+def test_what_is_given_to_the_digits_is_told_its_source(folder, tmp_path):
+    given = {"folder": folder, "zip": pack(folder, tmp_path / "x.zip"), "tar": pack(folder, tmp_path / "x.tar")}
+    for source, path in given.items():
+        with pytest.raises(UsageError, match="The digits are bundled") as caught:
+            open_source("digits", path, image_size=8, channels=1)
+        assert f"Set data.source={source} " in caught.value.hint
+        assert len(open_source(source, path, image_size=8, channels=1)) > 0
+
+
+def test_the_archive_of_cifar10_is_no_tar_of_images(tmp_path):
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    archive.touch()
+    for path in (tmp_path, archive):
+        with pytest.raises((DataError, UsageError)) as caught:
+            open_source("cifar10", path, image_size=32, channels=3)
+        assert f"tar -xzf {archive} -C {tmp_path}`; give `--data {tmp_path}`" in caught.value.hint
+
+
 def test_unknown_kinds_and_splits_are_refused(tmp_path):
     with pytest.raises(ValueError, match="kind must be"):
         open_source("mnist", tmp_path, image_size=8, channels=3)

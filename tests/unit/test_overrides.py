@@ -70,6 +70,18 @@ def test_value_is_read_by_the_declared_type(override: str, expected: object) -> 
         ("digits", "Not of the form KEY=VALUE: `digits`", "train.steps=1000"),
         ("=3", "No key in front of `=` in `=3`", "KEY=VALUE"),
         ("train.steps=0", "`train.steps`: got `0`, allowed: an integer >= 1", "default 500000"),
+        ("trian.x=2", "Unknown key: `trian.x`", "Keys of `train`: steps, batch_size"),
+        ("trian.lr=2", "Unknown key: `trian.lr`", "Did you mean `train.lr`?"),
+        ("tarin.batch=2", "Unknown key: `tarin.batch`", "Did you mean `train.batch_size`?"),
+        ("step=2", "Unknown key: `step`", "Did you mean `train.steps` or `sample.steps`?"),
+        ("trian=2", "Unknown key: `trian`", "Did you mean `train`?"),
+        ("sample.sampler=dpmpp", "`sample.sampler`: got `dpmpp`", "Did you mean `dpm++`? "),
+        ("sample.sampler=dpmpp_sde", "`sample.sampler`: got `dpmpp_sde`", "Did you mean `dpm++sde`? "),
+        ("sample.sampler=DDIM", "`sample.sampler`: got `DDIM`", "Did you mean `ddim`? "),
+        ("sample.sampler=ddpm", "`sample.sampler`: got `ddpm`", "Did you mean `ancestral`? "),
+        ("data.source=CIFAR-10", "`data.source`: got `CIFAR-10`", "Did you mean `cifar10`? "),
+        ("train.trackers=wnadb", "`train.trackers`: got `wnadb`", "Did you mean `wandb`? "),
+        ("sample.steps=atuo", "`sample.steps`: got `atuo`", "Did you mean `auto`? "),
         ("train.steps=2.5", "`train.steps`: got `2.5`, allowed: an integer >= 1", "optimizer steps"),
         ("train.steps=", "`train.steps`: got ``, allowed: an integer >= 1", "optimizer steps"),
         ("train.lr=nan", "`train.lr`: got `nan`, allowed: a number > 0 and <= 1", "peak learning rate"),
@@ -98,6 +110,24 @@ def test_what_is_wrong_with_an_override(override: str, message: str, hint: str) 
     assert error.message.startswith(message)
     assert hint in (error.hint or "")
     assert "\n" not in error.message
+
+
+@pytest.mark.parametrize(
+    ("preset", "override", "value"),
+    [
+        ("dis-xs-digits", "train.batch_size=0", "32"),
+        ("dis-xs-digits", "train.steps=x", "3600"),
+        ("dis-xs-digits", "train.lr=", "0.003"),
+        ("dis-xs-digits", "data.hflip=yes", "false"),
+        ("dis-xs-digits", "data.source=rar", "digits"),
+        ("dis-m-cifar", "train.batch_size=0", "128"),
+        ("dis-s-digits-latent", "codec.kind=x", "vae"),
+    ],
+)
+def test_the_default_in_a_hint_is_that_of_the_preset(preset: str, override: str, value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        apply_overrides(load_preset(preset), ["train.steps=7", override])
+    assert (caught.value.hint or "").endswith(f"; default {value}")
 
 
 def test_rules_between_settings_see_all_overrides_together() -> None:
