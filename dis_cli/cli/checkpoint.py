@@ -9,6 +9,7 @@ from dis_cli.cli.options import DryRunFlag, JsonFlag, Overrides, QuietFlag, Step
 from dis_cli.cli.output import Output
 from dis_cli.cli.text import size, table
 from dis_cli.errors import CheckpointError
+from dis_cli.paths import expand_home, home_path
 
 app = typer.Typer(help="Show, export and import checkpoints.", rich_markup_mode=None)
 
@@ -18,6 +19,7 @@ CheckpointPath = Annotated[
     str,
     typer.Argument(
         metavar="PATH",
+        parser=expand_home,
         help="Run folder (its newest checkpoint), checkpoint folder, exported file or folder, or published .pt file.",
     ),
 ]
@@ -51,7 +53,14 @@ def show(
 def export_checkpoint(
     path: CheckpointPath,
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="PATH", help="x.safetensors, x.pt, or a folder (diffusers' layout).")
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="PATH",
+            parser=home_path,
+            help="x.safetensors, x.pt, or a folder (diffusers' layout).",
+        ),
     ],
     overrides: Overrides = None,
     form: Annotated[
@@ -104,8 +113,11 @@ def export_checkpoint(
 
 @app.command("import")
 def import_checkpoint(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="Published .pt file, or an exported file or folder.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The run folder to make.")],
+    path: Annotated[
+        str,
+        typer.Argument(metavar="PATH", parser=expand_home, help="Published .pt file, or an exported file or folder."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", parser=home_path, help="The run folder to make.")],
     overrides: Overrides = None,
     dry_run: DryRunFlag = False,
     as_json: JsonFlag = False,

@@ -26,15 +26,18 @@ from dis_cli.cli.options import (
     VerboseFlag,
 )
 from dis_cli.errors import UsageError
+from dis_cli.paths import expand_home, home_path
 from dis_cli.runtime.distributed import part_from_environment
 
 
 def stats(
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.npz", help="The file to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.npz", parser=home_path, help="The file to write.")],
     overrides: Overrides = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="PATH", help="Images: a folder, zip or tar file, or an npz of ADM's."),
+        typer.Option(
+            "--data", metavar="PATH", parser=expand_home, help="Images: a folder, zip or tar file, or an npz of ADM's."
+        ),
     ] = None,
     preset: PresetOption = None,
     split: SplitOption = None,

@@ -10,6 +10,7 @@ from dis_cli.cli.options import DeviceOption, JsonFlag, PresetOption
 from dis_cli.cli.output import Output
 from dis_cli.errors import UsageError
 from dis_cli.models.sizes import SIZES
+from dis_cli.paths import home_path
 
 if TYPE_CHECKING:
     from dis_cli.workflows.asked_model import AskedModel
@@ -24,7 +25,9 @@ def flops(
     preset: PresetOption = None,
     ckpt: Annotated[
         Path | None,
-        typer.Option("--ckpt", metavar="PATH", help="Checkpoint folder, run folder or published .pt file."),
+        typer.Option(
+            "--ckpt", metavar="PATH", parser=home_path, help="Checkpoint folder, run folder or published .pt file."
+        ),
     ] = None,
     image_size: Annotated[
         int | None,
@@ -75,7 +78,9 @@ def flops(
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", metavar="FILE.png", help="Draw GFLOPs against tokens; includes --compare."),
+        typer.Option(
+            "--plot", metavar="FILE.png", parser=home_path, help="Draw GFLOPs against tokens; includes --compare."
+        ),
     ] = None,
     time: Annotated[
         bool, typer.Option("--time", help="Measure a forward and a training step on this machine.")

@@ -1,6 +1,7 @@
 """Options that several commands share, each with one name, one help text and one meaning.
 
-A command writes ``preset: PresetOption = None``; the default stays in the command's signature, where it is read.
+A command writes ``preset: PresetOption = None``; the default stays in the command's signature, where it is read. An
+option that takes a path has `home_path` as its parser, one that takes a path or a name `expand_home`.
 """
 
 from pathlib import Path
@@ -10,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from dis_cli.errors import UsageError
+from dis_cli.paths import expand_home, home_path
 
 JsonForm = Literal["object", "lines"]
 
@@ -49,7 +51,13 @@ Overrides = Annotated[
 ]
 
 PresetName = Annotated[
-    str, typer.Argument(metavar="NAME", help="Preset name, or path of a TOML file.", autocompletion=_complete_presets)
+    str,
+    typer.Argument(
+        metavar="NAME",
+        parser=expand_home,
+        help="Preset name, or path of a TOML file.",
+        autocompletion=_complete_presets,
+    ),
 ]
 
 PresetOption = Annotated[
@@ -58,6 +66,7 @@ PresetOption = Annotated[
         "--preset",
         "-p",
         metavar="NAME",
+        parser=expand_home,
         help="Preset name, or path of a TOML file (a run folder's config.toml is one). See `dis presets list`.",
         autocompletion=_complete_presets,
     ),
@@ -68,6 +77,7 @@ CkptOption = Annotated[
     typer.Option(
         "--ckpt",
         metavar="PATH",
+        parser=expand_home,
         help="Run folder (its newest checkpoint), checkpoint folder, exported file or folder, or published .pt file.",
     ),
 ]
@@ -78,10 +88,13 @@ StepOption = Annotated[
 ]
 
 DataOption = Annotated[
-    Path | None, typer.Option("--data", metavar="PATH", help="Folder of the images, instead of the preset's.")
+    Path | None,
+    typer.Option("--data", metavar="PATH", parser=home_path, help="Folder of the images, instead of the preset's."),
 ]
 
-OutOption = Annotated[Path | None, typer.Option("--out", "-o", metavar="PATH", help="Where to write.")]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", "-o", metavar="PATH", parser=home_path, help="Where to write.")
+]
 
 SeedOption = Annotated[
     int | None, typer.Option("--seed", metavar="N", min=0, max=2**31 - 1, help="Seed of every random draw.")

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dis_cli.codecs.locate import absolute_vae
 from dis_cli.codecs.vae import VaeCodec
 from dis_cli.data.bulk import groups_ahead
 from dis_cli.data.files import FileSource
@@ -73,15 +74,21 @@ def encode(
         StorageError: The disk is full or read-only.
         Interrupted: A signal asked to stop; finished shards stay.
     """
-    began = time.monotonic()
+    job = Encoding.prepare(data, vae, out, options, kind=kind)
     part = part or part_from_environment()
-    _require_place(data, out)
-    job = _Job.prepare(data, vae, out, options, kind)
-    yield from job.notes(vae)
+    if dry_run:
+        yield from job.notes()
+        yield Finished(result=job.dry_run(part))
+        return
+    yield from run_encoding(job, part)
+
+
+def run_encoding(job: "Encoding", part: Part) -> Iterator[Event]:
+    """Encode the shards of ``part``; events and errors are those of `encode`."""
+    began = time.monotonic()
+    out = job.out
+    yield from job.notes()
     with stop_on_signals() as stop:
-        if dry_run:
-            yield Finished(result=job.dry_run(part))
-            return
         plan = yield from job.agreement.reach(stop)
         settings = plan.settings
         # forgets those whose files were deleted or damaged since
@@ -120,7 +127,7 @@ def encode(
 
 
 @dataclass
-class _Job:
+class Encoding:
     """What stays the same from the first image to the last."""
 
     out: Path
@@ -132,7 +139,13 @@ class _Job:
     agreement: Agreement
 
     @classmethod
-    def prepare(cls, data: Path | None, vae: str, out: Path, options: EncodeOptions, kind: str | None) -> "_Job":
+    def prepare(
+        cls, data: Path | None, vae: str, out: Path, options: EncodeOptions, *, kind: str | None = None
+    ) -> "Encoding":
+        """Find what is needed and nothing wrong with it; writes nothing. Arguments and errors are those of `encode`."""
+        _require_place(data, out)
+        # The VAE is looked for there when latents are decoded, from wherever that is.
+        vae = absolute_vae(vae)
         kind = kind or (kind_of(data) if data is not None else "digits")
         codec = VaeCodec(vae, scale=options.scale, device=pick_device(options.device))
         size, downsample = options.image_size, codec.downsample
@@ -176,12 +189,24 @@ class _Job:
             batch_size=options.batch_size,
         )
         asked = divided(asked, options, options.batch_size)
-        return cls(out, options, codec, source, asked, Unfinished(out), Agreement(out, options, source, asked))
+        job = cls(out, options, codec, source, asked, Unfinished(out), Agreement(out, options, source, asked))
+        job.agreement.state()
+        return job
 
-    def notes(self, vae: str) -> Iterator[Note]:
+    @property
+    def is_begun(self) -> bool:
+        """Whether images were checked and settings agreed on before.
+
+        Raises:
+            MismatchError: With other images or settings.
+        """
+        return self.agreement.state() is not None
+
+    def notes(self) -> Iterator[Note]:
         """What is odd about the settings."""
         own = self.codec.files.scaling_factor
         if own is not None and own != self.codec.scale:
+            vae = self.asked.vae.name
             message = f"The VAE `{vae}` asks for a scale of {own}, not {self.codec.scale}: leave out --scale to take it"
             yield Note(message=message, level="warning")
         if self.options.mirrored and not self.asked.mirrored:

@@ -23,6 +23,7 @@ from dis_cli.runtime.signals import StopRequest, stop_on_signals
 from dis_cli.workflows.bounds import parse_bounds
 from dis_cli.workflows.build import build_codec, build_image_source, choices, pick_precision
 from dis_cli.workflows.digit_scores import DigitScores
+from dis_cli.workflows.identity import require_same_images, require_there
 from dis_cli.workflows.load import LoadedModel, load_model
 from dis_cli.workflows.references import DATA, Compared, find_reference
 from dis_cli.workflows.save_scored import SavedImages
@@ -144,7 +145,11 @@ class ScoredModel:
         self._request = request
         self._device = device
         self._ref = request.ref or DATA
+        if self._ref == DATA:
+            require_there(config, loaded.path)
         compared = find_reference(self._ref, config)
+        if self._ref == DATA:
+            require_same_images(config, loaded.images_fingerprint, loaded.path)
         self.scorer = _scorer_of(request, config, compared, device, group, stop)
         # The classes of the data, as often as they are in it; of another reference nothing is known.
         self._source = None
