@@ -6,6 +6,7 @@ shard's bytes depend neither on how often the work was interrupted, nor on the n
 (On a CPU the number of threads that compute, OMP_NUM_THREADS, decides last bits; `torchrun` sets it to 1.)
 """
 
+import functools
 import shutil
 import time
 from collections.abc import Iterator
@@ -96,7 +97,7 @@ def run_encoding(job: "Encoding", part: Part) -> Iterator[Event]:
         done = job.unfinished.done(settings)
         mine = [number for number in range(settings.num_shards) if part.holds(number)]
         kept = [number for number in mine if number in done]
-        job.require_space(settings, sum(len(settings.indices(number)) for number in mine if number not in done))
+        _require_space(out, settings, sum(len(settings.indices(number)) for number in mine if number not in done))
         written: list[Shard] = []
         encoding = time.monotonic()
         waited = False
@@ -189,7 +190,8 @@ class Encoding:
             batch_size=options.batch_size,
         )
         asked = divided(asked, options, options.batch_size)
-        job = cls(out, options, codec, source, asked, Unfinished(out), Agreement(out, options, source, asked))
+        agreement = Agreement(out, options, source, asked, functools.partial(_require_space, out))
+        job = cls(out, options, codec, source, asked, Unfinished(out), agreement)
         job.agreement.state()
         return job
 
@@ -295,15 +297,6 @@ class Encoding:
                 yield done
             yield writer.finish()
 
-    def require_space(self, settings: LatentSettings, num_images: int) -> None:
-        """Refuse to begin what the disk cannot hold."""
-        needed, free = settings.bytes_per_image * num_images, _free_bytes(self.out)
-        if needed > free:
-            raise StorageError(
-                f"Not enough space for `{self.out}` (needs {needed:,} bytes, {free:,} bytes free)",
-                "Free some space there, or store less with --no-flip",
-            )
-
     def _without(self, skipped: tuple[Skipped, ...]) -> ImageSource:
         if not skipped or not isinstance(self.source, FileSource):
             return self.source
@@ -348,6 +341,16 @@ def _require_place(data: Path | None, out: Path) -> None:
     is_ours = (out / MANIFEST).exists() or Unfinished(out).exists or (out / MANIFEST).exists()
     if not is_ours and out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
         raise UsageError(f"`{out}` holds other files and no latents", "Choose an empty or a new folder for --out")
+
+
+def _require_space(out: Path, settings: LatentSettings, num_images: int) -> None:
+    """Refuse to begin what the disk cannot hold."""
+    needed, free = settings.bytes_per_image * num_images, _free_bytes(out)
+    if needed > free:
+        raise StorageError(
+            f"Not enough space for `{out}` (needs {needed:,} bytes, {free:,} bytes free)",
+            "Free some space there, or store less with --no-flip",
+        )
 
 
 def _free_bytes(folder: Path) -> int:
