@@ -4,13 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dis_cli.checkpoints.store import latest_checkpoint
 from dis_cli.codecs.locate import absolute_vae
 from dis_cli.config.schema import RunConfig
 from dis_cli.data.files import FileSource
 from dis_cli.data.latents import LatentSource
 from dis_cli.data.source import ImageSource
 from dis_cli.errors import DataError, MismatchError
+from dis_cli.paths import home_path
 from dis_cli.workflows.build import build_image_source
+from dis_cli.workflows.resources import saved_config
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
@@ -92,3 +95,22 @@ def require_same_images(config: RunConfig, recorded: str | None, checkpoint: Pat
             "Say where those are with `--data PATH`, or compare with these, as other images, with "
             f"`--ref {config.data.path or 'PATH'}`",
         )
+
+
+def require_same_as_run(preset: str | None, base: RunConfig, config: RunConfig) -> None:
+    """Refuse data that are no longer those of a run whose ``config.toml`` is the preset.
+
+    Args:
+        preset: The preset's name or path, or None.
+        base: Its settings.
+        config: These with what was asked for instead; other data may be asked for.
+
+    Raises:
+        MismatchError: Gives both fingerprints.
+    """
+    if preset is None or config.data != base.data or Path(preset).name != "config.toml":
+        return
+    checkpoint, _ = latest_checkpoint(home_path(preset).parent / "checkpoints", ())
+    if checkpoint is not None:
+        recorded = recorded_images(checkpoint.meta, saved_config(checkpoint.path, checkpoint.meta))
+        require_same_images(config, recorded, checkpoint.path)

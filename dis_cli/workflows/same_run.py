@@ -230,9 +230,8 @@ def _jump_of_learning_rate(recorded: RunConfig, config: RunConfig, step: int) ->
     before, now = recorded.train, config.train
     if step == 0 or step >= now.steps:
         return None
-    # A run at its end has no further step of its own.
-    planned = build_learning_rate(recorded, min(step, before.steps - 1))
-    last, following = build_learning_rate(recorded, step - 1), build_learning_rate(config, step)
+    planned, following = build_learning_rate(recorded, step), build_learning_rate(config, step)
+    last = build_learning_rate(recorded, step - 1)
     if f"{planned:.3g}" == f"{following:.3g}":
         return None
     verb = "rises" if following > last else "falls"

@@ -12,6 +12,7 @@ from dis_cli.metrics.features import SPATIAL, Extractor
 from dis_cli.metrics.reference import write_reference
 from dis_cli.runtime.device import pick_device
 from dis_cli.workflows.evaluate import Request, working_together
+from dis_cli.workflows.identity import require_same_as_run
 from dis_cli.workflows.references import collect, find_reference, reference_file
 from dis_cli.workflows.score_result import looked_at_by
 from dis_cli.workflows.scorer import make_extractor
@@ -48,7 +49,9 @@ def make_statistics(
     if out.suffix.lower() != ".npz":
         raise UsageError(f"--out: got `{out}`, allowed: a name that ends in .npz", "Try `--out ref.npz`")
     place = pick_device(device)
-    config = apply_overrides(RunConfig() if preset is None else load_preset(preset), overrides)
+    base = RunConfig() if preset is None else load_preset(preset)
+    config = apply_overrides(base, overrides)
+    require_same_as_run(preset, base, config)
     with working_together(Request(dry_run=dry_run), place) as (group, stop):
         compared = find_reference(data, config)
         if compared.images is None or compared.file is not None:

@@ -237,6 +237,8 @@ def _encoded(job: Job, encoding: Encoding) -> Generator[Event, None, Job]:
     for event in run_encoding(encoding, Part(job.group.rank, job.group.world_size)):
         if not isinstance(event, Finished):
             yield event
+    # Training needs the memory of the VAE.
+    del encoding.codec
     source = build_latents(job.config, job.run.latents)
     identity = identity_of(source)
     job.group.require_agreement({"data": identity["data_fingerprint"]})

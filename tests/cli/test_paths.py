@@ -18,6 +18,7 @@ from dis_cli.errors import UsageError
 from dis_cli.metrics.locate import torch_cache
 from dis_cli.paths import expand_home, home_path
 from dis_cli.runtime.machine import cache_folder
+from dis_cli.workflows.identity import with_absolute_paths
 
 SCORED = ("--features", "digits", "-n", "8", "--json", "sample.steps=2")
 OF_FILES = ("data.source=folder", "model.num_classes=2", "train.steps=2", "train.precision=fp32")
@@ -47,19 +48,25 @@ def test_every_option_that_takes_a_path_knows_it() -> None:
 
     def of(command, name: str):
         for parameter in command.params:
-            yield f"{name} {parameter.opts[0]}", parameter
+            # Typer keeps what was declared under this name; its own --help has nothing there.
+            if (declared := getattr(parameter, "type_descriptor", None)) is not None:
+                yield f"{name} {parameter.opts[0]}", parameter, declared
         for sub, inner in getattr(command, "commands", {}).items():
             yield from of(inner, f"{name} {sub}")
 
     from dis_cli.cli.eval_fid import stats_app
 
-    parameters = [*of(typer.main.get_command(app), "dis"), *of(typer.main.get_command(stats_app), "stats")]
+    found = [*of(typer.main.get_command(app), "dis"), *of(typer.main.get_command(stats_app), "stats")]
     words = ("PATH", "DIR", "FILE")
-    paths = [(name, one) for name, one in parameters if any(word in (one.metavar or "") for word in words)]
-    paths += [(name, one) for name, one in parameters if one.name == "preset"]
+    paths = {
+        name: declared.parameter_info.parser
+        for name, parameter, declared in found
+        if parameter.name == "preset"
+        or any(word in (parameter.metavar or "") for word in words)
+        or declared.annotation is Path
+    }
     assert len(paths) > 25
-    assert [name for name, one in paths if getattr(one.type, "func", None) not in (expand_home, home_path)] == []
-    assert [name for name, one in parameters if "Path" in type(one.type).__name__] == []
+    assert [name for name, parser in paths.items() if parser not in (expand_home, home_path)] == []
 
 
 @pytest.mark.parametrize("key", ["data.path", "codec.vae", "evaluate.inception"])
@@ -115,7 +122,7 @@ def trained_in_a(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_images(root / "b" / "imgs", 20)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root / "a")
-        assert train(Path("run"), *OF_FILES, "data.path=imgs", "evaluate.inception=w.pth") == 0
+        assert train(Path("run"), *OF_FILES, "data.path=imgs") == 0
     return root
 
 
@@ -134,15 +141,33 @@ def scored(capsys, *arguments: str) -> tuple[int, str]:
 
 
 def test_paths_are_recorded_so_that_any_folder_will_do(places, capsys) -> None:
-    config = read_config(Path("../a/run/config.toml"))
-    assert config.data.path == places / "a" / "imgs"
-    assert config.evaluate.inception == places / "a" / "w.pth"
+    assert read_config(Path("../a/run/config.toml")).data.path == places / "a" / "imgs"
     status, told = scored(capsys)
     assert status == 0
     assert json.loads(told)["reference"]["n"] == 12
     # Trained further from elsewhere, too.
     shutil.copytree(places / "a" / "run", "run2")
     assert dis("train", "-q", "--preset", "run2/config.toml", "--out", "run2", "train.steps=3") == 0
+
+
+def test_absolute_is_every_path_and_no_name(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "owner" / "folder").mkdir(parents=True)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+
+    def absolute(*settings: str) -> RunConfig:
+        return with_absolute_paths(apply_overrides(RunConfig(), settings))
+
+    for vae in ("digits", "owner/name", "owner/name@main"):
+        assert absolute(f"codec.vae={vae}").codec.vae == vae
+    for vae in ("vae", "./vae", "owner/folder", "absent"):
+        assert absolute(f"codec.vae={vae}").codec.vae == str(tmp_path / vae)
+    config = absolute("data.path=link/../imgs", "evaluate.inception=w.pth")
+    # The parent of a link is that of what it leads to.
+    assert config.data.path == tmp_path / "link" / ".." / "imgs"
+    assert config.evaluate.inception == tmp_path / "w.pth"
 
 
 def test_other_data_are_refused_with_both_values(places, capsys) -> None:
@@ -213,3 +238,18 @@ def test_a_vae_is_recorded_by_its_folder_and_exported_by_its_name(tmp_path, caps
     save_images(tmp_path / "other", 9)
     for data, status in (("../imgs", 0), ("../other", 2)):
         assert dis("eval-fid", "--ckpt", "../run", *SCORED, "--dry-run", "--data", data) == status
+
+
+def test_a_run_as_a_preset_is_compared_too(trained_in_a, tmp_path, capsys, monkeypatch) -> None:
+    shutil.copytree(trained_in_a / "a", tmp_path / "a")
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "a" / "run" / "config.toml"
+    config.write_text(config.read_text().replace(str(trained_in_a / "a" / "imgs"), str(trained_in_a / "b" / "imgs")))
+    of_preset = ("--preset", config, "--features", "digits", "--dry-run", "-q")
+    statistics = ("eval-fid", "stats", "--out", "s.npz", *of_preset)
+    images = ("eval-fid", "--images", trained_in_a / "b" / "imgs", "--ref", "data", *of_preset)
+    for command in (statistics, images):
+        assert dis(*command) == 2
+        assert "are not those that" in capsys.readouterr().err
+        # Others are asked for by name.
+        assert dis(*command, f"data.path={tmp_path / 'a' / 'imgs'}") == 0
