@@ -146,7 +146,7 @@ class ScoredModel:
         self._device = device
         self._ref = request.ref or DATA
         if self._ref == DATA:
-            require_there(config, loaded.path)
+            require_there(config, loaded.saved_config, loaded.path)
         compared = find_reference(self._ref, config)
         if self._ref == DATA:
             require_same_images(config, loaded.images_fingerprint, loaded.path)

@@ -58,8 +58,13 @@ def recorded_images(meta: Mapping[str, Any], config: RunConfig) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def require_there(config: RunConfig, checkpoint: Path) -> None:
+def require_there(config: RunConfig, saved: RunConfig, checkpoint: Path) -> None:
     """Refuse to look for a checkpoint's data in a place where nothing is.
+
+    Args:
+        config: The settings asked for, with absolute paths.
+        saved: Those saved with the checkpoint; earlier versions recorded paths as they were typed.
+        checkpoint: To be named.
 
     Raises:
         DataError: Says what was tried, and how to tell where they are.
@@ -67,7 +72,9 @@ def require_there(config: RunConfig, checkpoint: Path) -> None:
     path = config.data.path
     if path is None or config.data.download or path.exists():
         return
-    tried = "" if path.is_absolute() else f", taken from the working directory `{Path.cwd()}`"
+    own = saved.data.path
+    is_relative = own is not None and not own.is_absolute() and own.absolute() == path
+    tried = f" (recorded as `{own}`, and taken from the working directory)" if is_relative else ""
     raise DataError(
         f"The data of `{checkpoint}` are not there: `{path}`{tried}",
         "Say where they are with `--data PATH`, or compare with other images with `--ref PATH`",

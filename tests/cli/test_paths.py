@@ -174,7 +174,7 @@ def test_other_data_are_refused_with_both_values(places, capsys) -> None:
     for arguments in (["data.path=imgs"], ["--data", "imgs"], ["--data", "imgs", "--sweep", "steps=2,3"]):
         status, told = scored(capsys, *arguments)
         assert status == 2
-        assert "The data imgs are not those that `../a/run/" in told
+        assert f"The data {places / 'b' / 'imgs'} are not those that `../a/run/" in told
     assert scored(capsys, "--ref", "imgs")[0] == 0
 
 
@@ -205,7 +205,7 @@ def test_an_old_run_is_looked_for_where_it_says_and_is_not_compared(places, caps
     try:
         assert dis(*arguments) == 1
         told = capsys.readouterr().out
-        assert f"`imgs`, taken from the working directory `{places / 'b'}`" in told
+        assert f"`{places / 'b' / 'imgs'}` (recorded as `imgs`, and taken from the working directory)" in told
     finally:
         Path("gone").rename("imgs")
 
