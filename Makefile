@@ -39,7 +39,7 @@ demo: $(VENV)/.installed
 	@echo "The grid is $(RUN)/samples/demo/grid.png. Go on with:"
 	@printf '  %-55s %s\n' \
 		"$(BIN)/dis sample --ckpt $(RUN) --class 3 -n 64" "more images of one class" \
-		"$(BIN)/dis train --out $(RUN) train.steps=6000" "train the same run for longer" \
+		"$(BIN)/dis train --out runs/longer train.steps=6000" "a longer run of its own" \
 		"$(BIN)/dis train --preset dis-m-cifar --data DIR" "another data set" \
 		"$(BIN)/dis flops --size xl --patch 2" "what a model costs"
 

@@ -9,6 +9,7 @@ from dis_cli.cli.options import DryRunFlag, JsonFlag, Overrides, QuietFlag, Refu
 from dis_cli.cli.output import Output
 from dis_cli.cli.text import size, table
 from dis_cli.errors import CheckpointError
+from dis_cli.paths import expand_home
 
 app = typer.Typer(help="Show, export and import checkpoints.", rich_markup_mode=None)
 
@@ -18,6 +19,7 @@ CheckpointPath = Annotated[
     str,
     typer.Argument(
         metavar="PATH",
+        parser=expand_home,
         help="Run folder (its newest checkpoint), checkpoint folder, exported file or folder, or published .pt file.",
     ),
 ]
@@ -112,7 +114,10 @@ def export_checkpoint(
 
 @app.command("import")
 def import_checkpoint(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="Published .pt file, or an exported file or folder.")],
+    path: Annotated[
+        str,
+        typer.Argument(metavar="PATH", parser=expand_home, help="Published .pt file, or an exported file or folder."),
+    ],
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", parser=path_to_write, help="The run folder to make.")
     ],

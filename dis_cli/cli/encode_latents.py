@@ -17,16 +17,27 @@ from dis_cli.cli.options import (
 from dis_cli.cli.output import Output
 from dis_cli.cli.text import size
 from dis_cli.errors import UsageError
+from dis_cli.paths import expand_home, home_path
 
 
 def encode_latents(
     data: Annotated[
         Path | None,
-        typer.Option("--data", metavar="PATH", help="Folder, .zip or .tar of images; classes are its sub-folders."),
+        typer.Option(
+            "--data",
+            metavar="PATH",
+            parser=home_path,
+            help="Folder, .zip or .tar of images; classes are its sub-folders.",
+        ),
     ] = None,
     vae: Annotated[
         str | None,
-        typer.Option("--vae", metavar="DIR", help="Folder, or cached hub id, of a diffusers AutoencoderKL; or digits."),
+        typer.Option(
+            "--vae",
+            metavar="DIR",
+            parser=expand_home,
+            help="Folder, or cached hub id, of a diffusers AutoencoderKL; or digits.",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -82,7 +93,10 @@ def encode_latents(
         bool, typer.Option("--verify", help="Compare the files in --out with their sha256, and do nothing else.")
     ] = False,
     decode: Annotated[
-        Path | None, typer.Option("--decode", metavar="DIR", help="Draw a grid of what is in a folder of latents.")
+        Path | None,
+        typer.Option(
+            "--decode", metavar="DIR", parser=home_path, help="Draw a grid of what is in a folder of latents."
+        ),
     ] = None,
     num_images: Annotated[int, typer.Option("--num", "-n", metavar="N", min=1, help="Images of that grid.")] = 16,
     device: DeviceOption = "auto",

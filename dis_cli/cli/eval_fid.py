@@ -47,6 +47,7 @@ from dis_cli.cli.sample_options import (
     sample_settings,
 )
 from dis_cli.errors import NegativeVerdict, UsageError
+from dis_cli.paths import expand_home, home_path
 from dis_cli.runtime.distributed import part_from_environment
 
 
@@ -79,19 +80,26 @@ def eval_fid(
         typer.Option(
             "--ckpt",
             metavar="PATH",
+            parser=home_path,
             help="Run folder (its newest checkpoint), checkpoint folder, exported file or folder, or published .pt "
             "file: its images are generated on the way.",
         ),
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option("--images", metavar="PATH", help="Images instead: a folder, zip or tar file, or an npz of ADM's."),
+        typer.Option(
+            "--images",
+            metavar="PATH",
+            parser=home_path,
+            help="Images instead: a folder, zip or tar file, or an npz of ADM's.",
+        ),
     ] = None,
     ref: Annotated[
         str | None,
         typer.Option(
             "--ref",
             metavar="data|PATH",
+            parser=expand_home,
             help="What they are compared with: the run's or preset's data, a folder, zip or tar file, an npz of images "
             "or statistics. The data, with --ckpt.",
         ),

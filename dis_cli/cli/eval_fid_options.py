@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from dis_cli.cli.output import Output
+from dis_cli.paths import home_path
 from dis_cli.runtime.distributed import part_from_environment
 
 SplitOption = Annotated[
@@ -21,6 +22,7 @@ InceptionOption = Annotated[
     typer.Option(
         "--inception",
         metavar="PATH",
+        parser=home_path,
         help="Weights of Inception, instead of those in torch's cache; others are no FID.",
     ),
 ]

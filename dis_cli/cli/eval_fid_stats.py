@@ -28,6 +28,7 @@ from dis_cli.cli.options import (
     path_to_write,
 )
 from dis_cli.errors import UsageError
+from dis_cli.paths import expand_home
 from dis_cli.runtime.distributed import part_from_environment
 
 
@@ -38,7 +39,9 @@ def stats(
     overrides: Overrides = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="PATH", help="Images: a folder, zip or tar file, or an npz of ADM's."),
+        typer.Option(
+            "--data", metavar="PATH", parser=expand_home, help="Images: a folder, zip or tar file, or an npz of ADM's."
+        ),
     ] = None,
     preset: PresetOption = None,
     split: SplitOption = None,

@@ -25,7 +25,9 @@ def flops(
     preset: PresetOption = None,
     ckpt: Annotated[
         Path | None,
-        typer.Option("--ckpt", metavar="PATH", help="Checkpoint folder, run folder or published .pt file."),
+        typer.Option(
+            "--ckpt", metavar="PATH", parser=home_path, help="Checkpoint folder, run folder or published .pt file."
+        ),
     ] = None,
     image_size: Annotated[
         int | None,

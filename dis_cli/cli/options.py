@@ -1,6 +1,7 @@
 """Options that several commands share, each with one name, one help text and one meaning.
 
-A command writes ``preset: PresetOption = None``; the default stays in the command's signature, where it is read.
+A command writes ``preset: PresetOption = None``; the default stays in the command's signature, where it is read. An
+option that takes a path has `home_path` as its parser, one that takes a path or a name `expand_home`.
 """
 
 import os
@@ -11,6 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from dis_cli.errors import UsageError
+from dis_cli.paths import expand_home, home_path
 from dis_cli.runtime.targets import FILE_SUFFIXES, is_folder, without_ending
 
 JsonForm = Literal["object", "lines"]
@@ -42,7 +44,7 @@ def path_to_write(text: str) -> Path:
         raise UsageError(
             "`-` is no path to write to: results are files and folders", "Give a path; `./-` is a file of this name"
         )
-    path = Path(text)
+    path = home_path(text)
     if text.endswith(os.sep) and path.suffix.lower() in FILE_SUFFIXES and not is_folder(path):
         raise UsageError(
             f"`{text}` ends in a slash like a folder, and before it in {path.suffix} like a file",
@@ -94,7 +96,13 @@ Overrides = Annotated[
 ]
 
 PresetName = Annotated[
-    str, typer.Argument(metavar="NAME", help="Preset name, or path of a TOML file.", autocompletion=_complete_presets)
+    str,
+    typer.Argument(
+        metavar="NAME",
+        parser=expand_home,
+        help="Preset name, or path of a TOML file.",
+        autocompletion=_complete_presets,
+    ),
 ]
 
 PresetOption = Annotated[
@@ -103,6 +111,7 @@ PresetOption = Annotated[
         "--preset",
         "-p",
         metavar="NAME",
+        parser=expand_home,
         help="Preset name, or path of a TOML file (a run folder's config.toml is one). See `dis presets list`.",
         autocompletion=_complete_presets,
     ),
@@ -113,6 +122,7 @@ CkptOption = Annotated[
     typer.Option(
         "--ckpt",
         metavar="PATH",
+        parser=expand_home,
         help="Run folder (its newest checkpoint), checkpoint folder, exported file or folder, or published .pt file. "
         "May stand alone, without --ckpt.",
     ),
@@ -124,7 +134,8 @@ StepOption = Annotated[
 ]
 
 DataOption = Annotated[
-    Path | None, typer.Option("--data", metavar="PATH", help="Folder of the images, instead of the preset's.")
+    Path | None,
+    typer.Option("--data", metavar="PATH", parser=home_path, help="Folder of the images, instead of the preset's."),
 ]
 
 OutOption = Annotated[

@@ -9,6 +9,7 @@ from dis_cli.cli.options import JsonFlag, PresetName
 from dis_cli.cli.output import result
 from dis_cli.cli.text import table
 from dis_cli.errors import NegativeVerdict
+from dis_cli.paths import expand_home
 
 if TYPE_CHECKING:
     from dis_cli.config.schema import RunConfig
@@ -63,7 +64,12 @@ def list_keys(as_json: JsonFlag = False) -> None:
 def validate_presets(
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PATH", help="Preset names or TOML files; by default every preset.", show_default=False),
+        typer.Argument(
+            metavar="PATH",
+            parser=expand_home,
+            help="Preset names or TOML files; by default every preset.",
+            show_default=False,
+        ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:

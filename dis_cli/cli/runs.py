@@ -9,6 +9,7 @@ import typer
 from dis_cli.cli.options import JsonFlag
 from dis_cli.cli.output import Output
 from dis_cli.cli.text import table
+from dis_cli.paths import home_path
 
 if TYPE_CHECKING:
     from dis_cli.workflows.runs import RunSummary, Score
@@ -17,7 +18,9 @@ _ONE_LINE = str.maketrans({"\n": "\\n", "\t": "\\t"})
 
 
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the run folders are.")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(metavar="DIR", parser=home_path, help="Where the run folders are.")] = Path(
+        "runs"
+    ),
     as_json: JsonFlag = False,
 ) -> None:
     """List the runs below a folder, the one that was active last first.

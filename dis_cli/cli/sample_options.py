@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from dis_cli.paths import expand_home
+
 StepsOption = Annotated[
     int | None,
     typer.Option("--steps", metavar="N", min=1, help="Model evaluations per image, instead of the run's."),
@@ -41,7 +43,10 @@ CfgScheduleOption = Annotated[
     ),
 ]
 VaeOption = Annotated[
-    str | None, typer.Option("--vae", metavar="DIR", help="Folder, or cached hub id, of the VAE that decodes latents.")
+    str | None,
+    typer.Option(
+        "--vae", metavar="DIR", parser=expand_home, help="Folder, or cached hub id, of the VAE that decodes latents."
+    ),
 ]
 
 

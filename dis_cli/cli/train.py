@@ -87,7 +87,9 @@ def train(
         from dis_cli.config.schema import RunConfig
         from dis_cli.workflows.train import plan_training
 
-        plan = plan_training(config, run, device=device, fresh=fresh)
+        plan: dict[str, Any] = plan_training(config, run, device=device, fresh=fresh)
+        for warning in plan["warnings"]:
+            output.warning(warning)
         output.result([dump_toml(RunConfig.model_validate(plan["config"])), *_plan_lines(plan)], plan)
         return
 

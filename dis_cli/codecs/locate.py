@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dis_cli.errors import DataError, MissingResourceError
+from dis_cli.paths import home_path
 from dis_cli.runtime.files import sha256_file
 
 CONFIG: Final = "config.json"
@@ -104,6 +105,12 @@ class VaeFiles:
         return float(value)
 
 
+def absolute_vae(vae: str) -> str:
+    """What names the same VAE in every working directory: a folder's absolute path, any other name as it is."""
+    is_name = vae in BUNDLED or (_HUB_ID.fullmatch(vae) is not None and not Path(vae).exists())
+    return vae if is_name else str(home_path(vae).absolute())
+
+
 def locate_vae(vae: str) -> VaeFiles:
     """Find a VAE's files on this machine.
 
@@ -114,7 +121,7 @@ def locate_vae(vae: str) -> VaeFiles:
     Raises:
         MissingResourceError: Neither is there, or a file is missing from the folder.
     """
-    folder = BUNDLED.get(vae, Path(vae).expanduser())
+    folder = BUNDLED.get(vae, home_path(vae))
     if folder.exists():
         return _in_folder(folder, vae)
     hub_id = _HUB_ID.fullmatch(vae)

@@ -1,12 +1,11 @@
 """The settings of how images are generated, and how they are scored."""
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from dis_cli.config.sampling import SamplerName
-from dis_cli.config.section import NoneWord, PositiveInt, PrecisionName, Section, Share
+from dis_cli.config.section import HomePath, NoneWord, PositiveInt, PrecisionName, Section, Share
 
 MetricName = Literal["fid", "sfid", "inception_score", "kid", "precision", "recall", "density", "coverage"]
 
@@ -83,7 +82,7 @@ class EvaluateConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
         default=1_000_000, description="seed of the first generated image"
     )
-    inception: Annotated[Path | None, NoneWord] = Field(
+    inception: Annotated[HomePath | None, NoneWord] = Field(
         default=None, description="weights of Inception; none takes those in torch's cache where they are needed"
     )
     features: Literal["auto", "inception", "digits", "clip", "dinov2"] = Field(

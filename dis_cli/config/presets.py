@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from dis_cli.config.schema import RunConfig
 from dis_cli.config.settings import Problem, as_json, config_error, explain, settings
 from dis_cli.errors import ConfigError, did_you_mean
+from dis_cli.paths import home_path
 from dis_cli.text_files import NotUtf8, read_text
 
 _SUFFIX: Final = ".toml"
@@ -47,8 +48,8 @@ def load_preset(name_or_path: str | Path) -> RunConfig:
         ConfigError: There is no such preset, or it is not valid.
     """
     text = str(name_or_path)
-    if isinstance(name_or_path, Path) or text.endswith(_SUFFIX) or re.search(r"[/\\]", text):
-        path = Path(name_or_path)
+    if isinstance(name_or_path, Path) or text.endswith(_SUFFIX) or re.search(r"^~|[/\\]", text):
+        path = home_path(name_or_path)
         try:
             path.stat()
         except (FileNotFoundError, NotADirectoryError):

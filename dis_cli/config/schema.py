@@ -4,14 +4,21 @@ The defaults are the published training code's where it has one; presets hold on
 and refuse unknown keys, so a typing error can never be a silently ignored setting.
 """
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from dis_cli.config.generation import EvaluateConfig, SampleConfig
 from dis_cli.config.sampling import SamplerName, choose_sampling, guidance_problem, sampling_problem
-from dis_cli.config.section import NoneWord, OptionalSteps, PositiveInt, PrecisionName, Section
+from dis_cli.config.section import (
+    HomePath,
+    HomePathOrName,
+    NoneWord,
+    OptionalSteps,
+    PositiveInt,
+    PrecisionName,
+    Section,
+)
 
 
 class ModelConfig(Section):
@@ -97,7 +104,7 @@ class DataConfig(Section):
         description="'digits' (bundled), 'folder' (class sub-folders), 'zip' and 'tar' (never unpacked), 'cifar10', "
         "'celeba' (torchvision's layouts), 'imagenet' (train/ and val/), 'latents' (written by `dis encode-latents`)",
     )
-    path: Annotated[Path | None, NoneWord] = Field(
+    path: Annotated[HomePath | None, NoneWord] = Field(
         default=None, description="folder or archive of the images or latents; none for the bundled digits"
     )
     hflip: bool = Field(default=True, description="mirror half of the training images; never digits")
@@ -120,7 +127,7 @@ class CodecConfig(Section):
     kind: Literal["pixel", "vae"] = Field(
         default="pixel", description="'pixel': the image itself; 'vae': latents of a VAE"
     )
-    vae: Annotated[str | None, NoneWord] = Field(
+    vae: Annotated[HomePathOrName | None, NoneWord] = Field(
         default=None, description="folder or hub id of a diffusers AutoencoderKL, or 'digits' (bundled)"
     )
     scale: Annotated[float, Field(gt=0)] = Field(default=0.18215, description="factor on VAE latents, to unit variance")

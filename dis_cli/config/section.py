@@ -1,8 +1,12 @@
 """What all sections of the settings share: how they are checked, and the types of their fields."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from dis_cli.errors import UsageError
+from dis_cli.paths import expand_home
 
 
 class Section(BaseModel):
@@ -15,6 +19,14 @@ def _read_none(value: object) -> object:
     return None if str(value).lower() == "none" else value
 
 
+def _read_home(value: object) -> object:
+    try:
+        return expand_home(str(value)) if isinstance(value, str | Path) else value
+    except UsageError as error:
+        # The only kind that pydantic lists beside the other problems.
+        raise ValueError(f"{error.message}. {error.hint}") from error
+
+
 PositiveInt = Annotated[int, Field(ge=1)]
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -23,5 +35,9 @@ PrecisionName = Literal["auto", "fp32", "bf16"]
 
 # TOML has no null and the command line only text: in an optional setting the word "none" means no value.
 NoneWord = BeforeValidator(_read_none)
+
+# No shell sees the paths in TOML or after KEY=. A VAE is a path or a name, and no name begins with `~`.
+HomePath = Annotated[Path, BeforeValidator(_read_home)]
+HomePathOrName = Annotated[str, BeforeValidator(_read_home)]
 
 OptionalSteps = Annotated[PositiveInt | None, NoneWord]

@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import PIL
-import platformdirs
 
 from dis_cli.data.decode import RULES, UnreadableImage, check_image, printable
 from dis_cli.data.files import ImageFiles
 from dis_cli.errors import StorageError
 from dis_cli.runtime.files import atomic_write_bytes
+from dis_cli.runtime.machine import cache_folder
 
 _DIGEST_BYTES = 16
 _MAGIC = b"DiS: flawless 1\n"
@@ -55,7 +55,7 @@ class ImageCheck:
         path = os.path.abspath(files.title)  # noqa: PTH100 - absolute() leaves `..` in
         self._digest_of_path = hashlib.blake2b(path.encode() + b"\0", digest_size=_DIGEST_BYTES)
         # Another Pillow may refuse what this one reads.
-        self._cache = _cache_folder() / f"checked-{RULES}-{PIL.__version__}-{self._digest_of_path.hexdigest()}"
+        self._cache = cache_folder() / f"checked-{RULES}-{PIL.__version__}-{self._digest_of_path.hexdigest()}"
         self._known = _read_digests(self._cache)
         self._flawless = bytearray()
 
@@ -123,10 +123,6 @@ class _Verdict(NamedTuple):
 
 # A digest as a single value, which numpy compares by its bytes.
 _VOID = np.dtype((np.void, _DIGEST_BYTES))
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("DIS_CACHE_DIR") or platformdirs.user_cache_dir("dis"))
 
 
 def _read_digests(path: Path) -> npt.NDArray[Any]:

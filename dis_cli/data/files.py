@@ -108,16 +108,20 @@ class FileSource:
     def without(self, indices: Sequence[int]) -> "FileSource":
         """The same source without some of its samples; the classes and their numbers stay."""
         kept = np.delete(np.arange(len(self)), list(indices))
-        smaller = FileSource(
+        smaller = self.whole()
+        smaller._chosen = kept if self._chosen is None else self._chosen[kept]
+        smaller.labels = frozen(self.labels[kept])
+        return smaller
+
+    def whole(self) -> "FileSource":
+        """The same source with all that ``without`` took out."""
+        return FileSource(
             self.files,
             image_size=self.image_size,
             channels=self.channels,
             hflip=self._hflip,
             background=self.background,
         )
-        smaller._chosen = kept if self._chosen is None else self._chosen[kept]
-        smaller.labels = frozen(self.labels[kept])
-        return smaller
 
     @property
     def left_out(self) -> tuple[int, ...]:

@@ -62,6 +62,8 @@ class Unfinished:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._progress = folder / PROGRESS
+        # The folders that were not there before, the innermost first.
+        self._made: list[Path] = []
 
     @property
     def exists(self) -> bool:
@@ -74,6 +76,7 @@ class Unfinished:
         Raises:
             StorageError: It cannot be made.
         """
+        self._made = self._made or [path for path in (self._folder, *self._folder.parents) if not path.exists()]
         try:
             self._progress.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -96,6 +99,9 @@ class Unfinished:
                 # nothing was agreed on: images are bad, or the check was interrupted
                 if held and not self.exists:
                     shutil.rmtree(self._progress, ignore_errors=True)
+                    with contextlib.suppress(OSError):
+                        for folder in self._made:
+                            folder.rmdir()
 
     def read_plan(self) -> Plan | None:
         """What was agreed on; None when nobody has begun, or all have ended.

@@ -8,7 +8,6 @@ in it is irreplaceable: an entry that is missing, damaged or not to be written i
 import contextlib
 import hashlib
 import json
-import os
 import secrets
 import struct
 from collections.abc import Mapping
@@ -16,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import safetensors.numpy
 from jaxtyping import Shaped, UInt8
 from safetensors import SafetensorError
@@ -24,6 +22,7 @@ from torch import Tensor
 
 from dis_cli.errors import StorageError
 from dis_cli.runtime.files import TEMPORARY_PREFIX, publish, write_hashed
+from dis_cli.runtime.machine import cache_folder
 
 _VERSION = 1
 _DIGEST_BYTES = 32
@@ -84,8 +83,7 @@ class ScoreCache:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        root = os.environ.get("DIS_CACHE_DIR") or platformdirs.user_cache_dir("dis")
-        self._folder = folder or Path(root) / "scores"
+        self._folder = folder or cache_folder() / "scores"
 
     def get(self, key: Key) -> dict[str, Shaped[np.ndarray, "..."]] | None:
         """The arrays of an entry; None when it is not there, damaged, or of another key."""

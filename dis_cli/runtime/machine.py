@@ -7,6 +7,8 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from dis_cli.paths import home_path
+
 if TYPE_CHECKING:
     import torch
 
@@ -30,6 +32,14 @@ def cpu_name() -> str:
         if key.strip() == "model name":
             return value.strip()
     return platform.processor() or platform.machine() or "unknown"
+
+
+def cache_folder() -> Path:
+    """Where results are kept that can be made again: DIS_CACHE_DIR, else the user's, such as ``~/.cache/dis``."""
+    # Imported here: only this needs it.
+    import platformdirs
+
+    return home_path(os.environ.get("DIS_CACHE_DIR") or platformdirs.user_cache_dir("dis"))
 
 
 def num_cores() -> int:

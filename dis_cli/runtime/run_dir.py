@@ -151,19 +151,27 @@ class RunDir:
             raise storage_error(folder, error, action="move what was there to") from error
         return folder
 
+    def put_back(self, folder: Path) -> None:
+        """Undo `set_aside`, which returned ``folder``; nothing may have been written since."""
+        for path in sorted(folder.iterdir()):
+            path.rename(self.path / path.name)
+        folder.rmdir()
+
     @contextlib.contextmanager
     def lock(self) -> Generator[None, None, None]:
         """Hold the run: no other process on any machine that shares the disk can hold it at the same time.
 
         The operating system gives the lock back when its holder ends, however it ends. A living holder is reported
         at once; when the holder is dead and the lock still taken, its orphaned children are given time to end. The
-        folder is made when missing, and removed if nothing was written to it.
+        folder is made when missing. Where nothing is added to the folder meanwhile, it is left, or is not there, as it
+        was before.
 
         Raises:
             StorageError: Another process holds the run (names its pid, machine and start), or the folder does not
                 allow locks.
         """
         made = self._make_folder()
+        before = self._names()
         lock = filelock.FileLock(self.path / ".lock")
         deadline = time.monotonic() + _ORPHANS_SECONDS
         while not _try_acquire(lock):
@@ -180,8 +188,8 @@ class RunDir:
         finally:
             with contextlib.suppress(OSError):
                 self._holder_path.unlink(missing_ok=True)
-            if made:
-                self._remove_empty(made)
+            if ".lock" not in before and self._names() == before | {".lock"}:
+                self._leave_no_trace(made)
             lock.release()
 
     def _make_folder(self) -> list[Path]:
@@ -193,13 +201,17 @@ class RunDir:
             raise storage_error(self.path, error, action="create") from error
         return made
 
-    def _remove_empty(self, made: list[Path]) -> None:
-        """Leave no trace of a run that did not begin."""
-        if {path.name for path in self.path.iterdir()} <= {".lock"}:
-            with contextlib.suppress(OSError):
-                (self.path / ".lock").unlink(missing_ok=True)
-                for folder in made:
-                    folder.rmdir()
+    def _names(self) -> set[str]:
+        with contextlib.suppress(OSError):
+            return {path.name for path in self.path.iterdir()}
+        return set()
+
+    def _leave_no_trace(self, made: list[Path]) -> None:
+        """Take the lock's file away, and the folders that were made for it."""
+        with contextlib.suppress(OSError):
+            (self.path / ".lock").unlink(missing_ok=True)
+            for folder in made:
+                folder.rmdir()
 
     def append_event(self, event: Event) -> None:
         """Add one line to ``events.jsonl``; numbers that are not finite become null, which JSON has no other way for.

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dis_cli.paths import expand_home
 from dis_cli.scan.contract import Direction, ScanGradients, ScanInputs
 from dis_cli.scan.kernel_args import ConvArgs, DirectionArgs, MixerArgs, NormArgs, ScanArgs
 
@@ -34,7 +35,7 @@ class _Loaded(NamedTuple):
 
 def _load() -> _Loaded:
     spec = find_spec("dis_cli.scan._kernel")
-    path = os.environ.get("DIS_KERNEL_LIBRARY") or (spec.origin if spec else None)
+    path = expand_home(os.environ.get("DIS_KERNEL_LIBRARY", "")) or (spec.origin if spec else None)
     if path is None:
         return _Loaded(None, "", "it was not built, which takes a C++ compiler (g++ or clang++) at installation")
     try:

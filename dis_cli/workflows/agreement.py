@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -79,14 +79,23 @@ class Agreement:
         options: What was asked for.
         source: The images, as they were found.
         asked: The settings of a folder that is new.
+        require_space: Refuses what the disk cannot hold: so many images of these settings.
     """
 
-    def __init__(self, out: Path, options: EncodeOptions, source: ImageSource, asked: LatentSettings) -> None:
+    def __init__(
+        self,
+        out: Path,
+        options: EncodeOptions,
+        source: ImageSource,
+        asked: LatentSettings,
+        require_space: Callable[[LatentSettings, int], None],
+    ) -> None:
         self._out = out
         self._options = options
         self._source = source
         self._asked = asked
         self._unfinished = Unfinished(out)
+        self._require_space = require_space
 
     def reach(self, stop: StopRequest) -> Generator[Event, None, Plan]:
         """The plan of the folder, ours if we are the first; the images are checked before it is written."""
@@ -104,7 +113,9 @@ class Agreement:
                             yield Note(message=f"{fault}; encoding it again", level="warning")
                         self._unfinished.reopen(read_manifest(self._out), list(faulty))
                     elif not self._unfinished.exists:
-                        self._unfinished.write_plan((yield from self._checked(stop)))
+                        plan = yield from self._checked(stop)
+                        self._require_space(plan.settings, plan.settings.num_images)
+                        self._unfinished.write_plan(plan)
                     continue
             if not waited:
                 yield Note(message="Waiting for the process that checks the images")

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +12,7 @@ from dis_cli.config.schema import RunConfig
 from dis_cli.config.settings import as_text
 from dis_cli.errors import UsageError
 from dis_cli.models.backbone import DiS
+from dis_cli.paths import home_path
 from dis_cli.runtime.device import pick_device
 from dis_cli.workflows import load
 from dis_cli.workflows.build import build_codec, pick_precision
@@ -70,7 +70,7 @@ def load_model(
             `MismatchError` where it is sound and of something else.
     """
     asked = [*overrides, *([] if ema is None else [f"sample.ema={as_text(ema)}"])]
-    loaded = load.load_model(Path(path), pick_device(device), asked, step=step, kind=TrainedDiS)
+    loaded = load.load_model(home_path(os.fspath(path)), pick_device(device), asked, step=step, kind=TrainedDiS)
     model = loaded.model
     assert isinstance(model, TrainedDiS)
     model.origin = loaded

@@ -6,6 +6,7 @@ shard's bytes depend neither on how often the work was interrupted, nor on the n
 (On a CPU the number of threads that compute, OMP_NUM_THREADS, decides last bits; `torchrun` sets it to 1.)
 """
 
+import functools
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dis_cli.codecs.locate import absolute_vae
 from dis_cli.codecs.vae import VaeCodec
 from dis_cli.data.bulk import groups_ahead
 from dis_cli.data.files import FileSource
@@ -75,15 +77,21 @@ def encode(
         StorageError: The disk is full or read-only.
         Interrupted: A signal asked to stop; finished shards stay.
     """
-    began = time.monotonic()
+    job = Encoding.prepare(data, vae, out, options, kind=kind)
     part = part or part_from_environment()
-    _require_place(data, out)
-    job = _Job.prepare(data, vae, out, options, kind)
-    yield from job.notes(vae)
+    if dry_run:
+        yield from job.notes()
+        yield Finished(result=job.dry_run(part))
+        return
+    yield from run_encoding(job, part)
+
+
+def run_encoding(job: "Encoding", part: Part) -> Iterator[Event]:
+    """Encode the shards of ``part``; events and errors are those of `encode`."""
+    began = time.monotonic()
+    out = job.out
+    yield from job.notes()
     with stop_on_signals() as stop:
-        if dry_run:
-            yield Finished(result=job.dry_run(part))
-            return
         plan = yield from job.agreement.reach(stop)
         settings = plan.settings
         # forgets those whose files were deleted or damaged since
@@ -91,7 +99,7 @@ def encode(
         done = job.unfinished.done(settings)
         mine = [number for number in range(settings.num_shards) if part.holds(number)]
         kept = [number for number in mine if number in done]
-        job.require_space(settings, sum(len(settings.indices(number)) for number in mine if number not in done))
+        _require_space(out, settings, sum(len(settings.indices(number)) for number in mine if number not in done))
         written: list[Shard] = []
         encoding = time.monotonic()
         waited = False
@@ -122,7 +130,7 @@ def encode(
 
 
 @dataclass
-class _Job:
+class Encoding:
     """What stays the same from the first image to the last."""
 
     out: Path
@@ -134,7 +142,13 @@ class _Job:
     agreement: Agreement
 
     @classmethod
-    def prepare(cls, data: Path | None, vae: str, out: Path, options: EncodeOptions, kind: str | None) -> "_Job":
+    def prepare(
+        cls, data: Path | None, vae: str, out: Path, options: EncodeOptions, *, kind: str | None = None
+    ) -> "Encoding":
+        """Find what is needed and nothing wrong with it; writes nothing. Arguments and errors are those of `encode`."""
+        _require_place(data, out)
+        # The VAE is looked for there when latents are decoded, from wherever that is.
+        vae = absolute_vae(vae)
         kind = kind or (kind_of(data) if data is not None else "digits")
         codec = VaeCodec(vae, scale=options.scale, device=pick_device(options.device))
         size, downsample = options.image_size, codec.downsample
@@ -178,13 +192,26 @@ class _Job:
             batch_size=options.batch_size,
         )
         asked = divided(asked, options, options.batch_size)
-        return cls(out, options, codec, source, asked, Unfinished(out), Agreement(out, options, source, asked))
+        agreement = Agreement(out, options, source, asked, functools.partial(_require_space, out))
+        job = cls(out, options, codec, source, asked, Unfinished(out), agreement)
+        job.agreement.state()
+        return job
 
-    def notes(self, vae: str) -> Iterator[Note]:
+    @property
+    def is_begun(self) -> bool:
+        """Whether images were checked and settings agreed on before.
+
+        Raises:
+            MismatchError: With other images or settings.
+        """
+        return self.agreement.state() is not None
+
+    def notes(self) -> Iterator[Note]:
         """What is odd about the images and the settings."""
         yield from layout_notes(self.source, checked=self.options.check)
         own = self.codec.files.scaling_factor
         if own is not None and own != self.codec.scale:
+            vae = self.asked.vae.name
             message = f"The VAE `{vae}` asks for a scale of {own}, and {self.codec.scale} was asked for"
             yield Note(message=message, level="warning")
         if self.options.mirrored and not self.asked.mirrored:
@@ -273,15 +300,6 @@ class _Job:
                 yield done
             yield writer.finish()
 
-    def require_space(self, settings: LatentSettings, num_images: int) -> None:
-        """Refuse to begin what the disk cannot hold."""
-        needed, free = settings.bytes_per_image * num_images, _free_bytes(self.out)
-        if needed > free:
-            raise StorageError(
-                f"Not enough space for `{self.out}` (needs {needed:,} bytes, {free:,} bytes free)",
-                "Free some space there, or store less with `--no-flip` (or data.hflip=false)",
-            )
-
     def _without(self, skipped: tuple[Skipped, ...]) -> ImageSource:
         if not skipped or not isinstance(self.source, FileSource):
             return self.source
@@ -325,6 +343,16 @@ def _require_place(data: Path | None, out: Path) -> None:
     is_ours = (out / MANIFEST).exists() or Unfinished(out).exists or (out / MANIFEST).exists()
     if not is_ours and out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
         raise UsageError(f"`{out}` holds other files and no latents", "Choose an empty or a new folder for --out")
+
+
+def _require_space(out: Path, settings: LatentSettings, num_images: int) -> None:
+    """Refuse to begin what the disk cannot hold."""
+    needed, free = settings.bytes_per_image * num_images, _free_bytes(out)
+    if needed > free:
+        raise StorageError(
+            f"Not enough space for `{out}` (needs {needed:,} bytes, {free:,} bytes free)",
+            "Free some space there, or store less with --no-flip",
+        )
 
 
 def _free_bytes(folder: Path) -> int:

@@ -23,6 +23,7 @@ from dis_cli.runtime.signals import StopRequest, stop_on_signals
 from dis_cli.workflows.bounds import parse_bounds
 from dis_cli.workflows.build import build_codec, build_image_source, choices, pick_precision
 from dis_cli.workflows.digit_scores import DigitScores
+from dis_cli.workflows.identity import require_same_as_run, require_same_images, require_there
 from dis_cli.workflows.load import LoadedModel, load_model
 from dis_cli.workflows.references import DATA, Compared, find_reference
 from dis_cli.workflows.sample_facts import choose_form
@@ -169,7 +170,11 @@ class ScoredModel:
         self._request = request
         self._device = device
         self._ref = request.ref or DATA
+        if self._ref == DATA:
+            require_there(config, loaded.saved_config, loaded.path)
         compared = find_reference(self._ref, config)
+        if self._ref == DATA:
+            require_same_images(config, loaded.images_fingerprint, loaded.path)
         self.scorer = _scorer_of(request, config, compared, device, group, stop)
         self.scorer.told += foreign_features(self.scorer.extractor, config)
         # The classes of the data, as often as they are in it; of another reference nothing is known.
@@ -331,6 +336,8 @@ def _evaluate_images(
     assert request.images is not None
     base = RunConfig() if request.preset is None else load_preset(request.preset)
     config = apply_overrides(base, request.overrides)
+    if request.ref == DATA:
+        require_same_as_run(request.preset, base, config)
     images = open_images(request.images, config.data.background)
     compared = None if request.ref is None else find_reference(request.ref, config)
     scorer = _scorer_of(request, config, compared, device, group, stop)

@@ -53,7 +53,8 @@ def export(
 ) -> Iterator[Event]:
     """Write a model in a form that needs nothing else, from which `load_model` makes the same one again.
 
-    Paths of this machine (``data.path``, ``evaluate.inception``) are left out of the settings.
+    Paths of this machine (``data.path``, ``evaluate.inception``) are left out of the settings, and of a VAE's folder
+    the name is left.
 
     Args:
         path: Whatever ``--ckpt`` takes.
@@ -89,7 +90,7 @@ def export(
         step=saved.step,
         ema_decay=saved.average.decay,
         class_names=saved.class_names,
-        vae=saved.vae_record,
+        vae=saved.vae_record and saved.vae_record | {"name": _name_of(saved.vae_record["name"])},
         versions=versions,
     )
     contents = _contents(form, out, saved, config, record, weights)
@@ -161,10 +162,15 @@ def _portable_config(saved: SavedModel, overrides: Sequence[str]) -> RunConfig:
         update={
             "description": true_description(config),
             "data": config.data.model_copy(update={"path": None}),
+            "codec": config.codec.model_copy(update={"vae": config.codec.vae and _name_of(config.codec.vae)}),
             "evaluate": config.evaluate.model_copy(update={"inception": None}),
             "sample": config.sample.model_copy(update={"ema": None}),
         }
     )
+
+
+def _name_of(vae: str) -> str:
+    return Path(vae).name if Path(vae).is_absolute() else vae
 
 
 def _cast(saved: SavedModel, dtype: str) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from dis_cli.models.backbone import DiS
 from dis_cli.scan.engines import Engine
 from dis_cli.workflows.averages import Average
 from dis_cli.workflows.build import build_model, pick_engine
+from dis_cli.workflows.identity import with_absolute_paths
 from dis_cli.workflows.mismatch import check_overrides, check_preset
 from dis_cli.workflows.resources import Form
 from dis_cli.workflows.saved import read_saved, run_of
@@ -36,6 +37,7 @@ class LoadedModel:
         class_names: One name a class; empty when unknown.
         vae: The VAE that its latents are of; None for pixels, or when the checkpoint does not say.
         notes: What the user should know about how it was found.
+        images_fingerprint: Of the images it was trained on; None when it does not say.
     """
 
     model: DiS
@@ -50,6 +52,7 @@ class LoadedModel:
     class_names: tuple[str, ...]
     vae: VaeRecord | None
     notes: tuple[str, ...]
+    images_fingerprint: str | None
 
     @property
     def run_folder(self) -> Path | None:
@@ -85,7 +88,7 @@ def load_model(
     wanted = None if preset is None else load_preset(preset)
     # All that can be wrong with it is told before there is a model that could be loaded in part.
     saved = read_saved(path, overrides, step)
-    config = apply_overrides(saved.config, overrides).settled()
+    config = with_absolute_paths(apply_overrides(saved.config, overrides)).settled()
     if wanted is not None:
         check_preset(saved.path, saved.config, saved.vae, wanted)
     check_overrides(saved.path, saved.config, config)
@@ -106,4 +109,5 @@ def load_model(
         class_names=saved.class_names,
         vae=saved.vae,
         notes=saved.notes,
+        images_fingerprint=saved.images_fingerprint,
     )

@@ -11,6 +11,7 @@ from datetime import datetime
 import torch
 
 from dis_cli import __version__
+from dis_cli.config.schema import RunConfig
 from dis_cli.events import Event, Finished, Metric, Note, Progress, Saved, Started, Step, Stopped, Wrote
 from dis_cli.runtime.files import atomic_write_text
 from dis_cli.runtime.precision import Precision
@@ -58,9 +59,15 @@ class Recorder:
 
 
 def write_run_json(
-    run: RunDir, device: torch.device, group: ProcessGroup, parameters: int, engine: Engine, precision: Precision
+    run: RunDir,
+    config: RunConfig,
+    device: torch.device,
+    group: ProcessGroup,
+    parameters: int,
+    engine: Engine,
+    precision: Precision,
 ) -> None:
-    """Write down what this start of the run works with."""
+    """Write down what this start of the run works with; its settings too, since people edit ``config.toml``."""
     facts = {
         "schema": 1,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -75,6 +82,7 @@ def write_run_json(
         "engine": asdict(engine),
         "precision": asdict(precision),
         "parameters": parameters,
+        "config": config.model_dump(mode="json"),
     }
     atomic_write_text(run.run_json, json.dumps(facts, indent=2) + "\n")
 

@@ -145,7 +145,7 @@ def find_runs(root: Path) -> list[RunSummary]:
 def summarize_run(folder: Path) -> RunSummary:
     """What a run folder says about its run; whatever is damaged in it is passed over and named in ``problems``."""
     run, problems = RunDir(folder), list[str]()
-    config = _read_config(run.config_path, problems)
+    config = _read_config(run, problems)
     train: dict[str, Any] = config["train"] if isinstance(config.get("train"), dict) else {}
     last, others = _read_events(run.events_path, problems)
     announced = [record.get("total") for record in others if record.get("event") == "started"]
@@ -178,12 +178,17 @@ def _run_folders(root: Path) -> Iterator[Path]:
         names[:] = sorted(name for name in names if not name.startswith(".") and not (is_run and name in _NOT_SEARCHED))
 
 
-def _read_config(path: Path, problems: list[str]) -> dict[str, Any]:
+def _read_config(run: RunDir, problems: list[str]) -> dict[str, Any]:
     # Not through the schema: a run of another version is shown as well.
+    with contextlib.suppress(OSError):
+        # People edit the other file, for a start that is still to come.
+        config = _record(run.run_json.read_bytes()).get("config")
+        if isinstance(config, dict):
+            return config
     try:
-        return tomllib.loads(read_text(path))
+        return tomllib.loads(read_text(run.config_path))
     except (OSError, ValueError, RecursionError) as error:
-        problems.append(_unreadable(path, error))
+        problems.append(_unreadable(run.config_path, error))
         return {}
 
 

@@ -323,6 +323,7 @@ def _lock(out: Path) -> Generator[None]:
     """Keep other processes from writing the same result meanwhile."""
     path = out.with_name(f".{out.name}.lock")
     lock = filelock.FileLock(path)
+    made = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
@@ -338,3 +339,7 @@ def _lock(out: Path) -> Generator[None]:
     finally:
         path.unlink(missing_ok=True)
         lock.release()
+        # Those in which nothing was written.
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()

@@ -26,6 +26,7 @@ from dis_cli.data.shards import VaeRecord, parse_vae
 from dis_cli.errors import MismatchError
 from dis_cli.runtime.files import sha256_file
 from dis_cli.workflows.averages import Average, averages_kept, choose_average, choose_held, choose_published
+from dis_cli.workflows.identity import recorded_images
 from dis_cli.workflows.mismatch import check_weights
 from dis_cli.workflows.resources import Form, form_of, parse_settings, refuse_step, saved_config
 
@@ -50,6 +51,7 @@ class SavedModel:
         dtype: The type that the weights are stored in.
         sha256: Of the content: of a checkpoint folder its manifest's, of a published file the file's.
         notes: What the user should know about how it was found.
+        images_fingerprint: Of the images it was trained on; None when it does not say.
     """
 
     form: Form
@@ -65,6 +67,7 @@ class SavedModel:
     dtype: str
     sha256: str
     notes: tuple[str, ...] = ()
+    images_fingerprint: str | None = None
 
     @property
     def run_folder(self) -> Path | None:
@@ -147,6 +150,7 @@ def _read_own(path: Path, overrides: Sequence[str], step: int | None) -> SavedMo
         dtype=_dtype(weights),
         sha256=sha256_file(checkpoint.path / MANIFEST),
         notes=checkpoint.notes,
+        images_fingerprint=recorded_images(checkpoint.meta, config),
     )
 
 

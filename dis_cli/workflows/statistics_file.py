@@ -14,6 +14,7 @@ from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.files import numbered
 from dis_cli.runtime.targets import require_writable
 from dis_cli.workflows.evaluate import Request, working_together
+from dis_cli.workflows.identity import require_same_as_run
 from dis_cli.workflows.references import collect, find_reference, reference_file
 from dis_cli.workflows.score_result import looked_at_by
 from dis_cli.workflows.scored_images import StoredImages
@@ -53,7 +54,9 @@ def make_statistics(
         raise UsageError(f"--out: got `{out}`, allowed: a name that ends in .npz", "Try `--out ref.npz`")
     require_writable(out, "file", suffixes=(".npz",))
     place = pick_device(device)
-    config = apply_overrides(RunConfig() if preset is None else load_preset(preset), overrides)
+    base = RunConfig() if preset is None else load_preset(preset)
+    config = apply_overrides(base, overrides)
+    require_same_as_run(preset, base, config)
     with working_together(Request(dry_run=dry_run), place) as (group, stop):
         compared = find_reference(data, config)
         if compared.images is None or compared.file is not None:

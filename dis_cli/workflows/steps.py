@@ -45,6 +45,7 @@ class Job:
     engine: Engine
     precision: Precision
     source: ImageSource
+    identity: dict[str, str]
     stop: StopRequest
     began: float
 

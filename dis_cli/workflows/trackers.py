@@ -140,10 +140,11 @@ def open_trackers(names: Sequence[str], run: RunDir, *, config: Mapping[str, obj
             shown once.
 
     Raises:
-        MissingResourceError: A package, or what it needs to begin, is not there.
+        MissingResourceError: A package, or what it needs to begin, is not there; the run's folder is as it was.
         StorageError: The folder cannot be written to.
     """
     look_for_trackers(names)
+    before = _written(run)
     opened: list[Tracker] = []
     notes: list[Note] = []
     try:
@@ -157,8 +158,18 @@ def open_trackers(names: Sequence[str], run: RunDir, *, config: Mapping[str, obj
                     raise ValueError(f"unknown tracker {name!r}")
     except BaseException:
         Trackers(opened).close()
+        for path in sorted(_written(run) - before, reverse=True):
+            with contextlib.suppress(OSError):
+                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
         raise
     return Trackers(opened, first_step=first_step, notes=notes)
+
+
+def _written(run: RunDir) -> set[Path]:
+    """All that trackers have written so far."""
+    folders = (run.tensorboard, run.path / "wandb")
+    own = (*folders, run.wandb_id_path, *(path for folder in folders for path in folder.rglob("*")))
+    return {path for path in own if path.exists() or path.is_symlink()}
 
 
 class _TensorBoard:
@@ -203,7 +214,10 @@ class _Wandb:
     def __init__(self, run: RunDir, config: Mapping[str, object], notes: list[Note]) -> None:
         try:
             self._wandb = importlib.import_module("wandb")
-            self._run, reason = self._begin(run, config)
+            identity = _wandb_id(run.wandb_id_path)
+            self._run, reason = self._begin(run, config, identity)
+            # Not before it has begun: a start that is refused changes nothing.
+            atomic_write_text(run.wandb_id_path, f"{identity}\n")
         except Exception as error:
             raise MissingResourceError(
                 f"train.trackers asks for wandb, which cannot begin: {_first_line(error)}",
@@ -215,13 +229,13 @@ class _Wandb:
         elif not self._run.offline and (address := self._run.url):
             notes.append(Note(message=f"wandb: {address}"))
 
-    def _begin(self, run: RunDir, config: Mapping[str, object]) -> tuple[Any, str | None]:
+    def _begin(self, run: RunDir, config: Mapping[str, object], identity: str) -> tuple[Any, str | None]:
         """The open run, and why it is kept on this disk though WANDB_MODE does not say so."""
         wandb = self._wandb
         arguments = {
             "project": WANDB_PROJECT,
             "name": config.get("name"),
-            "id": _wandb_id(run.wandb_id_path),
+            "id": identity,
             "resume": "allow",
             "dir": str(run.path),
             "config": dict(config),
@@ -268,14 +282,12 @@ class _Wandb:
 
 
 def _wandb_id(path: Path) -> str:
-    """The recorded name of the run, or a new one, which is then recorded."""
+    """The recorded name of the run, or a new one."""
     with contextlib.suppress(OSError, NotUtf8):
         recorded = read_text(path).strip()
         if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", recorded):
             return recorded
-    fresh = secrets.token_hex(4)
-    atomic_write_text(path, f"{fresh}\n")
-    return fresh
+    return secrets.token_hex(4)
 
 
 def _missing(name: str, what: str) -> MissingResourceError:

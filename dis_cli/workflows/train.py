@@ -3,21 +3,21 @@
 import contextlib
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from dis_cli import __version__
 from dis_cli.checkpoints.background import CheckpointWriter
-from dis_cli.checkpoints.store import finish_replacements, latest_checkpoint
+from dis_cli.checkpoints.store import finish_replacements
 from dis_cli.config.presets import dump_toml
 from dis_cli.config.schema import RunConfig
 from dis_cli.data.files import FileSource
 from dis_cli.data.latents import LatentSource
-from dis_cli.data.source import ImageSource
-from dis_cli.errors import CheckpointError, ConfigError, DisError, Interrupted, MismatchError
+from dis_cli.errors import ConfigError, DisError, Interrupted
 from dis_cli.events import Event, Finished, Note, Started, Stopped
+from dis_cli.runtime.compiler import require_compiler
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.distributed import Part
 from dis_cli.runtime.files import atomic_write_text
@@ -30,25 +30,22 @@ from dis_cli.runtime.signals import StopRequest, stop_on_signals
 from dis_cli.training.parallel import whole
 from dis_cli.training.state import TrainingState
 from dis_cli.workflows.averages import choose_average
-from dis_cli.workflows.build import (
-    build_latents,
-    build_source,
-    choices,
-    encodes_first,
-    pick_engine,
-)
+from dis_cli.workflows.build import build_latents, build_source, choices, encodes_first, pick_engine
 from dis_cli.workflows.build_training import build_training_state
 from dis_cli.workflows.check import check_images, layout_notes
 from dis_cli.workflows.cost import model_cost
-from dis_cli.workflows.encode import EncodeOptions, encode
+from dis_cli.workflows.encode import EncodeOptions, Encoding, run_encoding
+from dis_cli.workflows.identity import identity_of, with_absolute_paths
 from dis_cli.workflows.mismatch import check_weights
 from dis_cli.workflows.record import Recorder, write_run_json
 from dis_cli.workflows.resources import named_vae
 from dis_cli.workflows.same_run import (
+    LastState,
     check_same_data,
     check_same_run,
     flat_settings,
-    recorded_config,
+    notes_on_start,
+    read_last_state,
     settle_precision,
 )
 from dis_cli.workflows.steps import Job, Steps
@@ -87,6 +84,7 @@ def train(
     began = time.monotonic()
     place = pick_device(device)
     engine = pick_engine(config, place)
+    config = with_absolute_paths(config)
     run = RunDir(out)
     with contextlib.ExitStack() as held:
         stop = stop or held.enter_context(stop_on_signals())
@@ -97,41 +95,46 @@ def train(
         group.require_agreement({**versions, **flat_settings(config)})
         if group.is_leader and not is_locked:
             held.enter_context(run.lock())
-        config, precision = group.from_leader(lambda: _checked(run, config, group, place, fresh=fresh))
+        # From here to `_begun` all is looked at that a start can be refused for, and nothing is written.
+        last = read_last_state(run) if group.is_leader and not fresh else LastState()
+        config, precision = group.from_leader(lambda: _checked(last, run, config, group, place))
         source = build_source(config)
-        files = source if isinstance(source, FileSource) and config.data.check and not encodes_first(config) else None
-        if group.is_leader and not encodes_first(config):
+        encoding = _encoding(config, run, device) if encodes_first(config) else None
+        is_checked = encoding is None or not encoding.is_begun
+        files = source if isinstance(source, FileSource) and config.data.check and is_checked else None
+        if group.is_leader and encoding is None:
             yield from layout_notes(source, checked=config.data.check)
         if files is not None and group.is_leader:
             source = yield from check_images(files, on_bad=config.data.on_bad, num_workers=num_cores(), stop=stop)
         group.wait_for_leader(stop, _UNTRAINED)
-        # A run begins when all ranks can take part.
-        group.obey(stop, _UNTRAINED)
-        if group.is_leader:
-            if fresh:
-                # Only now that all has been found that a new run needs.
-                yield from _set_aside(run)
-            run.create()
-            run.remove_temporaries()
-            finish_replacements(run.checkpoints)
-            atomic_write_text(run.config_path, dump_toml(config))
         if files is not None and not group.is_leader and config.data.on_bad == "skip":
             # What the leader found is in the cache of checked images.
             source = yield from check_images(files, on_bad="skip", num_workers=num_cores(), stop=stop)
-        if encodes_first(config):
-            source = yield from _encoded(config, run, group, device)
-        group.require_agreement({"data": source.fingerprint})
-        yield from _train(Job(config, run, group, place, engine, precision, source, stop, began))
+        identity = identity_of(source)
+        group.require_agreement({"data": identity["data_fingerprint"]})
+        check_same_data(run, last, source, identity)
+        if config.train.compile:
+            require_compiler(place)
+        vae = source.settings.vae if isinstance(source, LatentSource) else None
+        watcher = Watcher(config.settled(), run, group, place, engine, source.class_names, vae, stop)
+        watcher.prepare()
+        # A run begins when all ranks can take part.
+        group.obey(stop, _UNTRAINED)
+        job = Job(config, run, group, place, engine, precision, source, identity, stop, began)
+        yield from _trained(job, last, encoding, watcher, fresh=fresh)
 
 
 def _checked(
-    run: RunDir, config: RunConfig, group: ProcessGroup, device: torch.device, *, fresh: bool
+    last: LastState, run: RunDir, config: RunConfig, group: ProcessGroup, device: torch.device
 ) -> tuple[RunConfig, Precision]:
     """The settings that all ranks train with, once the leader has found nothing wrong with them."""
     # An average that is not kept could not be sampled from in the end.
     choose_average(config, config.sample.ema)
     _require_equal_shares(config, group)
-    return _settled(run, config, device, fresh=fresh)
+    config, precision = _settled(last, run, config, device)
+    if last.checkpoint is not None:
+        check_weights(last.checkpoint.path, last.checkpoint.tensors["model"], config)
+    return config, precision
 
 
 def _require_equal_shares(config: RunConfig, group: ProcessGroup) -> None:
@@ -158,23 +161,15 @@ def _equal_shares(batch: int, accumulation: int, world_size: int) -> str:
     return f"Start {few}, or a new run with train.batch_size={nearest}"
 
 
-def _settled(run: RunDir, config: RunConfig, device: torch.device, *, fresh: bool) -> tuple[RunConfig, Precision]:
-    recorded = None if fresh else recorded_config(run)
-    config, precision = settle_precision(recorded, config, device)
-    if recorded is not None:
-        check_same_run(run, recorded, config)
+def _settled(last: LastState, run: RunDir, config: RunConfig, device: torch.device) -> tuple[RunConfig, Precision]:
+    config, precision = settle_precision(last.recorded, config, device)
+    if last.recorded is not None:
+        check_same_run(run, last.recorded, config)
     return config, precision
 
 
-def _set_aside(run: RunDir) -> Iterator[Event]:
-    """Make room for a run that starts over; what was there stays a run folder of its own."""
-    folder = run.set_aside()
-    if folder is not None:
-        yield Note(message=f"Starting over; what was there before is in {folder}")
-
-
-def _encoded(config: RunConfig, run: RunDir, group: ProcessGroup, device: str) -> Generator[Event, None, ImageSource]:
-    """The latents of the run's images, which all ranks encode into the run's folder at its first start."""
+def _encoding(config: RunConfig, run: RunDir, device: str) -> Encoding:
+    """How the run's images are encoded, which all ranks do at its first start; nothing is encoded yet."""
     options = EncodeOptions(
         image_size=config.pixel_size,
         mirrored=config.data.hflip,
@@ -184,37 +179,65 @@ def _encoded(config: RunConfig, run: RunDir, group: ProcessGroup, device: str) -
         on_bad=config.data.on_bad,
         device=device,
     )
-    part = Part(group.rank, group.world_size)
-    events = encode(config.data.path, named_vae(config), run.latents, options, kind=config.data.source, part=part)
-    for event in events:
-        if not isinstance(event, Finished):
-            yield event
-    return build_latents(config, run.latents)
+    return Encoding.prepare(config.data.path, named_vae(config), run.latents, options, kind=config.data.source)
 
 
-def _train(job: Job) -> Iterator[Event]:
-    """Train, and on the leader write down what happens."""
-    state = build_training_state(job.config, job.device, job.group)
-    notes, meta = _restore(job, state)
-    if not job.group.is_leader:
-        yield from _events(job, state, meta)
-        return
-    # Before anything is appended: a kill may have left half a line, and steps that are about to be done again.
-    job.run.truncate_events(state.step)
-    settings = job.config.model_dump(mode="json")
-    trackers = open_trackers(job.config.train.trackers, job.run, config=settings, first_step=state.step)
-    recorder = Recorder(job.run, log_every=job.config.train.log_every, trackers=trackers)
+def _trained(job: Job, last: LastState, encoding: Encoding | None, watcher: Watcher, *, fresh: bool) -> Iterator[Event]:
+    """Begin or continue the run and train; on the leader what happens is written down."""
+    notes = notes_on_start(job.run, last, job.config)
+    recorder = (yield from _begun(job, last.step, fresh=fresh)) if job.group.is_leader else None
+    state = None
     try:
         for note in notes:
-            yield from recorder.record(Note(message=note, level="warning"))
-        for event in _events(job, state, meta):
-            yield from recorder.record(event)
+            yield from _recorded(recorder, Note(message=note, level="warning"))
+        if encoding is not None:
+            job = yield from _encoded(job, encoding)
+        state = _restored(job, last)
+        for event in _events(job, state, watcher):
+            yield from _recorded(recorder, event)
     except (Exception, KeyboardInterrupt) as error:
-        with contextlib.suppress(DisError):
-            yield from recorder.record(_stopped(state.step, job.group.cause_of(error) or error))
+        if recorder is not None:
+            stopped = _stopped(last.step if state is None else state.step, job.group.cause_of(error) or error)
+            with contextlib.suppress(DisError):
+                yield from recorder.record(stopped)
         raise
     finally:
+        if recorder is not None:
+            recorder.close()
+
+
+def _recorded(recorder: Recorder | None, event: Event) -> Iterator[Event]:
+    return iter((event,)) if recorder is None else recorder.record(event)
+
+
+def _begun(job: Job, step: int, *, fresh: bool) -> Generator[Event, None, Recorder]:
+    """Change the run's folder for the first time: all has been found that this start needs."""
+    config, run = job.config, job.run
+    # What was there stays a run folder of its own.
+    aside = run.set_aside() if fresh else None
+    try:
+        settings = config.model_dump(mode="json")
+        trackers = open_trackers(config.train.trackers, run, config=settings, first_step=step)
+    except BaseException:
+        if aside is not None:
+            run.put_back(aside)
+        raise
+    recorder = Recorder(run, log_every=config.train.log_every, trackers=trackers)
+    try:
+        run.create()
+        run.remove_temporaries()
+        finish_replacements(run.checkpoints)
+        # A kill may have left half a line, and steps that are about to be done again.
+        run.truncate_events(step)
+        cost = model_cost(config)
+        write_run_json(run, config, job.device, job.group, cost.parameters, job.engine, job.precision)
+        atomic_write_text(run.config_path, dump_toml(config))
+        if aside is not None:
+            yield Note(message=f"Starting over; what was there before is in {aside}")
+    except BaseException:
         recorder.close()
+        raise
+    return recorder
 
 
 def _stopped(step: int, error: BaseException) -> Stopped:
@@ -223,43 +246,42 @@ def _stopped(step: int, error: BaseException) -> Stopped:
     return Stopped(step=step, reason=reason, message=message)
 
 
-def _restore(job: Job, state: TrainingState) -> tuple[list[str], dict[str, object]]:
-    """Continue from the newest sound checkpoint, which the leader reads; returns what is to be said and saved."""
-    checkpoint, notes = latest_checkpoint(job.run.checkpoints) if job.group.is_leader else (None, [])
-    if checkpoint is None and notes:
-        raise CheckpointError(
-            f"All checkpoints of `{job.run.path}` are damaged. {'. '.join(notes)}",
-            "Begin a new run with `--out DIR`, start this one over with `--fresh`, or remove the damaged folders",
-        )
-    if checkpoint is not None and "optimizer" not in checkpoint.tensors:
-        raise MismatchError(
-            f"`{checkpoint.path}` holds weights only, and not what the optimizer needs to go on",
-            "It was imported: it can be sampled and scored. Train in another folder with `--out DIR`",
-        )
-    if checkpoint is not None:
-        check_weights(checkpoint.path, checkpoint.tensors["model"], job.config)
-        check_same_data(job.run, checkpoint.meta, job.source)
+def _encoded(job: Job, encoding: Encoding) -> Generator[Event, None, Job]:
+    """The job with the latents of its images, which all ranks encode into the run's folder at its first start."""
+    for event in run_encoding(encoding, Part(job.group.rank, job.group.world_size)):
+        if not isinstance(event, Finished):
+            yield event
+    # Training needs the memory of the VAE.
+    del encoding.codec
+    source = build_latents(job.config, job.run.latents)
+    identity = identity_of(source)
+    job.group.require_agreement({"data": identity["data_fingerprint"]})
+    return replace(job, source=source, identity=identity)
+
+
+def _restored(job: Job, last: LastState) -> TrainingState:
+    """The state after the last checkpoint, which the leader has read."""
+    state = build_training_state(job.config, job.device, job.group)
+    checkpoint = last.take()
     step, num_skipped = job.group.from_leader(
         lambda: (checkpoint.step, int(checkpoint.meta.get("num_skipped", 0))) if checkpoint else (None, 0)
     )
     if step is not None:
         state.load(checkpoint.tensors if checkpoint else None, job.group)
         state.step, state.num_skipped = step, num_skipped
+    return state
+
+
+def _events(job: Job, state: TrainingState, watcher: Watcher) -> Iterator[Event]:
+    config, group, last_step = job.config, job.group, job.config.train.steps
+    cost = model_cost(config)
     meta: dict[str, object] = {
-        "config": job.config.model_dump(mode="json"),
-        "data_fingerprint": job.source.fingerprint,
+        "config": config.model_dump(mode="json"),
+        **job.identity,
         "class_names": list(job.source.class_names),
     }
     if isinstance(job.source, LatentSource):
         meta["vae"] = asdict(job.source.settings.vae)
-    return notes, meta
-
-
-def _events(job: Job, state: TrainingState, meta: dict[str, object]) -> Iterator[Event]:
-    config, group, last_step = job.config, job.group, job.config.train.steps
-    cost = model_cost(config)
-    if group.is_leader:
-        write_run_json(job.run, job.device, group, cost.parameters, job.engine, job.precision)
     details: dict[str, object] = {"parameters": cost.parameters, "device": str(job.device), "images": len(job.source)}
     details |= {"processes": group.world_size} if group.world_size > 1 else {}
     yield Started(
@@ -270,9 +292,7 @@ def _events(job: Job, state: TrainingState, meta: dict[str, object]) -> Iterator
         details=details | {"run": str(job.run.path)},
     )
     yield from choices(job.engine, job.precision)
-    vae = job.source.settings.vae if isinstance(job.source, LatentSource) else None
-    watcher = Watcher(config.settled(), job.run, group, job.device, job.engine, job.source.class_names, vae, job.stop)
-    watcher.prepare(state.step)
+    watcher.recall(state.step)
     writer = CheckpointWriter(
         job.run.checkpoints,
         keep_last=config.train.keep_last,
@@ -316,17 +336,23 @@ def _peak_flops(job: Job) -> float:
 
 
 def plan_training(config: RunConfig, out: Path, *, device: str = "auto", fresh: bool = False) -> dict[str, object]:
-    """What ``train`` would do, with estimates; reads the data's listing, writes nothing."""
+    """What ``train`` would do, with estimates and warnings; reads the data's listing, writes nothing."""
     place = pick_device(device)
     engine = pick_engine(config, place)
+    config = with_absolute_paths(config)
     run = RunDir(out)
-    config, precision = _settled(run, config, place, fresh=fresh)
+    last = LastState() if fresh else read_last_state(run, ())
+    config, precision = _settled(last, run, config, place)
     source = build_source(config)
+    if config.data.on_bad == "stop":
+        # Which images are bad, and left out, is not known without reading them.
+        check_same_data(run, last, source, identity_of(source))
     cost = model_cost(config)
     weights = 4 * cost.parameters
     averages = 1 + len(config.train.ema_more)
     return {
         "run": str(out),
+        "warnings": notes_on_start(run, last, config),
         "images": len(source),
         "notes": [note.message for note in layout_notes(source, checked=False)],
         "steps": config.train.steps,

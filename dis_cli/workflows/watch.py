@@ -89,11 +89,8 @@ class Watcher:
     _scored: bool = False
     _known: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
 
-    def prepare(self, last_step: int) -> None:
-        """Find all that is needed before the first step is taken, and what was done before this start.
-
-        Args:
-            last_step: The step that training continues from.
+    def prepare(self) -> None:
+        """Find all that is needed, before anything of the run is changed.
 
         Raises:
             DisError: The VAE, the images to compare with or the weights of Inception are not there.
@@ -105,6 +102,13 @@ class Watcher:
             self._source = reference_images(self.config)
             if self.group.is_leader:
                 self._extractor = make_extractor(self.config, None, self.device)
+
+    def recall(self, last_step: int) -> None:
+        """Find out what was done before this start.
+
+        Args:
+            last_step: The step that training continues from.
+        """
         if self.group.is_leader:
             for record in read_events(self.run.events_path):
                 step = record.get("step")

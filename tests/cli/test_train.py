@@ -185,3 +185,18 @@ def test_weights_that_blow_up_stop_the_run(tmp_path, capsys) -> None:
         assert "Lower the learning rate" in captured.err
     else:
         assert status == 0
+
+
+def test_a_jump_of_the_learning_rate_is_said_before_the_first_step(tmp_path, capsys) -> None:
+    falling = ("train.lr_schedule=linear", "train.decay_fraction=1.0")
+    assert train(tmp_path, "train.steps=4", *falling) == 0
+    said = "train.steps 4 -> 8 under train.lr_schedule=linear: the learning rate rises from "
+    capsys.readouterr()
+    assert train(tmp_path, "train.steps=8", *falling, "--dry-run", "--json") == 0
+    assert said in result(capsys)["warnings"][0]
+    assert train(tmp_path, "train.steps=8", *falling) == 0
+    events = read_events(tmp_path / "events.jsonl")
+    note = next(event for event in events if event["event"] == "note" and event["level"] == "warning")
+    rates = {event["step"]: event["lr"] for event in events if event["event"] == "step"}
+    assert events.index(note) < events.index(next(event for event in events if event.get("step") == 5))
+    assert note["message"].startswith(f"{said}{rates[4]:.3g} in step 4 to {rates[5]:.3g} in step 5.")
