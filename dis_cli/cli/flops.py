@@ -10,6 +10,7 @@ from dis_cli.cli.options import DeviceOption, JsonFlag, PresetOption, path_to_wr
 from dis_cli.cli.output import Output
 from dis_cli.errors import UsageError
 from dis_cli.models.sizes import SIZES
+from dis_cli.paths import home_path
 from dis_cli.runtime.targets import require_writable
 
 if TYPE_CHECKING:
