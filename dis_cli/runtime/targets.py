@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
-from dis_cli.errors import UsageError
+from dis_cli.errors import StorageError, UsageError
 from dis_cli.runtime.files import TEMPORARY_PREFIX, storage_error
 
 # A file; a folder that gets its name when it is whole; a folder that is filled where it stands.
@@ -63,7 +63,10 @@ def require_writable(path: Path, kind: Kind, *, suffixes: Collection[str] = (), 
         _require_name(path, kind, suffixes, option)
     if kind == "folder" and mode is not None:
         _require_movable(path, option)
-    _try(path, inside=kind == "filled folder" and mode is not None)
+    try:
+        _try(path, inside=kind == "filled folder" and mode is not None)
+    except OSError as error:
+        raise storage_error(path, error, action="write" if kind == "file" else "create") from error
 
 
 def followed(path: Path) -> Path:
@@ -97,8 +100,8 @@ def _mode(path: Path, option: str) -> int | None:
         pass
     except NotADirectoryError as error:
         parent = next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), path.parent)
-        raise UsageError(
-            f"`{path}` cannot be written: `{parent}` is not a folder", f"Choose another path with `{option}`"
+        raise StorageError(
+            f"Cannot create `{path}`: `{parent}` is not a folder", f"Choose another path with `{option}`"
         ) from error
     except OSError as error:
         raise storage_error(path, error) from error
@@ -137,13 +140,10 @@ def _try(path: Path, *, inside: bool) -> None:
     # As the system sees it: behind links, and without "..".
     real = Path(os.path.realpath(path))
     folder = real if inside else next(parent for parent in (*real.parents, real) if parent.exists())
-    try:
-        longest = max((len(os.fsencode(part)) for part in real.relative_to(folder).parts), default=0)
-        if longest > os.pathconf(folder, "PC_NAME_MAX"):
-            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-        _make_file_in(folder)
-    except OSError as error:
-        raise storage_error(path, error) from error
+    longest = max((len(os.fsencode(part)) for part in real.relative_to(folder).parts), default=0)
+    if longest > os.pathconf(folder, "PC_NAME_MAX"):
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    _make_file_in(folder)
 
 
 def _make_file_in(folder: Path) -> None:

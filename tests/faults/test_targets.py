@@ -195,7 +195,7 @@ def test_a_run_whose_own_folders_take_nothing(
         (run / name).write_text("precious")
     monkeypatch.setattr(Started, "__init__", lambda *_, **__: pytest.fail("the work has begun"))
     for command in (["sample", "-n", 2], ["eval-fid", "-n", 20], ["eval-fid", "-n", 20, "--sweep", "steps=2,3"]):
-        assert dis(*command, "--ckpt", run) == 2
+        assert dis(*command, "--ckpt", run) == 1
         assert "is not a folder" in capsys.readouterr().err
 
 
@@ -223,8 +223,8 @@ def test_what_may_be_written(tmp_path: Path) -> None:
         ("/", "file", UsageError, "exists and is a folder; a file is to be written"),
         ("/", "folder", UsageError, "the place where a disk is mounted"),
         (KERNEL / "x", "file", StorageError, "Cannot write `/sys/x`"),
-        (KERNEL / "x" / "y", "folder", StorageError, "Cannot write `/sys/x/y`"),
-        (KERNEL, "filled folder", StorageError, "Cannot write `/sys`"),
+        (KERNEL / "x" / "y", "folder", StorageError, "Cannot create `/sys/x/y`"),
+        (KERNEL, "filled folder", StorageError, "Cannot create `/sys`"),
         ("x" * 256, "file", StorageError, "File name too long"),
         ("x.csv", "file", UsageError, "ends in .csv, and what is written is .json"),
         ("x.zip", "filled folder", UsageError, "ends in .zip, and what is written is a folder"),
