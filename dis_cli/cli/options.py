@@ -60,7 +60,7 @@ def take_checkpoint(ckpt: str | None, overrides: list[str] | None) -> tuple[str,
         UsageError: There is none, or there are several.
     """
     overrides = overrides or []
-    paths = [text for text in overrides if "=" not in text or Path(text).exists()]
+    paths = [text for text in overrides if "=" not in text or home_path(text).exists()]
     if ckpt is not None:
         return ckpt, overrides
     if len(paths) > 1:
@@ -70,7 +70,7 @@ def take_checkpoint(ckpt: str | None, overrides: list[str] | None) -> tuple[str,
         )
     if not paths:
         raise UsageError("No checkpoint given", "Give one with `--ckpt PATH`, such as `--ckpt runs/dis-xs-digits`")
-    return paths[0], [text for text in overrides if text != paths[0]]
+    return expand_home(paths[0]), [text for text in overrides if text != paths[0]]
 
 
 def refuse_short_dry_run(value: bool) -> None:
