@@ -106,7 +106,8 @@ def test_show_says_the_vae(tmp_path: Path, capsys: Capture) -> None:
     run = save_run(tmp_path / "run", config_of(LATENTS, codec__vae=str(vae)), vae=record)
     assert shown(capsys, run)["vae"] == record
     for form in FORMS:
-        assert shown(capsys, exported(run, tmp_path, form))["vae"] == record
+        # Where it lies on this machine says nothing elsewhere.
+        assert shown(capsys, exported(run, tmp_path, form))["vae"] == record | {"name": "vae"}
     assert dis("checkpoint", "show", run) == 0
     assert f"{vae} (weights of sha256 {'2' * 12})" in capsys.readouterr().out
 
