@@ -20,7 +20,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dis_cli.errors import DataError
+from dis_cli.errors import DataError, is_limit
 
 # below Pillow's own limits, 89 megapixels for a warning and 179 for an error
 MAX_PIXELS = 80_000_000
@@ -133,6 +133,9 @@ def _decode(
             return _opaque_8_bit(image, background).convert("L" if channels == 1 else "RGB"), remarks
     # decoders raise anything on a damaged file: OSError, SyntaxError, EOFError, struct.error, TypeError ...
     except Exception as error:
+        if is_limit(error):
+            # The image is not to blame.
+            raise
         raise UnreadableImage(name or printable(str(file)), _reason(error, file)) from error
 
 

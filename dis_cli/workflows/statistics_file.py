@@ -1,5 +1,6 @@
 """A file of statistics of images, to be compared with later: `dis eval-fid stats`."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from dis_cli.events import Event, Finished, Note, Wrote
 from dis_cli.metrics.features import SPATIAL, Extractor
 from dis_cli.metrics.reference import write_reference
 from dis_cli.runtime.device import pick_device
-from dis_cli.workflows.evaluate import Request, working_together
+from dis_cli.workflows.evaluate import Request, work_together
 from dis_cli.workflows.references import collect, find_reference, reference_file
 from dis_cli.workflows.score_result import looked_at_by
 from dis_cli.workflows.scorer import make_extractor
@@ -49,7 +50,8 @@ def make_statistics(
         raise UsageError(f"--out: got `{out}`, allowed: a name that ends in .npz", "Try `--out ref.npz`")
     place = pick_device(device)
     config = apply_overrides(RunConfig() if preset is None else load_preset(preset), overrides)
-    with working_together(Request(dry_run=dry_run), place) as (group, stop):
+    with contextlib.ExitStack() as held:
+        group, stop = yield from work_together(Request(dry_run=dry_run), place, held)
         compared = find_reference(data, config)
         if compared.images is None or compared.file is not None:
             raise UsageError(f"`{data}` holds statistics already", "Give images with `--data`")

@@ -1,5 +1,6 @@
 """A model scored at every point of a grid of sampling settings: one table, one picture, the best point marked."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from dis_cli.events import Event, Finished, Note, Wrote
 from dis_cli.metrics.features import score_names
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.files import atomic_write_bytes
-from dis_cli.workflows.evaluate import Request, ScoredModel, agreed, working_together
+from dis_cli.workflows.evaluate import Request, ScoredModel, agreed, work_together
 from dis_cli.workflows.load import LoadedModel, load_model
 from dis_cli.workflows.plot import Curve, curves_png
 from dis_cli.workflows.score_result import default_path, headlines, write_result
@@ -35,7 +36,8 @@ def sweep(request: Request, axes: Sequence[Axis]) -> Iterator[Event]:
     assert request.checkpoint is not None
     place = pick_device(request.device)
     points = points_of(axes)
-    with working_together(request, place) as (group, stop):
+    with contextlib.ExitStack() as held:
+        group, stop = yield from work_together(request, place, held)
         loaded = load_model(request.checkpoint, place, request.overrides, request.preset, request.step)
         yield from (Note(message=note, level="warning") for note in loaded.notes)
         asked = apply_overrides(loaded.saved_config, request.overrides)
