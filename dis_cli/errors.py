@@ -12,7 +12,7 @@
     ├── NonFiniteError          exit 1   the loss or a gradient is NaN or infinite
     ├── NegativeVerdict         exit 3   everything ran, and the answer is no (``--fail-above``)
     ├── PeerError               exit n   another process of the job failed with status n
-    └── Interrupted             exit 130 after SIGINT, 143 after SIGTERM
+    └── Interrupted             exit 130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP
 
 A file that is whole and holds something else than what was asked for (another size, foreign names of weights, other
 settings) is the user's choice to change: a UsageError. A file that is not what its writer wrote (truncated, flipped
@@ -24,6 +24,7 @@ the numerical core are plain ``ValueError``.
 """
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
@@ -158,3 +159,13 @@ def is_out_of_memory(exception: BaseException) -> bool:
     # By name: torch is not imported for this. Its CPU allocator raises a plain RuntimeError.
     names = {kind.__name__ for kind in type(exception).__mro__}
     return bool(names & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator" in str(exception)
+
+
+def is_limit(exception: BaseException) -> bool:
+    """Whether the system gave this process no more files, processes or threads."""
+    if isinstance(exception, OSError):
+        # A fork that is refused names no file.
+        return exception.errno in (errno.EMFILE, errno.ENFILE) or (
+            exception.errno == errno.EAGAIN and exception.filename is None
+        )
+    return isinstance(exception, RuntimeError) and "can't start new thread" in str(exception)

@@ -118,6 +118,13 @@ class Note(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Waiting(Event):
+    """The work stands still until somebody else does something; shown also where notes are not."""
+
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stopped(Event):
     """Training ended before its last step: asked to by a signal, by ``train.max_minutes``, or because of an error.
 

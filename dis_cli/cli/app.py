@@ -23,7 +23,8 @@ from dis_cli.cli.other_options import answer
 from dis_cli.cli.runs import runs
 from dis_cli.cli.sample import sample
 from dis_cli.cli.train import train
-from dis_cli.errors import DisError, Interrupted, StorageError, UsageError, did_you_mean, is_out_of_memory
+from dis_cli.errors import DisError, Interrupted, StorageError, UsageError, did_you_mean, is_limit, is_out_of_memory
+from dis_cli.runtime.openmp import limit_spinning
 
 BROKEN_PIPE_STATUS = 128 + 13  # what a shell reports for SIGPIPE
 
@@ -71,6 +72,7 @@ def root(
 
 def main() -> NoReturn:
     """Run ``dis`` on this process's arguments and exit with its status."""
+    limit_spinning()
     status = run(sys.argv[1:])
     if sys.stdout is not None:
         try:
@@ -146,6 +148,12 @@ def explain(exception: BaseException, arguments: Sequence[str] = ()) -> DisError
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG | errno.EROFS):
             return StorageError(
                 _os_error_text(exception), "Free some space or write elsewhere; nothing that was complete is lost"
+            )
+        case _ if is_limit(exception):
+            return DisError(
+                f"The system allows no more open files, processes or threads: {_first_line(exception)}",
+                "Raise the limits (`ulimit -n` for files, `ulimit -u` for processes and threads) or end other "
+                "programs. What was saved before is unharmed",
             )
         case OSError(filename=name) if name is not None:
             return StorageError(_os_error_text(exception))

@@ -51,6 +51,7 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
         f"platform   {report['platform']}",
         f"processor  {cpu['name']}, {_count(cpu['num_cores'], 'core')}, {_count(threads, 'thread')} for PyTorch, "
         f"which uses {cpu['torch_capability']}",
+        f"waiting    {_waiting(cpu['threads_wait'])}",
         f"memory     {_memory(report)}",
         f"disk       {size(report['free_disk_bytes'])} free in this folder",
         f"kernel     {kernel['isa'] if kernel['why_not'] is None else kernel['why_not']}",
@@ -78,6 +79,15 @@ def _engine_table(engines: Mapping[str, Any]) -> list[str]:
         reason = f": {facts['reason']}" if facts["reason"] else ""
         rows.append([name, "-" if error is None else f"{error:.1e}", state + reason])
     return table(rows)
+
+
+def _waiting(facts: Mapping[str, Any]) -> str:
+    """How OpenMP's threads wait for each other."""
+    variable, value = facts["variable"], facts["value"]
+    if value is None:
+        return f"threads spin as OpenMP likes: {variable} is not set"
+    who = f"set by dis; {variable} in the environment goes before" if facts["set_by"] == "dis" else "your environment"
+    return f"threads spin by {variable}={value} ({who})"
 
 
 def _memory(facts: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ is a terminal to draw on.
 """
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 from dis_cli.cli.meter import Meter
 from dis_cli.cli.text import jsonable, printable, size
 from dis_cli.errors import DisError, Interrupted, PeerError, StorageError, UsageError
-from dis_cli.events import Event, Finished, Metric, Note, Progress, Saved, Started, Step, Wrote
+from dis_cli.events import Event, Finished, Metric, Note, Progress, Saved, Started, Step, Waiting, Wrote
+from dis_cli.runtime.signals import is_stopping
 
 if TYPE_CHECKING:
     from dis_cli.cli.live import LiveLine
@@ -84,8 +86,10 @@ class Output:
                     finished = event.result
                     continue
                 if self._json_lines:
-                    _write_stdout(_json_line(event.to_json()))
-                if not self._quiet:
+                    _write_event(_json_line(event.to_json()))
+                if isinstance(event, Waiting):
+                    self._line(f"warning: {event.message}")
+                elif not self._quiet:
                     self._show(event)
         if finished is None:
             raise RuntimeError("the workflow ended without a result")
@@ -242,6 +246,17 @@ def _write_stdout(text: str) -> None:
         ) from error
 
 
+def _write_event(text: str) -> None:
+    try:
+        _write_stdout(text)
+    except (BrokenPipeError, StorageError) as error:
+        # What ends a job, such as Ctrl-C or the closing of its terminal, may end its reader first; a terminal that is
+        # gone (EIO) tells so before the signal comes. The work is still to be saved.
+        is_gone = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EIO
+        if not is_gone and not is_stopping():
+            raise
+
+
 def error(failure: DisError, as_json: bool, *, json_lines: bool = False) -> None:
     """Print an error and its hint; with ``as_json`` or ``json_lines`` also as the last object on standard output.
 
@@ -249,7 +264,7 @@ def error(failure: DisError, as_json: bool, *, json_lines: bool = False) -> None
     tell only what is their own, on standard error.
     """
     # As it stands: that it makes no sense may be the very error that is to be told.
-    rank = os.environ.get("RANK", "0")
+    rank = os.environ.get("RANK", "0") if "WORLD_SIZE" in os.environ else "0"
     if rank != "0" and isinstance(failure, PeerError | Interrupted):
         return
     hint = f"\nhint: {failure.hint}\n" if failure.hint else ""

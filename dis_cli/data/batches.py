@@ -4,23 +4,21 @@ A sample's place in the whole run, its global position ``step * batch_size + i``
 draws are the same whatever the number of loader processes, and after any interruption.
 """
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
+from dis_cli.data.loaders import load_ahead
 from dis_cli.data.order import index_at
 from dis_cli.data.source import BatchSource, ImageSource
 from dis_cli.diffusion.batch import TrainingBatch
-from dis_cli.errors import DisError
 from dis_cli.runtime.seed import Stream, generators
 
-# Batches that each loader process has ready: one in use would do, but reading times vary.
-_PREFETCH = 4
 
-
-class TrainingSet(Dataset[TrainingBatch | DisError]):
+class TrainingSet:
     """A source seen through the run's order; the key of a batch is the global positions of its samples.
 
     Args:
@@ -38,17 +36,16 @@ class TrainingSet(Dataset[TrainingBatch | DisError]):
         self.num_timesteps = num_timesteps
         self.num_drop_path = num_drop_path
 
-    def __getitem__(self, positions: Sequence[int]) -> TrainingBatch | DisError:
+    def batch(self, positions: Sequence[int], sign_of_life: Callable[[], None] | None = None) -> TrainingBatch:
         """The samples at the positions.
 
-        An error is returned, not raised: torch would rebuild it from a loader process without its hint.
-        """
-        try:
-            return self._batch(positions)
-        except DisError as error:
-            return error
+        Args:
+            positions: Of the samples.
+            sign_of_life: Called after each sample.
 
-    def _batch(self, positions: Sequence[int]) -> TrainingBatch:
+        Raises:
+            DataError: A sample could not be read.
+        """
         source, count = self.source, len(positions)
         indices = [index_at(position, num_samples=len(source), seed=self.seed) for position in positions]
         t = np.empty(count, dtype=np.int64)
@@ -65,6 +62,8 @@ class TrainingSet(Dataset[TrainingBatch | DisError]):
                 rng.standard_normal(out=noise[row], dtype=np.float32)
                 # The image comes last: how many draws it takes depends on the source, and must not move the others.
                 yield rng
+                if sign_of_life is not None:
+                    sign_of_life()
 
         if self._batch_source is not None:
             x_0 = self._batch_source.load_batch(indices, rngs())
@@ -91,7 +90,7 @@ def training_batches(
     pin_memory: bool = False,
     rank: int = 0,
     world_size: int = 1,
-) -> Iterator[TrainingBatch]:
+) -> Generator[TrainingBatch]:
     """One rank's share of steps ``first_step`` to ``last_step - 1``, each in ``accumulation`` equal parts, in order.
 
     A step's samples are the same whatever the number of parts and ranks; only who computes them differs.
@@ -103,30 +102,34 @@ def training_batches(
         batch_size: Samples per optimizer step, over all ranks.
         accumulation: Parts per step.
         num_workers: Loader processes; 0 loads in line.
-        pin_memory: Put batches where a GPU can fetch them by itself, from a thread of its own.
+        pin_memory: Put batches where a GPU can fetch them by itself.
         rank: This rank, from 0.
         world_size: Ranks in all.
 
     Raises:
         ValueError: ``batch_size`` cannot be dealt out in equal parts.
-        DisError: A sample could not be read.
+        DisError: A sample could not be read, or a loader process failed.
     """
     part, rest = divmod(batch_size, accumulation * world_size)
     if rest:
         raise ValueError(f"{batch_size} samples cannot be dealt out to {accumulation} parts of {world_size} ranks")
     parts = range(first_step * accumulation * world_size + rank, last_step * accumulation * world_size, world_size)
-    positions = (range(index * part, (index + 1) * part) for index in parts)
-    # The samples bring their own randomness; the loader's base seed must not come from the global generator.
-    loader = DataLoader(
-        dataset,
-        batch_size=None,  # the set makes whole batches itself
-        sampler=positions,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        prefetch_factor=_PREFETCH if num_workers else None,
-        generator=torch.Generator().manual_seed(0),
-    )
-    for batch in loader:
-        if isinstance(batch, DisError):
-            raise batch
-        yield batch
+    load = functools.partial(_load_part, dataset, part)
+    if num_workers:
+        # Processes beyond the number of parts would have nothing to do.
+        loaded = load_ahead(load, parts, num_workers=min(num_workers, max(len(parts), 1)), pin_memory=pin_memory)
+    else:
+        loaded = (_pinned(load(index)) if pin_memory else load(index) for index in parts)
+    with contextlib.closing(loaded):
+        for tensors in loaded:
+            yield TrainingBatch(*tensors)
+
+
+def _load_part(
+    dataset: TrainingSet, part: int, index: int, sign_of_life: Callable[[], None] | None = None
+) -> tuple[torch.Tensor, ...]:
+    return dataset.batch(range(index * part, (index + 1) * part), sign_of_life)
+
+
+def _pinned(tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(tensor.pin_memory() for tensor in tensors)

@@ -23,7 +23,7 @@ import PIL
 
 from dis_cli.data.decode import RULES, UnreadableImage, check_image, printable
 from dis_cli.data.files import ImageFiles
-from dis_cli.errors import StorageError
+from dis_cli.errors import StorageError, is_limit
 from dis_cli.runtime.files import atomic_write_bytes
 from dis_cli.runtime.machine import cache_folder
 
@@ -111,6 +111,8 @@ class ImageCheck:
         except UnreadableImage as error:
             reason = error.reason
         except OSError as error:
+            if is_limit(error):
+                raise
             reason = error.strerror or str(error)
         return _Verdict(b"", f"{printable(os.fsdecode(name))}: {reason}", [])
 

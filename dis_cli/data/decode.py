@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError, features
 
-from dis_cli.errors import DataError
+from dis_cli.errors import DataError, is_limit
 
 # below Pillow's own limits, 89 megapixels for a warning and 179 for an error
 MAX_PIXELS = 80_000_000
@@ -193,6 +193,9 @@ def _decode(file: Readable, name: str | None, channels: int, background: str, *,
             return Decoded(opaque, samples.grey, alpha is not None, remarks)
     # decoders raise anything on a damaged file: OSError, SyntaxError, EOFError, struct.error, TypeError ...
     except Exception as error:
+        if is_limit(error):
+            # The image is not to blame.
+            raise
         raise UnreadableImage(name or printable(str(file)), _reason(error, file)) from error
 
 

@@ -1,11 +1,12 @@
 """Choosing the device that computes."""
 
+import os
 import re
 
 import torch
 
 from dis_cli.errors import UsageError
-from dis_cli.runtime.distributed import local_rank
+from dis_cli.runtime.distributed import WORK_ALONE, local_rank, part_from_environment
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -16,7 +17,8 @@ def pick_device(name: str = "auto") -> torch.device:
             CPU), ``cpu``, ``cuda`` (the first) or ``cuda:N`` (the N-th, from 0).
 
     Raises:
-        UsageError: The name is not one of these, or this machine has no such device.
+        UsageError: The name is not one of these, this machine has no such device, or which is this process's turn
+            is not known.
     """
     match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", name, flags=re.ASCII)
     if match is None:
@@ -25,6 +27,11 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
+        if count > 1 and "LOCAL_RANK" not in os.environ and part_from_environment().count > 1:
+            raise UsageError(
+                f"LOCAL_RANK is not set, which says whose turn each of the {count} GPUs of this machine is",
+                f"Start the processes with `torchrun`, which sets it, or name a GPU with `--device`. {WORK_ALONE}",
+            )
         return torch.device("cuda", local_rank() % count) if count else torch.device("cpu")
     index = int(match[1] or 0)
     if index >= count:

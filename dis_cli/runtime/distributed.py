@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from dis_cli.errors import UsageError
 
+WORK_ALONE = "If this one is to work alone, run `unset RANK WORLD_SIZE`"
+
 
 @dataclass(frozen=True)
 class Part:
@@ -39,19 +41,58 @@ def part_from_environment() -> Part:
     if not (rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size)):
         raise UsageError(
             f"RANK must be a number from 0 to WORLD_SIZE - 1, got RANK={rank} and WORLD_SIZE={world_size}",
-            "Start the processes with `torchrun`, which sets these variables, or unset both",
+            f"Start the processes with `torchrun`, which sets these variables. {WORK_ALONE}",
         )
     return Part(int(rank), int(world_size))
 
 
+def require_meeting_place(part: Part) -> str:
+    """Where the processes of a job meet, as HOST:PORT.
+
+    Raises:
+        UsageError: The environment does not say.
+    """
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    port = os.environ.get("MASTER_PORT", "")
+    if missing:
+        problem = " and ".join(missing) + (" is" if len(missing) == 1 else " are") + " not set"
+    elif not (port.isdecimal() and int(port) < 2**16):
+        problem = f"MASTER_PORT must be a number from 0 to 65535, got {port}"
+    else:
+        return f"{os.environ['MASTER_ADDR']}:{port}"
+    raise UsageError(
+        f"Rank {part.index} of {part.count} cannot reach the others: RANK={part.index} and WORLD_SIZE={part.count} are "
+        f"set, but {problem}",
+        f"Start the processes with `torchrun`, which sets all of these variables. {WORK_ALONE}",
+    )
+
+
 def local_rank() -> int:
-    """Number of this process among those that `torchrun` started on this machine; 0 when it was started alone."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    """Number of this process among those that `torchrun` started on this machine; 0 when it was started alone.
+
+    Raises:
+        UsageError: The environment says something else.
+    """
+    return _number("LOCAL_RANK", 0)
 
 
 def local_world_size() -> int:
-    """How many processes `torchrun` started on this machine; 1 when this one was started alone."""
-    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """How many processes `torchrun` started on this machine; 1 when this one was started alone.
+
+    Raises:
+        UsageError: The environment says something else.
+    """
+    return max(1, _number("LOCAL_WORLD_SIZE", 1))
+
+
+def _number(name: str, alone: int) -> int:
+    text = os.environ.get(name, str(alone))
+    if not text.isdecimal():
+        raise UsageError(
+            f"{name} must be a number, got {name}={text}",
+            f"Start the processes with `torchrun`, which sets it, or run `unset {name}`",
+        )
+    return int(text)
 
 
 def parse_part(text: str) -> Part:

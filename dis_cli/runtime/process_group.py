@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -22,7 +23,8 @@ from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from dis_cli.errors import DisError, Interrupted, MismatchError, PeerError
-from dis_cli.runtime.distributed import Part, part_from_environment
+from dis_cli.events import Waiting
+from dis_cli.runtime.distributed import WORK_ALONE, Part, part_from_environment, require_meeting_place
 from dis_cli.runtime.signals import CONTINUE_HINT, StopRequest
 
 T = TypeVar("T")
@@ -39,6 +41,8 @@ _FAREWELL_SECONDS = 3.0
 # A rank says why it leaves before it breaks its connections, so that whoever feels them break can read it. This is for
 # the ways of the network.
 _LAST_WORD_SECONDS = 1.0
+# How long the others may take to come before that is told.
+_SILENT_SECONDS = 3.0
 # Beyond any pause between two words of the ranks: encoding and scoring happen in between.
 _TIMEOUT = timedelta(days=1)
 
@@ -163,9 +167,86 @@ def _disagreements(by_rank: list[dict[str, str]]) -> list[str]:
     ][:8]
 
 
+@dataclass(frozen=True)
+class Meeting:
+    """All ranks have come.
+
+    Args:
+        store: What they share.
+        rank: This one.
+        world_size: Their number.
+    """
+
+    store: Store
+    rank: int
+    world_size: int
+
+
+def meet(stop: StopRequest) -> Generator[Waiting, None, Meeting | None]:
+    """Wait for the other ranks, if `torchrun` started any, and say so when that takes long.
+
+    Args:
+        stop: Looked at meanwhile.
+
+    Returns:
+        What `join_process_group` takes; None when this process was started alone.
+
+    Raises:
+        Interrupted: This rank was asked to stop before all had come.
+        UsageError: The environment does not say where the ranks meet.
+        DisError: The ranks cannot reach each other.
+    """
+    part = part_from_environment()
+    if part.count == 1:
+        return None
+    place = require_meeting_place(part)
+    meeting: Future[tuple[Store, int, int]] = Future()
+
+    def rendezvous_with_all() -> None:
+        try:
+            meeting.set_result(next(rendezvous("env://")))
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            meeting.set_exception(error)
+
+    # In a thread, because it takes minutes to give up, and no signal is heard meanwhile.
+    threading.Thread(target=rendezvous_with_all, daemon=True, name="rendezvous").start()
+    told_at: float | None = time.monotonic() + _SILENT_SECONDS
+    while not wait([meeting], timeout=_POLL_SECONDS).done:
+        stop.obey("the other processes have not come")
+        if told_at is not None and time.monotonic() >= told_at:
+            told_at = None
+            yield Waiting(
+                message=f"Waiting for the other processes of the job: RANK={part.index} and WORLD_SIZE={part.count} "
+                f"are set, so {part.count} have to meet at {place} (MASTER_ADDR and MASTER_PORT). Ctrl-C ends the "
+                f"waiting. {WORK_ALONE}"
+            )
+    with _reaching_others(part):
+        return Meeting(*meeting.result())
+
+
 @contextlib.contextmanager
-def join_process_group(device: torch.device, stop: StopRequest | None = None) -> Generator[ProcessGroup]:
-    """Meet the other ranks, if `torchrun` started any, and part from them at the end.
+def _reaching_others(part: Part) -> Generator[None]:
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        raise DisError(
+            f"Rank {part.index} of {part.count} cannot reach the others: {error}",
+            f"Start the processes with `torchrun`; on several machines all need the same --rdzv-endpoint. {WORK_ALONE}",
+        ) from error
+
+
+def _met_in_silence() -> Meeting | None:
+    meeting = meet(StopRequest())
+    while True:
+        try:
+            next(meeting)
+        except StopIteration as end:
+            return end.value
+
+
+@contextlib.contextmanager
+def join_process_group(device: torch.device, meeting: Meeting | None = None) -> Generator[ProcessGroup]:
+    """Work with the other ranks, if `torchrun` started any, and part from them at the end.
 
     An exception that leaves the block on one rank ends the block on all others: with `PeerError` where they can still
     be told, and by ending their process where they cannot. `Interrupted` is meant to be raised on all ranks together;
@@ -173,29 +254,24 @@ def join_process_group(device: torch.device, stop: StopRequest | None = None) ->
 
     Args:
         device: Where this rank's tensors are: gradients travel by NCCL between GPUs, by gloo between CPUs.
-        stop: Looked at while this rank waits for the others to come.
+        meeting: What `meet` returned; None meets the others here.
 
     Raises:
-        Interrupted: This rank was asked to stop before all had come.
         DisError: The ranks cannot reach each other.
         PeerError: Another rank failed; carries its message, hint and exit code.
     """
     part = part_from_environment()
-    if part.count == 1:
+    meeting = meeting or _met_in_silence()
+    if meeting is None:
         yield ProcessGroup()
         return
+    store, rank, world_size = meeting.store, meeting.rank, meeting.world_size
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    try:
-        store, rank, world_size = _meet(stop or StopRequest())
+    with _reaching_others(part):
         store.set_timeout(_TIMEOUT)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT)
-    except (ValueError, RuntimeError) as error:
-        raise DisError(
-            f"Rank {part.index} of {part.count} cannot reach the others: {error}",
-            "Start the processes with `torchrun`; on several machines all need the same --rdzv-endpoint",
-        ) from error
     peers = _Peers(store, rank, world_size)
     try:
         yield ProcessGroup(part, peers)
@@ -212,23 +288,6 @@ def join_process_group(device: torch.device, stop: StopRequest | None = None) ->
         with contextlib.suppress(RuntimeError, ValueError):
             dist.destroy_process_group()
         peers.linger()
-
-
-def _meet(stop: StopRequest) -> tuple[Store, int, int]:
-    """The store that all ranks share, this rank and their number, once all have come."""
-    meeting: Future[tuple[Store, int, int]] = Future()
-
-    def meet() -> None:
-        try:
-            meeting.set_result(next(rendezvous("env://")))
-        except (ValueError, RuntimeError) as error:
-            meeting.set_exception(error)
-
-    # In a thread, because it takes minutes to give up, and no signal is heard meanwhile.
-    threading.Thread(target=meet, daemon=True, name="rendezvous").start()
-    while not wait([meeting], timeout=_POLL_SECONDS).done:
-        stop.obey("the other processes have not come")
-    return meeting.result()
 
 
 class _Peers:

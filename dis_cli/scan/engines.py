@@ -12,9 +12,17 @@ from dataclasses import dataclass
 
 import torch
 
-from dis_cli.scan import kernel, mamba_engine
+from dis_cli.scan import kernel, mamba_engine, proof
 
 ENGINES = ("auto", "kernel", "torch", "reference", "mamba_ssm")
+
+# What "auto" tries by kind of device, the fastest first; plain PyTorch, which computes everywhere, is the last resort.
+_PREFERRED = {"cuda": ("mamba_ssm",), "cpu": ("kernel",)}
+_OTHERWISE = ("kernel",)
+
+# Compiled code is not taken on trust: whether it works, by engine and kind of device.
+_PROVEN = ("kernel", "mamba_ssm")
+_failures: dict[tuple[str, str], str | None] = {}
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,10 @@ class Engine:
     reason: str
 
 
+class SecondChoice(Engine):
+    """One that was chosen because a faster one is installed and does not work, which its user should know."""
+
+
 def unavailable(engine: str, device_type: str) -> str | None:
     """Why an engine cannot compute float32 on this kind of device ("cpu", "cuda"); None when it can."""
     if engine == "kernel":
@@ -39,12 +51,35 @@ def unavailable(engine: str, device_type: str) -> str | None:
     return None
 
 
-def choose_engine(requested: str, device_type: str, dtype: torch.dtype = torch.float32) -> Engine:
+def failing(engine: str, device: str | torch.device) -> str | None:
+    """What goes wrong when an available engine computes; None when nothing does.
+
+    The first call for a kind of device tries it there, in some hundredths of a second, and waits for a GPU.
+    """
+    key = engine, device if isinstance(device, str) else device.type
+    # Where operators are compiled or counted nothing is tried: it would be compiled or counted too.
+    if engine not in _PROVEN or (key not in _failures and not runs_eagerly()):
+        return None
+    if key not in _failures:
+        _failures[key] = proof.failure(engine, torch.device(device))
+    return _failures[key]
+
+
+def runs_eagerly() -> bool:
+    """Whether an operator may be called past torch's dispatcher: nothing compiles, counts, or traces operators.
+
+    The way through the dispatcher and back through a custom operator's autograd takes 0.1 ms a call, a tenth of a small
+    model's training step.
+    """
+    return not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0  # pyright: ignore
+
+
+def choose_engine(requested: str, device: str | torch.device, dtype: torch.dtype = torch.float32) -> Engine:
     """The engine for a device and dtype.
 
     Args:
         requested: One of ``ENGINES``; "auto" takes the fastest that works.
-        device_type: "cpu", "cuda" or another of torch's.
+        device: "cpu", "cuda" or another of torch's kinds, or one of that kind.
         dtype: Of the scan's input. float64 always uses plain PyTorch, unless the reference is asked for.
 
     Raises:
@@ -54,14 +89,22 @@ def choose_engine(requested: str, device_type: str, dtype: torch.dtype = torch.f
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {requested!r}")
     if requested in ("torch", "reference"):
         return Engine(requested, "it was asked for")
-    fastest = "mamba_ssm" if device_type == "cuda" else "kernel"
-    reason = unavailable(fastest if requested == "auto" else requested, device_type)
-    if requested != "auto" and reason is not None:
-        raise ValueError(f"engine {requested!r} cannot be used: {reason}")
+    device_type = device if isinstance(device, str) else device.type
+    if requested != "auto":
+        reason = unavailable(requested, device_type) or failing(requested, device)
+        if reason is not None:
+            raise ValueError(f"engine {requested!r} cannot be used: {reason}")
     if dtype == torch.float64:
         return Engine("torch", "only plain PyTorch computes in float64")
     if requested != "auto":
         return Engine(requested, "it was asked for")
-    if reason is not None:
-        return Engine("torch", f"{fastest} cannot be used: {reason}")
-    return Engine(fastest, f"the fastest on {device_type}")
+    reasons: list[str] = []
+    kind = Engine
+    for name in _PREFERRED.get(device_type, _OTHERWISE):
+        reason = unavailable(name, device_type)
+        if reason is None and (reason := failing(name, device)) is not None:
+            kind = SecondChoice
+        if reason is None:
+            return kind(name, "; ".join(reasons) or f"the fastest on {device_type}")
+        reasons.append(f"{name} cannot be used: {reason}")
+    return kind("torch", "; ".join(reasons))

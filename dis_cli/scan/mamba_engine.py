@@ -5,6 +5,7 @@ without one. mamba-ssm sums the gradients of A, B, C, D and delta_bias by atomic
 numbers agree to rounding only.
 """
 
+import sys
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
@@ -32,19 +33,27 @@ class _Packages(NamedTuple):
 
 @cache
 def _packages() -> _Packages:
-    scan, scan_problem = _function("mamba-ssm", "mamba_ssm.ops.selective_scan_interface", "selective_scan_fn")
+    interface = "mamba_ssm.ops.selective_scan_interface"
+    scan, scan_problem = _function("mamba-ssm", interface, "selective_scan_fn")
     conv, conv_problem = _function("causal-conv1d", "causal_conv1d", "causal_conv1d_fn")
+    if scan_problem is None and _lacks_cuda(interface, "selective_scan_cuda"):
+        # Newer versions leave it out unless it is asked for; without _FORCE_BUILD pip takes a wheel without it.
+        variables = "MAMBA_KEEP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE"
+        scan, scan_problem = None, _without_cuda("mamba-ssm", variables)
+    if conv_problem is None and _lacks_cuda("causal_conv1d.causal_conv1d_interface", "causal_conv1d_cuda"):
+        conv, conv_problem = None, _without_cuda("causal-conv1d", "CAUSAL_CONV1D_FORCE_BUILD=TRUE")
     problems = [problem for problem in (scan_problem, conv_problem) if problem is not None]
     if any(problem.endswith("is not installed") for problem in problems):
         # Without the flag pip compiles them against a torch of its own choice, and the result does not load.
-        problems.append('`pip install --no-build-isolation "dis-cli[cuda]"` installs them')
+        problems.append('`MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation "dis-cli[cuda]"` installs them')
     return _Packages(scan, conv, "; ".join(problems) or None)
 
 
 def _function(package: str, module: str, name: str) -> tuple[Callable[..., Tensor] | None, str | None]:
     """A package's function, or None and why it cannot be had."""
     try:
-        return getattr(import_module(module), name), None
+        function = getattr(import_module(module), name)
+        return function, None if function is not None else f"{package} does not import: {name} is None"
     except ModuleNotFoundError as error:
         if error.name == module.partition(".")[0]:
             return None, f"{package} is not installed"
@@ -52,6 +61,19 @@ def _function(package: str, module: str, name: str) -> tuple[Callable[..., Tenso
     except Exception as error:  # noqa: BLE001 - what a missing driver or another torch raises is not the packages' choice
         first_line = str(error).strip().partition("\n")[0]
         return None, f"{package} does not import: {type(error).__name__}: {first_line}"
+
+
+def _lacks_cuda(module: str, name: str) -> bool:
+    """Whether a package's interface holds None where its compiled module should be: its functions then only raise."""
+    loaded = sys.modules.get(module)
+    return loaded is not None and hasattr(loaded, name) and getattr(loaded, name) is None
+
+
+def _without_cuda(package: str, variables: str) -> str:
+    return (
+        f"{package} was built without its CUDA part; `{variables} pip install --force-reinstall --no-deps "
+        f"--no-cache-dir --no-build-isolation {package}` builds it"
+    )
 
 
 def why_not() -> str | None:

@@ -12,8 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dis_cli.scan import kernel
-from dis_cli.scan.engines import choose_engine
-from dis_cli.scan.ops import runs_eagerly
+from dis_cli.scan.engines import choose_engine, runs_eagerly
 
 
 def add_rms_norm(

@@ -104,15 +104,6 @@ def causal_conv_silu(
     return torch.ops.dis.causal_conv_silu(*tensors, reverse, name).to(x.dtype)
 
 
-def runs_eagerly() -> bool:
-    """Whether an operator may be called past torch's dispatcher: nothing compiles, counts, or traces operators.
-
-    The way through the dispatcher and back through a custom operator's autograd takes 0.1 ms a call, a tenth of a small
-    model's training step.
-    """
-    return not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0  # pyright: ignore
-
-
 def compute_dtype(tensor: Tensor) -> torch.dtype:
     """What the scan computes in: float64 for float64, float32 for everything else."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -22,7 +22,7 @@ from dis_cli.events import Note
 from dis_cli.models.backbone import DiS
 from dis_cli.runtime.precision import Precision, choose_precision
 from dis_cli.runtime.seed import Stream, generator
-from dis_cli.scan.engines import ENGINES, Engine, choose_engine, unavailable
+from dis_cli.scan.engines import ENGINES, Engine, SecondChoice, choose_engine, failing, unavailable
 from dis_cli.workflows.check import layout_notes
 from dis_cli.workflows.resources import named_vae
 
@@ -159,9 +159,13 @@ def pick_engine(config: RunConfig, device: torch.device) -> Engine:
         ConfigError: The engine that the configuration names cannot compute there.
     """
     try:
-        return choose_engine(config.engine, device.type)
+        return choose_engine(config.engine, device)
     except ValueError as error:
-        usable = [name for name in ENGINES if name != "auto" and unavailable(name, device.type) is None]
+        usable = [
+            name
+            for name in ENGINES
+            if name != "auto" and unavailable(name, device.type) is None and failing(name, device) is None
+        ]
         raise ConfigError(
             f"`engine`: got `{config.engine}`, allowed on {device.type} here: auto, {', '.join(usable)}. {error}",
             "`engine=auto` takes the fastest that works; see `dis doctor`",
@@ -179,10 +183,16 @@ def pick_precision(requested: str, config: RunConfig, device: torch.device) -> P
     return choose_precision(requested, device, config.model.embed_dim)
 
 
+def engine_note(engine: Engine) -> Note:
+    """Which engine was chosen and why; a warning when one that is installed does not work."""
+    level = "warning" if isinstance(engine, SecondChoice) else "info"
+    return Note(message=f"engine {engine.name}: {engine.reason}", level=level)
+
+
 def choices(engine: Engine, precision: Precision) -> list[Note]:
     """What the machine decided, to be told once when the work begins."""
     return [
-        Note(message=f"engine {engine.name}: {engine.reason}"),
+        engine_note(engine),
         Note(message=f"precision {precision.name}: {precision.reason}"),
     ]
 

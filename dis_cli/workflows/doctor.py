@@ -12,7 +12,7 @@ import torch
 from dis_cli import __version__
 from dis_cli.config.schema import ModelConfig
 from dis_cli.events import Event, Finished, Note
-from dis_cli.runtime import machine
+from dis_cli.runtime import machine, openmp
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.precision import best_seconds, choose_precision, cpu_bf16_instructions
 from dis_cli.scan import kernel
@@ -72,6 +72,7 @@ def diagnose(*, device: str | None = None) -> Iterator[Event]:
                 "name": machine.cpu_name(),
                 "num_cores": machine.num_cores(),
                 "num_torch_threads": torch.get_num_threads(),
+                "threads_wait": asdict(openmp.waiting()),
                 "torch_capability": torch.backends.cpu.get_cpu_capability(),
                 "bf16_instructions": cpu_bf16_instructions(),
             },
@@ -114,7 +115,7 @@ def _describe(device: torch.device) -> dict[str, object]:
         "name": name,
         "total_memory_bytes": memory.total_bytes,
         "free_memory_bytes": memory.free_bytes,
-        "engine": asdict(choose_engine("auto", device.type)),
+        "engine": asdict(choose_engine("auto", device)),
         "precision": asdict(choose_precision("auto", device, ModelConfig().embed_dim)),
         "matmul_gflops_per_second": matmul_gflops_per_second(device),
     }

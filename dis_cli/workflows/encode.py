@@ -39,7 +39,7 @@ from dis_cli.data.unfinished import Plan, Unfinished
 from dis_cli.errors import DataError, StorageError, UsageError
 from dis_cli.events import Event, Finished, Note, Progress, Started, Wrote
 from dis_cli.runtime.device import pick_device
-from dis_cli.runtime.distributed import Part, part_from_environment
+from dis_cli.runtime.distributed import WORK_ALONE, Part, part_from_environment
 from dis_cli.runtime.signals import StopRequest, stop_on_signals
 from dis_cli.runtime.targets import require_writable
 from dis_cli.workflows.agreement import SECONDS_BETWEEN_LOOKS, Agreement, EncodeOptions, divided
@@ -109,7 +109,10 @@ def run_encoding(job: "Encoding", part: Part) -> Iterator[Event]:
             if manifest is not None or not part.together:
                 break
             if not waited:
-                yield Note(message="Waiting for the other processes of this job")
+                yield Note(
+                    message=f"Waiting for the other processes of this job: it has {part.count} (WORLD_SIZE), each of "
+                    f"which encodes its share. {WORK_ALONE}"
+                )
                 waited = True
             stop.obey("The other processes go on")
             time.sleep(SECONDS_BETWEEN_LOOKS)

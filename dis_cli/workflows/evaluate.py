@@ -18,7 +18,7 @@ from dis_cli.data.source import ImageSource
 from dis_cli.events import Event, Finished, Note
 from dis_cli.metrics.features import DigitFeatures, Extractor
 from dis_cli.runtime.device import pick_device
-from dis_cli.runtime.process_group import ProcessGroup, join_process_group
+from dis_cli.runtime.process_group import ProcessGroup, join_process_group, meet
 from dis_cli.runtime.signals import StopRequest, stop_on_signals
 from dis_cli.workflows.bounds import parse_bounds
 from dis_cli.workflows.build import build_codec, build_image_source, choices, pick_precision
@@ -109,7 +109,8 @@ def evaluate(request: Request) -> Iterator[Event]:
     """
     require_places(request)
     place = pick_device(request.device)
-    with working_together(request, place) as (group, stop):
+    with contextlib.ExitStack() as held:
+        group, stop = yield from work_together(request, place, held)
         if request.checkpoint is None:
             yield from _evaluate_images(request, place, group, stop)
             return
@@ -144,12 +145,14 @@ def require_places(request: Request) -> None:
         choose_form(None, request.save_images, None, option="--save-images")
 
 
-@contextlib.contextmanager
-def working_together(request: Request, device: torch.device) -> Generator[tuple[ProcessGroup, StopRequest]]:
-    """All ranks, until the work is done; a process that only looks needs no others."""
-    with contextlib.ExitStack() as held:
-        stop = held.enter_context(stop_on_signals())
-        yield (ProcessGroup() if request.dry_run else held.enter_context(join_process_group(device, stop))), stop
+def work_together(
+    request: Request, device: torch.device, held: contextlib.ExitStack
+) -> Generator[Event, None, tuple[ProcessGroup, StopRequest]]:
+    """All ranks, until ``held`` is left; a process that only looks needs no others."""
+    stop = held.enter_context(stop_on_signals())
+    meeting = None if request.dry_run else (yield from meet(stop))
+    group = held.enter_context(join_process_group(device, meeting)) if meeting else ProcessGroup()
+    return group, stop
 
 
 class ScoredModel:

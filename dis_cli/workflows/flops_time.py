@@ -21,6 +21,7 @@ from dis_cli.runtime.precision import choose_precision, linear_precision
 from dis_cli.scan.engines import choose_engine
 from dis_cli.training.optimizer import make_optimizer
 from dis_cli.workflows.asked_model import AskedModel
+from dis_cli.workflows.build import engine_note
 
 MIN_SECONDS, MIN_ROUNDS, MAX_ROUNDS = 2.0, 3, 50
 
@@ -44,9 +45,9 @@ def time_model(model: AskedModel, *, batch: int, device: str = "auto") -> Iterat
     """
     place = pick_device(device)
     precision = choose_precision("auto", place, model.shape.embed_dim)
-    engine = choose_engine("auto", place.type)
+    engine = choose_engine("auto", place)
     _require_memory(model, batch, precision.name, place)
-    yield Note(message=f"engine {engine.name}: {engine.reason}")
+    yield engine_note(engine)
     yield Note(message=f"precision {precision.name}: {precision.reason}")
     peak = matrix_flops_per_second(place, precision.name, model.shape.embed_dim)
     forward, step = _work(model.shape, batch, precision.name, place)

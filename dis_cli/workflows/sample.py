@@ -20,7 +20,7 @@ from dis_cli.runtime.compiler import require_compiler
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.files import atomic_write_bytes, storage_error
 from dis_cli.runtime.precision import Precision
-from dis_cli.runtime.process_group import ProcessGroup, join_process_group
+from dis_cli.runtime.process_group import ProcessGroup, join_process_group, meet
 from dis_cli.runtime.signals import StopRequest, stop_on_signals
 from dis_cli.runtime.targets import followed, require_writable
 from dis_cli.workflows.batch_size import pick_batch_size
@@ -104,7 +104,8 @@ def sample(
     with contextlib.ExitStack() as held:
         stop = held.enter_context(stop_on_signals())
         # A process that only looks needs no others.
-        group = ProcessGroup() if dry_run else held.enter_context(join_process_group(place, stop))
+        meeting = None if dry_run else (yield from meet(stop))
+        group = held.enter_context(join_process_group(place, meeting)) if meeting else ProcessGroup()
         loaded = load_model(checkpoint, place, overrides, preset, step)
         yield from (Note(message=note, level="warning") for note in loaded.notes)
         config = loaded.config

@@ -1,5 +1,6 @@
 """A file of statistics of images, to be compared with later: `dis eval-fid stats`."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from dis_cli.metrics.reference import read_reference, write_reference
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.files import numbered
 from dis_cli.runtime.targets import require_writable
-from dis_cli.workflows.evaluate import Request, working_together
+from dis_cli.workflows.evaluate import Request, work_together
 from dis_cli.workflows.identity import require_same_as_run
 from dis_cli.workflows.references import collect, find_reference, reference_file
 from dis_cli.workflows.score_result import looked_at_by
@@ -57,7 +58,8 @@ def make_statistics(
     base = RunConfig() if preset is None else load_preset(preset)
     config = apply_overrides(base, overrides)
     require_same_as_run(preset, base, config)
-    with working_together(Request(dry_run=dry_run), place) as (group, stop):
+    with contextlib.ExitStack() as held:
+        group, stop = yield from work_together(Request(dry_run=dry_run), place, held)
         compared = find_reference(data, config)
         if compared.images is None or compared.file is not None:
             raise UsageError(f"`{data}` holds statistics already", "Give images with `--data`")

@@ -1,5 +1,6 @@
 """The steps of one start of a training run, and all that happens between them."""
 
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -158,10 +159,12 @@ class Steps:
             max_skipped=max_skipped(job.config),
         )
         try:
-            for step in steps:
-                self.loss = step.loss
-                self.seconds, self.waited = self.seconds + step.seconds, self.waited + step.data_seconds
-                yield step
+            # Closed whatever happens: the loader processes end with it.
+            with contextlib.closing(batches):
+                for step in steps:
+                    self.loss = step.loss
+                    self.seconds, self.waited = self.seconds + step.seconds, self.waited + step.data_seconds
+                    yield step
         except Exception as error:
             if is_out_of_memory(error):
                 raise _out_of_memory(job, state.step, error) from error

@@ -1,5 +1,6 @@
 """A model scored at every point of a grid of sampling settings: one table, one picture, the best point marked."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ from dis_cli.events import Event, Finished, Note, Wrote
 from dis_cli.metrics.features import score_names
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.files import atomic_write_bytes
-from dis_cli.workflows.evaluate import Request, ScoredModel, agreed, require_places, working_together
+from dis_cli.workflows.evaluate import Request, ScoredModel, agreed, require_places, work_together
 from dis_cli.workflows.load import LoadedModel, load_model
 from dis_cli.workflows.plot import Curve, curves_png
 from dis_cli.workflows.score_place import default_path, find_place, listed_values, points_there, write_result
@@ -37,7 +38,8 @@ def sweep(request: Request, axes: Sequence[Axis]) -> Iterator[Event]:
     require_places(request)
     place = pick_device(request.device)
     points = points_of(axes)
-    with working_together(request, place) as (group, stop):
+    with contextlib.ExitStack() as held:
+        group, stop = yield from work_together(request, place, held)
         loaded = load_model(request.checkpoint, place, request.overrides, request.preset, request.step)
         yield from (Note(message=note, level="warning") for note in loaded.notes)
         asked = apply_overrides(loaded.saved_config, request.overrides)

@@ -24,7 +24,7 @@ from dis_cli.runtime.files import atomic_write_text
 from dis_cli.runtime.machine import num_cores
 from dis_cli.runtime.peak import matrix_flops_per_second
 from dis_cli.runtime.precision import Precision
-from dis_cli.runtime.process_group import ProcessGroup, join_process_group
+from dis_cli.runtime.process_group import ProcessGroup, join_process_group, meet
 from dis_cli.runtime.run_dir import RunDir
 from dis_cli.runtime.signals import StopRequest, stop_on_signals
 from dis_cli.training.parallel import whole
@@ -88,7 +88,8 @@ def train(
     run = RunDir(out)
     with contextlib.ExitStack() as held:
         stop = stop or held.enter_context(stop_on_signals())
-        group = held.enter_context(join_process_group(place, stop))
+        meeting = yield from meet(stop)
+        group = held.enter_context(join_process_group(place, meeting))
         group.obey(stop, _UNTRAINED)
         # Before the leader decides anything for all.
         versions = {"dis": __version__, "torch": str(torch.__version__)}

@@ -183,6 +183,17 @@ class OutOfMemoryError(RuntimeError):
         (KeyboardInterrupt(), 130, "Interrupted"),
         (typer.Abort(), 130, "Interrupted"),
         (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 1, "No space left on device: `/x/y`"),
+        (
+            OSError(errno.EMFILE, "Too many open files", "/x/y"),
+            1,
+            "The system allows no more open files, processes or threads: ",
+        ),
+        (
+            BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"),
+            1,
+            "The system allows no more open files, processes or",
+        ),
+        (RuntimeError("can't start new thread"), 1, "The system allows no more open files, processes or threads: "),
         (OSError(errno.EFBIG, "File too large"), 1, "File too large"),
         (PermissionError(errno.EACCES, "Permission denied", b"/x\xff"), 1, "Permission denied: `/x\\udcff`"),
         (MemoryError(), 1, "Out of memory: no message"),

@@ -297,7 +297,7 @@ def test_damaged_and_deleted_shards_of_an_unfinished_folder_are_encoded_again(
     assert content(out) == content(golden)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_in_order(data: Path, vae: str, golden: Path, tmp_path: Path, number: signal.Signals):
     out = tmp_path / "out"
     events = encode(data, vae, out, SMALL)

@@ -137,7 +137,7 @@ def test_bad_input_is_one_clear_error(arguments, message, hint, tmp_path, capsys
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_saves_the_current_step(number, status, tmp_path, capsys, monkeypatch) -> None:
     from dis_cli.runtime.run_dir import RunDir
 

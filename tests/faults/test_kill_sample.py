@@ -98,7 +98,7 @@ def slowly(work: list[object]) -> int:
     return dis(*work)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_keeps_what_is_finished(number: int, status: int, run: Path, tmp_path: Path) -> None:
     whole = content(sampled(run, path_of(tmp_path / "whole", "npz"), "-n", 24, "sample.batch_size=2"))
     out = path_of(tmp_path / "out", "npz")

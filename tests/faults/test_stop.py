@@ -18,7 +18,7 @@ from support.tiny import TINY, train, trained
 from dis_cli.runtime.faults import inject
 
 SETTINGS = ["train.steps=8", "train.save_every=4", "train.lr_schedule=constant", "train.batch_size=8"]
-STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 PROMPT = 10.0
 
 
@@ -34,6 +34,8 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (signal.SIGINT, 4, "gradients", [4]),
         (signal.SIGTERM, 4, "saving", [4, 5]),
         (signal.SIGINT, 7, "gradients", [4, 7]),
+        (signal.SIGHUP, 3, "gradients", [3]),
+        (signal.SIGHUP, 4, "saving", [4, 5]),
     ],
 )
 def test_one_process_saves_the_step(number, step, point, saved, straight: Path, tmp_path: Path, capsys) -> None:
@@ -85,6 +87,7 @@ def assert_stopped(ended: list[Ended], status: int) -> None:
         (signal.SIGINT, 3, (1,), [3]),
         (signal.SIGTERM, 4, (0,), [4]),
         (signal.SIGINT, 7, (0, 1), [4, 7]),
+        (signal.SIGHUP, 3, (1,), [3]),
     ],
 )
 def test_all_ranks_save_the_same_step(number, step, ranks, saved, straight: Path, tmp_path: Path) -> None:
@@ -191,7 +194,7 @@ def test_ten_moments(count: int, tmp_path: Path) -> None:
         while len(events(run, "started")) == before and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(draw.uniform(0, 0.5))
-        number = draw.choice([signal.SIGINT, signal.SIGTERM])
+        number = draw.choice([signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
         at = ranks.send(number, draw.randrange(count))
         ended = ranks.finish()
         assert {rank.code for rank in ended} in ({0}, {STATUS[number]}), ended
@@ -228,7 +231,7 @@ def test_torchrun(straight: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_torchrun(number: signal.Signals, tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings = ["train.steps=100000", "train.save_every=50000", "train.lr_schedule=constant", "train.batch_size=8"]

@@ -141,3 +141,76 @@ def test_lines_of_json_on_a_terminal_are_not_torn_by_a_live_line() -> None:
     assert [record["event"] for record in records] == ["started", "step", "step", "step", "finished"]
     # What is told of the progress stays, a line at a time.
     assert [line.split()[1] for line in lines if line.startswith("step ")] == ["1/3", "3/3"]
+
+
+LOST = """
+import os, signal, sys
+from dis_cli.cli import output
+from dis_cli.cli.output import Output
+from dis_cli.errors import Interrupted
+from dis_cli.events import Finished, Saved, Started, Step
+from dis_cli.runtime.signals import stop_on_signals
+from pathlib import Path
+
+def workflow(stop):
+    yield Started(what="train", total=99, unit="steps")
+    for number in range(1, 99):
+        yield Step(step=number, loss=0.5, lr=1e-3, grad_norm=1.0, seconds=0.02, images_per_second=1600.0)
+        if number == 2:
+            # What was drawn is gone with the terminal; the signal may come a little later.
+            Path(sys.argv[1]).write_text("ready")
+            sys.stdin.read()
+        if number == 4:
+            os.kill(os.getpid(), signal.SIGHUP)
+        if stop.requested:
+            Path(sys.argv[1]).write_text(f"saved {number}")
+            yield Saved(step=number, path=Path("x"), size_bytes=1)
+            stop.obey("saved")
+
+with stop_on_signals() as stop:
+    try:
+        Output(json_lines="lines" in sys.argv).render(workflow(stop))
+    except Interrupted as failure:
+        output.error(failure, False, json_lines=True)
+        sys.exit(failure.code)
+"""
+
+
+@pytest.mark.parametrize("lines", [[], ["lines"]], ids=["text", "lines"])
+def test_a_terminal_that_is_closed_stops_nothing_from_being_saved(lines: list[str], tmp_path: Path) -> None:
+    terminal, ours = pty.openpty()
+    inherited = {name: value for name, value in os.environ.items() if name not in OWN}
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOST, str(tmp_path / "said"), *lines],
+        env=inherited | {"TERM": "xterm-256color"},
+        stdin=subprocess.PIPE,
+        stdout=ours,
+        stderr=ours,
+    )
+    os.close(ours)
+    while not (tmp_path / "said").exists():
+        os.read(terminal, 4096)
+    os.close(terminal)
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(timeout=60) == 129
+    assert (tmp_path / "said").read_text() == "saved 4"
+
+
+def test_a_reader_that_ends_with_the_job_stops_nothing_from_being_saved(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    # The reader is gone when the signal is heard, and not before.
+    program = LOST.replace("if number == 4:", "if number == 2:").replace(
+        "os.kill(", "os.close(int(sys.argv[2])) or os.kill("
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "said"), str(reader), "lines"],
+        stdin=subprocess.DEVNULL,
+        stdout=writer,
+        stderr=subprocess.DEVNULL,
+        pass_fds=[reader],
+    )
+    os.close(writer)
+    os.close(reader)
+    assert process.wait(timeout=60) == 129
+    assert (tmp_path / "said").read_text() == "saved 2"

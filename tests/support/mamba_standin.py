@@ -44,8 +44,13 @@ def no_packages() -> Iterator[None]:
         sys.modules.update(before)
 
 
-def install() -> Calls:
-    """Put the stand-ins into ``sys.modules``; to be used within ``no_packages``."""
+def install(*, says_so: bool = True, works: bool = True) -> Calls:
+    """Put the stand-ins into ``sys.modules``; to be used within ``no_packages``.
+
+    Args:
+        says_so: Whether mamba-ssm's interface holds its compiled module, or None where it has none.
+        works: Whether mamba-ssm has its CUDA part: without it, it imports all the same and raises when it is called.
+    """
     calls = Calls()
     add = sys.modules.__setitem__
     for name, function in (
@@ -56,7 +61,16 @@ def install() -> Calls:
         for count in range(1, len(parts) + 1):
             add(".".join(parts[:count]), ModuleType(".".join(parts[:count])))
         setattr(sys.modules[name], function.__name__, function)
+    interface: Any = sys.modules["mamba_ssm.ops.selective_scan_interface"]
+    if says_so:
+        interface.selective_scan_cuda = interface if works else None
+    if not works:
+        interface.selective_scan_fn = _without_cuda
     return calls
+
+
+def _without_cuda(*args: Any, **kwargs: Any) -> Tensor:
+    raise RuntimeError("selective_scan_cuda is not available. Build with MAMBA_KEEP_CUDA_BUILD=TRUE")
 
 
 def _recorded(function: Callable[..., Tensor], calls: list[dict[str, Any]]) -> Callable[..., Tensor]:

@@ -47,7 +47,7 @@ def test_the_draws_are_part_of_the_file_format(tmp_path) -> None:
     samples = TrainingSet(source, seed=3, num_timesteps=1000, num_drop_path=3)
     # Timesteps draw half a word, normals an unknown number: the next sample must not see what is left over.
     positions = [1345, 1346, 1347, 0, 2**62]
-    batch = samples[positions]
+    batch = samples.batch(positions)
     assert isinstance(batch, TrainingBatch)
     for row, position in enumerate(positions):
         rng = generator(3, Stream.TRAIN, position)

@@ -1,5 +1,6 @@
 """The check of image files: what it remembers, and how it ends."""
 
+import errno
 import json
 import os
 import shutil
@@ -389,3 +390,13 @@ def test_a_million_digests_take_16_bytes_each_and_are_found(tmp_path):
     assert known.nbytes == 16 << 20
     assert all(check._contains(known, digest.tobytes()) for digest in digests[:: 1 << 12])
     assert not any(check._contains(known, digest.tobytes()[::-1]) for digest in digests[:: 1 << 12])
+
+
+@pytest.mark.parametrize("on_bad", ["stop", "skip"])
+def test_an_image_is_not_to_blame_when_no_more_files_may_be_open(on_bad, folder, cache, monkeypatch):
+    def refuse(file, *args, **kwargs):
+        raise OSError(errno.EMFILE, "Too many open files", str(file))
+
+    monkeypatch.setattr("PIL.Image.open", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        run(folder, on_bad=on_bad)

@@ -43,3 +43,20 @@ def test_what_there_is_not_is_a_usage_error(
     with pytest.raises(UsageError, match=message) as error:
         pick_device(name)
     assert error.value.hint
+
+
+@pytest.mark.parametrize(("count", "refused"), [(0, False), (1, False), (2, True)])
+def test_whose_turn_a_gpu_is_must_be_said(count: int, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_cuda_devices(monkeypatch, count)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if not refused:
+        assert pick_device("auto").type == ("cuda" if count else "cpu")
+        return
+    with pytest.raises(UsageError, match="LOCAL_RANK is not set") as caught:
+        pick_device("auto")
+    assert "torchrun" in (caught.value.hint or "")
+    assert str(pick_device("cuda:1")) == "cuda:1"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert str(pick_device("auto")) == "cuda:1"

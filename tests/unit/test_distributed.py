@@ -1,12 +1,12 @@
 import pytest
 
 from dis_cli.errors import UsageError
-from dis_cli.runtime.distributed import Part, local_rank, parse_part, part_from_environment
+from dis_cli.runtime.distributed import Part, local_rank, local_world_size, parse_part, part_from_environment
 
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -62,3 +62,15 @@ def test_an_impossible_environment_is_refused(monkeypatch: pytest.MonkeyPatch, r
     with pytest.raises(UsageError, match=f"RANK={rank} and WORLD_SIZE={world_size}") as error:
         part_from_environment()
     assert "torchrun" in (error.value.hint or "")
+    assert "`unset RANK WORLD_SIZE`" in (error.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "read"), [("LOCAL_RANK", local_rank), ("LOCAL_WORLD_SIZE", local_world_size)], ids=["rank", "size"]
+)
+@pytest.mark.parametrize("value", ["", "x", "-1", "1.5"])
+def test_a_place_on_this_machine_that_is_no_number_is_refused(name, read, value, monkeypatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=f"{name} must be a number, got {name}={value}") as error:
+        read()
+    assert f"`unset {name}`" in (error.value.hint or "")

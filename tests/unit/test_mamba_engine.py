@@ -315,7 +315,7 @@ def test_nothing_is_imported_before_it_is_asked_for(unloaded, monkeypatch) -> No
     assert missing.asked == list(mamba_standin.NAMES), "asked again"
 
 
-INSTALL = '`pip install --no-build-isolation "dis-cli[cuda]"` installs them'
+INSTALL = '`MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation "dis-cli[cuda]"` installs them'
 
 
 def write_package(path, name: str, source: str) -> None:
@@ -341,6 +341,28 @@ WORKING = {
         ({}, f"mamba-ssm is not installed; causal-conv1d is not installed; {INSTALL}"),
         ({"mamba_ssm": WORKING["mamba_ssm"]}, f"causal-conv1d is not installed; {INSTALL}"),
         ({"causal_conv1d": WORKING["causal_conv1d"]}, f"mamba-ssm is not installed; {INSTALL}"),
+        ({**WORKING, "mamba_ssm": WORKING["mamba_ssm"] + "interface.selective_scan_cuda = sys\n"}, None),
+        (
+            {**WORKING, "mamba_ssm": WORKING["mamba_ssm"] + "interface.selective_scan_cuda = None\n"},
+            "mamba-ssm was built without its CUDA part; `MAMBA_KEEP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE pip install "
+            "--force-reinstall --no-deps --no-cache-dir --no-build-isolation mamba-ssm` builds it",
+        ),
+        (
+            {
+                **WORKING,
+                "causal_conv1d": "import sys, types\n"
+                "interface = types.ModuleType('causal_conv1d.causal_conv1d_interface')\n"
+                "interface.causal_conv1d_cuda = None\n"
+                "sys.modules[interface.__name__] = interface\n"
+                "causal_conv1d_fn = print\n",
+            },
+            "causal-conv1d was built without its CUDA part; `CAUSAL_CONV1D_FORCE_BUILD=TRUE pip install "
+            "--force-reinstall --no-deps --no-cache-dir --no-build-isolation causal-conv1d` builds it",
+        ),
+        (
+            {**WORKING, "causal_conv1d": "causal_conv1d_fn = None\n"},
+            "causal-conv1d does not import: causal_conv1d_fn is None",
+        ),
         (
             {**WORKING, "mamba_ssm": "raise ImportError('selective_scan_cuda.so: undefined symbol: _ZN3c10')"},
             "mamba-ssm does not import: ImportError: selective_scan_cuda.so: undefined symbol: _ZN3c10",

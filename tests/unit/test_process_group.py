@@ -3,7 +3,9 @@
 import math
 import os
 import signal
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import pytest
 import torch
 from support.ranks import call_on, start_calls
 
-from dis_cli.errors import DataError, DisError, Interrupted, MismatchError
-from dis_cli.runtime.process_group import ProcessGroup, join_process_group
+from dis_cli.errors import DataError, DisError, Interrupted, MismatchError, UsageError
+from dis_cli.runtime import process_group
+from dis_cli.runtime.process_group import ProcessGroup, join_process_group, meet
 from dis_cli.runtime.signals import StopRequest
 
 CPU = torch.device("cpu")
@@ -146,3 +149,59 @@ def test_a_rank_that_is_done_is_not_concerned(tmp_path: Path) -> None:
 
 def test_group_of_its_own_needs_no_others() -> None:
     assert ProcessGroup().mean([math.pi]) == [math.pi]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("MASTER_ADDR", None, "MASTER_ADDR is not set"),
+        ("MASTER_PORT", None, "MASTER_PORT is not set"),
+        ("MASTER_PORT", "x", "MASTER_PORT must be a number from 0 to 65535, got x"),
+        ("MASTER_PORT", "65536", "MASTER_PORT must be a number from 0 to 65535, got 65536"),
+    ],
+)
+def test_a_meeting_place_that_is_not_said_is_wrong_usage(name: str, value: str | None, problem: str, monkeypatch):
+    variables = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29511"}
+    for key, text in variables.items():
+        monkeypatch.setenv(key, text)
+    if value is None:
+        monkeypatch.delenv(name)
+    else:
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=f"RANK=0 and WORLD_SIZE=2 are set, but {problem}") as caught:
+        next(meet(StopRequest()))
+    assert "torchrun" in (caught.value.hint or "")
+    assert "`unset RANK WORLD_SIZE`" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_whoever_waits_for_others_says_so_once(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29511"}
+    for key, text in variables.items():
+        monkeypatch.setenv(key, text)
+    monkeypatch.setattr(process_group, "_SILENT_SECONDS", 0.2)
+    # Nobody comes; the real thing would wait beyond the end of this test.
+    came = threading.Event()
+
+    def rendezvous(url: str) -> Iterator[None]:
+        came.wait(60)
+        raise ValueError("nobody came")
+        yield
+
+    monkeypatch.setattr(process_group, "rendezvous", rendezvous)
+    stop = StopRequest()
+    waiting = meet(stop)
+    said = next(waiting).message
+    assert f"RANK={rank} and WORLD_SIZE=2 are set, so 2 have to meet at localhost:29511" in said
+    assert "`unset RANK WORLD_SIZE`" in said
+    threading.Timer(0.5, came.set).start()
+    with pytest.raises(DisError, match=f"Rank {rank} of 2 cannot reach the others: nobody came") as caught:
+        next(waiting)
+    assert "`unset RANK WORLD_SIZE`" in (caught.value.hint or "")
+
+
+def test_whoever_works_alone_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(StopIteration) as end:
+        next(meet(StopRequest()))
+    assert end.value.value is None

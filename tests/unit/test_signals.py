@@ -4,10 +4,10 @@ import threading
 
 import pytest
 
-from dis_cli.runtime.signals import stop_on_signals
+from dis_cli.runtime.signals import is_stopping, stop_on_signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_is_noted_and_the_old_handlers_come_back(number: signal.Signals) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with stop_on_signals() as stop:
@@ -17,7 +17,7 @@ def test_the_first_signal_is_noted_and_the_old_handlers_come_back(number: signal
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_after_a_stop_ends_the_work_at_once(first: signal.Signals) -> None:
     before = signal.getsignal(signal.SIGINT)
     with stop_on_signals() as stop:
@@ -48,3 +48,24 @@ def test_another_thread_installs_nothing() -> None:
     thread.start()
     thread.join()
     assert seen == [*before, None]
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.requested is None
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_whether_a_stop_was_asked_for_is_known_until_the_work_ends() -> None:
+    assert not is_stopping()
+    with stop_on_signals():
+        assert not is_stopping()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert is_stopping()
+    assert not is_stopping()
