@@ -2,9 +2,12 @@
 and leaves the user's cache alone. What tests have counted is shown at the end."""
 
 import os
+import signal
 from collections.abc import Callable, Generator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Under nohup it is ignored, which the commands that tests start would inherit and respect.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import pytest
 import support.typecheck  # noqa: F401 - the hook names it, and does not import it

@@ -139,7 +139,7 @@ class _Worker:
         elif -code == signal.SIGBUS:
             without = (
                 "A file became shorter while it was read, or shared memory (/dev/shm) is full: give a container more "
-                f"with `--shm-size=1g`. {without}"
+                f"with `docker run --shm-size=1g`. {without}"
             )
         return DisError(f"{self._title} was killed by signal {-code} ({name})", f"{without}. {_CONTINUE}")
 

@@ -209,7 +209,7 @@ class NpzImages:
             )
         raise MismatchError(
             f"`{self.path}` holds no images, which are (N, H, W, C): {listed or 'it has no arrays'}",
-            f"It holds statistics, which only `--ref {self.path}` takes"
+            f"It holds statistics, which `dis eval-fid` takes as a reference, with `--ref {self.path}`"
             if "mu" in headers
             else "Reshape rows with `images.reshape(-1, height, width, channels)`, and save uint8",
         )

@@ -354,7 +354,7 @@ def _require_space(out: Path, settings: LatentSettings, num_images: int) -> None
     if needed > free:
         raise StorageError(
             f"Not enough space for `{out}` (needs {needed:,} bytes, {free:,} bytes free)",
-            "Free some space there, or store less with --no-flip",
+            "Free some space there, or store less with `--no-flip` (or data.hflip=false)",
         )
 
 

@@ -25,7 +25,7 @@ def test_all_that_is_told_is_understood_when_it_is_typed(tally) -> None:
         ("Leave `-x` out", "cli/sample.py", "`-x` is no option of `dis sample`"),
         ("See `dis sampel --ckpt PATH`", "errors.py", "there is no command `sampel`"),
         ("Try `dis sample --ckpt`", "errors.py", "requires an argument"),
-        ("Try `dis sample -n 4`", "errors.py", "Missing option '--ckpt'"),
+        ("Try `dis checkpoint export RUN`", "errors.py", "Missing option '--out'"),
         ("Try `dis sample --ckpt RUN -n many`", "errors.py", "many"),
         ("Try `dis sample --ckpt RUN sample.stps=3`", "errors.py", "`sample.stps` is no setting"),
         ("Try `dis train --preset dis-xxl`", "errors.py", "there is no preset `dis-xxl`"),

@@ -139,7 +139,7 @@ def test_other_arrays_are_refused_by_their_names(name: str, order: Any, tmp_path
         ({}, "holds no images, which are (N, H, W, C): it has no arrays", "save uint8"),
         ({"x": LEVELS.reshape(5, -1)}, "holds no images, which are (N, H, W, C): x uint8 (5, 189)", "Reshape rows"),
         ({"arr_0": np.arange(5)}, "holds no images, which are (N, H, W, C): arr_0 int64 (5,)", "Reshape rows"),
-        ({"mu": np.zeros(3), "sigma": np.eye(3)}, "mu float64 (3,), sigma float64 (3, 3)", "only `--ref"),
+        ({"mu": np.zeros(3), "sigma": np.eye(3)}, "mu float64 (3,), sigma float64 (3, 3)", "with `--ref"),
         (
             {"arr_0": LEVELS, "arr_1": LEVELS[:2]},
             "holds 2 arrays that may be images: arr_0 uint8 (5, 9, 7, 3), arr_1 uint8 (2, 9, 7, 3)",
