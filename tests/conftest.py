@@ -6,8 +6,6 @@ import signal
 from collections.abc import Callable, Generator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Under nohup it is ignored, which the commands that tests start would inherit and respect.
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import pytest
 import support.typecheck  # noqa: F401 - the hook names it, and does not import it
@@ -23,6 +21,12 @@ install_import_hook(
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["DIS_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hears_hangups() -> None:
+    """Under nohup SIGHUP is ignored, which the commands that tests start would inherit and respect."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
