@@ -863,7 +863,7 @@ def test_a_folder_called_like_the_bundled_vae(data: Path, vae: str, tmp_path: Pa
     monkeypatch.chdir(tmp_path)
     finish(encode(data, "./digits", tmp_path / "out", SMALL))
     record = LatentSource(tmp_path / "out").settings.vae
-    assert (record.name, record.weights_sha256) == ("./digits", VaeCodec(vae).files.identity[1])
+    assert (record.name, record.weights_sha256) == (str(tmp_path / "digits"), VaeCodec(vae).files.identity[1])
     assert LatentSource(tmp_path / "out").channels == LATENT_CHANNELS
 
 
