@@ -11,20 +11,21 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from dis_cli import __version__
-from dis_cli.cli import checkpoint, output, presets
+from dis_cli.cli import checkpoint, presets
+from dis_cli.cli.display import output
 from dis_cli.cli.doctor import doctor
 from dis_cli.cli.encode_latents import encode_latents
 from dis_cli.cli.eval_fid import ScoreCommand, eval_fid
 from dis_cli.cli.flops import flops
-from dis_cli.cli.hints import command_of, encode_option, fitted, taken_by, taken_in
+from dis_cli.cli.hints.fitted import command_of, encode_option, fitted, taken_by, taken_in
+from dis_cli.cli.hints.other_options import answer
 from dis_cli.cli.options import JsonLinesCommand
-from dis_cli.cli.other_options import answer
 from dis_cli.cli.runs import runs
 from dis_cli.cli.sample import sample
 from dis_cli.cli.train import train
 from dis_cli.errors import DisError, Interrupted, StorageError, UsageError, did_you_mean, is_limit, is_out_of_memory
 from dis_cli.runtime.openmp import limit_spinning
+from dis_cli.version import __version__
 
 BROKEN_PIPE_STATUS = 128 + 13  # what a shell reports for SIGPIPE
 

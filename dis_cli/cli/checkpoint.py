@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from dis_cli.cli.display.output import Output
+from dis_cli.cli.display.text import size, table
 from dis_cli.cli.options import DryRunFlag, JsonFlag, Overrides, QuietFlag, RefusedDryRunFlag, StepOption, path_to_write
-from dis_cli.cli.output import Output
-from dis_cli.cli.text import size, table
 from dis_cli.errors import CheckpointError
 from dis_cli.paths import expand_home
 
@@ -36,7 +36,7 @@ def show(
 
     Example: dis checkpoint show runs/dis-xs-digits
     """
-    from dis_cli.workflows.checkpoint import describe
+    from dis_cli.workflows.checkpoint.show import describe
 
     output = Output(as_json=as_json)
     found = describe(Path(path), overrides or (), step)
@@ -83,12 +83,12 @@ def export_checkpoint(
 
     Example: dis checkpoint export runs/dis-xs-digits --out digits.safetensors sample.steps=50
     """
-    from dis_cli.workflows.resources import read_config
+    from dis_cli.workflows.load.locate import read_config
 
     # Before torch is imported, which takes seconds.
     read_config(Path(path), overrides or (), step)
 
-    from dis_cli.workflows.export import export
+    from dis_cli.workflows.checkpoint.export import export
 
     output = Output(as_json=as_json, quiet=quiet)
     result = output.render(
@@ -133,7 +133,7 @@ def import_checkpoint(
 
     Example: dis checkpoint import dis-h-imagenet-256.pt --out runs/dis-h codec.vae=vae/
     """
-    from dis_cli.workflows.import_model import import_model
+    from dis_cli.workflows.checkpoint.import_model import import_model
 
     output = Output(as_json=as_json, quiet=quiet)
     result = output.render(import_model(Path(path), out, overrides=overrides or (), dry_run=dry_run))
@@ -147,7 +147,7 @@ def import_checkpoint(
 
 def _lines(found: dict[str, Any]) -> list[str]:
     from dis_cli.config.schema import RunConfig
-    from dis_cli.workflows.model_card import describe_model, describe_objective, describe_sampling
+    from dis_cli.workflows.checkpoint.model_card import describe_model, describe_objective, describe_sampling
 
     config = RunConfig.model_validate(found["config"])
     names: list[str] = found["class_names"]

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from dis_cli.cli.display.scores import result_lines, sweep_lines
 from dis_cli.cli.eval_fid_options import (
     DownloadFlag,
     FeaturesOption,
@@ -19,7 +20,6 @@ from dis_cli.cli.eval_fid_options import (
     output_of_rank,
 )
 from dis_cli.cli.eval_fid_stats import stats
-from dis_cli.cli.eval_fid_text import result_lines, sweep_lines
 from dis_cli.cli.options import (
     DataOption,
     DeviceOption,
@@ -230,9 +230,9 @@ def eval_fid(
     fetch(download, inception)
     _look(config, inception, vae, download=download, generates=ckpt is not None and not dry_run)
 
-    from dis_cli.workflows.bounds import check_bounds
-    from dis_cli.workflows.evaluate import Request, evaluate
-    from dis_cli.workflows.sweep import sweep as run_sweep
+    from dis_cli.workflows.eval_fid.bounds import check_bounds
+    from dis_cli.workflows.eval_fid.evaluate import Request, evaluate
+    from dis_cli.workflows.eval_fid.sweep import sweep as run_sweep
 
     request = Request(
         checkpoint=ckpt,
@@ -306,7 +306,7 @@ def _metric_names(text: str) -> str:
 
 def _config(ckpt: Path | None, preset: str | None, settings: list[str], step: int | None) -> Any:
     if ckpt is not None:
-        from dis_cli.workflows.resources import read_config
+        from dis_cli.workflows.load.locate import read_config
 
         return read_config(ckpt, settings, step)
     from dis_cli.config.overrides import apply_overrides
@@ -317,7 +317,7 @@ def _config(ckpt: Path | None, preset: str | None, settings: list[str], step: in
 
 
 def _look(config: Any, inception: Path | None, vae: str | None, *, download: bool, generates: bool) -> None:
-    from dis_cli.workflows.resources import look_for_features, look_for_vae
+    from dis_cli.workflows.preflight import look_for_features, look_for_vae
 
     if is_looked_for(download):
         look_for_features(config, inception)

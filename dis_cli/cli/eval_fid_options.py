@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from dis_cli.cli.output import Output
+from dis_cli.cli.display.output import Output
 from dis_cli.paths import home_path
 from dis_cli.runtime.distributed import part_from_environment
 
@@ -40,7 +40,7 @@ def evaluate_settings(features: str | None, split: str | None) -> list[str]:
 def fetch(download: bool, inception: Path | None) -> None:
     """Fetch the weights, by the first process of a job: before torch is imported, so that a failure is told at once."""
     if download and part_from_environment().index == 0:
-        from dis_cli.workflows.extractors import download_if_absent
+        from dis_cli.metrics.extractors.choose import download_if_absent
 
         download_if_absent(inception)
 

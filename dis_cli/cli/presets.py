@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dis_cli.cli.display.output import result
+from dis_cli.cli.display.text import table
 from dis_cli.cli.options import JsonFlag, PresetName
-from dis_cli.cli.output import result
-from dis_cli.cli.text import table
 from dis_cli.errors import NegativeVerdict
 from dis_cli.paths import expand_home
 
@@ -90,7 +90,7 @@ def validate_presets(
 
 
 def _summary(config: "RunConfig") -> dict[str, object]:
-    from dis_cli.models.sizes import SIZES
+    from dis_cli.models.dis.sizes import SIZES
     from dis_cli.workflows.cost import model_cost
 
     model = config.model

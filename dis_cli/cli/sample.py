@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from dis_cli.cli.display.output import Output
+from dis_cli.cli.display.text import size
 from dis_cli.cli.options import (
     CkptOption,
     DeviceOption,
@@ -19,7 +21,6 @@ from dis_cli.cli.options import (
     VerboseFlag,
     take_checkpoint,
 )
-from dis_cli.cli.output import Output
 from dis_cli.cli.sample_options import (
     CfgChannelsOption,
     CfgIntervalOption,
@@ -31,7 +32,6 @@ from dis_cli.cli.sample_options import (
     VaeOption,
     sample_settings,
 )
-from dis_cli.cli.text import size
 from dis_cli.runtime.distributed import part_from_environment
 
 
@@ -114,14 +114,15 @@ def sample(
         overrides=given,
     )
 
-    from dis_cli.workflows.resources import look_for_vae, read_config
+    from dis_cli.workflows.load.locate import read_config
+    from dis_cli.workflows.preflight import look_for_vae
 
     # Before torch is imported, which takes seconds.
     config = read_config(Path(path), settings, step)
     if not dry_run:
         look_for_vae(config, vae)
 
-    from dis_cli.workflows.sample import sample as run_sampling
+    from dis_cli.workflows.sample.sample import sample as run_sampling
 
     result = output.render(
         run_sampling(

@@ -6,8 +6,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from dis_cli.config.sampling import SamplerName
 from dis_cli.config.section import HomePath, NoneWord, PositiveInt, PrecisionName, Section, Share
-
-MetricName = Literal["fid", "sfid", "inception_score", "kid", "precision", "recall", "density", "coverage"]
+from dis_cli.metrics.table import MetricName
 
 
 def _read_three(value: object) -> object:

@@ -2,7 +2,7 @@
 
 from dis_cli.scan.bidirectional import bidirectional_scan
 from dis_cli.scan.contract import Direction
-from dis_cli.scan.engines import choose_engine
+from dis_cli.scan.engines.choose import choose_engine
 from dis_cli.scan.norm import add_rms_norm
 from dis_cli.scan.ops import causal_conv_silu, selective_scan
 

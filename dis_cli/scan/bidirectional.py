@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from dis_cli.scan import kernel
 from dis_cli.scan.contract import Direction, ScanInputs
-from dis_cli.scan.engines import runs_eagerly
+from dis_cli.scan.engines.choose import runs_eagerly
+from dis_cli.scan.engines.cpu import kernel
 from dis_cli.scan.ops import compute_dtype, conv_flops, engine_module, scan_flops
 
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from dis_cli.scan import kernel
-from dis_cli.scan.engines import choose_engine, runs_eagerly
+from dis_cli.scan.engines.choose import choose_engine, runs_eagerly
+from dis_cli.scan.engines.cpu import kernel
 
 
 def add_rms_norm(

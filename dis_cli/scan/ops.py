@@ -12,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from dis_cli.scan import kernel, mamba_engine, torch_engine
 from dis_cli.scan.contract import ScanInputs
-from dis_cli.scan.engines import choose_engine
-from dis_cli.scan.reference import causal_conv_silu_reference, selective_scan_reference
+from dis_cli.scan.engines import mamba_engine, torch_engine
+from dis_cli.scan.engines.choose import choose_engine
+from dis_cli.scan.engines.cpu import kernel
+from dis_cli.scan.engines.reference import causal_conv_silu_reference, selective_scan_reference
 
 
 def selective_scan(
@@ -48,7 +49,7 @@ def selective_scan(
         delta_bias: Added to ``delta`` before softplus; None adds nothing.
         delta_softplus: Whether ``delta`` goes through softplus (linear beyond 20).
         reverse: Scan from the last token to the first.
-        engine: What computes it (``dis_cli.scan.engines``).
+        engine: What computes it (``dis_cli.scan.engines.choose``).
 
     Raises:
         ValueError: A tensor's shape does not fit the others, or the engine cannot be used.
@@ -84,7 +85,7 @@ def causal_conv_silu(
         weight: Taps per channel; the last one meets the token itself.
         bias: Per channel.
         reverse: Look at the tokens that come after instead, as if the sequence were flipped.
-        engine: What computes it (``dis_cli.scan.engines``).
+        engine: What computes it (``dis_cli.scan.engines.choose``).
 
     Raises:
         ValueError: A tensor's shape does not fit the others, or the engine cannot be used.

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from dis_cli.models.backbone import DiS
+from dis_cli.models.dis.backbone import DiS
 
 
 def shard(model: DiS) -> None:

@@ -9,9 +9,10 @@ from dis_cli.codecs.locate import locate_vae
 from dis_cli.codecs.pixel import PixelCodec
 from dis_cli.codecs.vae import VaeCodec
 from dis_cli.config.schema import RunConfig
-from dis_cli.data.images import open_source
-from dis_cli.data.latents import LatentSource
-from dis_cli.data.shards import VaeRecord
+from dis_cli.data.images.verify import layout_notes
+from dis_cli.data.latents.format import VaeRecord
+from dis_cli.data.latents.source import LatentSource
+from dis_cli.data.open import open_source
 from dis_cli.data.source import ImageSource
 from dis_cli.diffusion.flow import ForwardProcess, make_flow
 from dis_cli.diffusion.guidance import Guidance
@@ -19,12 +20,11 @@ from dis_cli.diffusion.samplers import Sampler, make_sampler
 from dis_cli.diffusion.schedule import make_schedule
 from dis_cli.errors import ConfigError, MismatchError, MissingResourceError, UsageError
 from dis_cli.events import Note
-from dis_cli.models.backbone import DiS
+from dis_cli.models.dis.backbone import DiS
 from dis_cli.runtime.precision import Precision, choose_precision
 from dis_cli.runtime.seed import Stream, generator
-from dis_cli.scan.engines import ENGINES, Engine, SecondChoice, choose_engine, failing, unavailable
-from dis_cli.workflows.check import layout_notes
-from dis_cli.workflows.resources import named_vae
+from dis_cli.scan.engines.choose import ENGINES, Engine, SecondChoice, choose_engine, failing, unavailable
+from dis_cli.workflows.preflight import named_vae
 
 Codec = PixelCodec | VaeCodec
 

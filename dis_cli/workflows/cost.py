@@ -1,8 +1,8 @@
 """What the model of a configuration costs, without torch and without building it."""
 
 from dis_cli.config.schema import RunConfig
-from dis_cli.models.flops import Flops, count
-from dis_cli.models.sizes import Shape
+from dis_cli.models.dis.flops import Flops, count
+from dis_cli.models.dis.sizes import Shape
 
 
 def model_shape(config: RunConfig) -> Shape:

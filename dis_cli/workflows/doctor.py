@@ -9,15 +9,15 @@ from pathlib import Path
 
 import torch
 
-from dis_cli import __version__
 from dis_cli.config.schema import ModelConfig
 from dis_cli.events import Event, Finished, Note
+from dis_cli.models.dis.parity import PARITY_LIMIT, parity_error
 from dis_cli.runtime import machine, openmp
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.precision import best_seconds, choose_precision, cpu_bf16_instructions
-from dis_cli.scan import kernel
-from dis_cli.scan.engines import ENGINES, choose_engine, unavailable
-from dis_cli.workflows.parity import PARITY_LIMIT, parity_error
+from dis_cli.scan.engines.choose import ENGINES, choose_engine, unavailable
+from dis_cli.scan.engines.cpu import kernel
+from dis_cli.version import __version__
 
 OPTIONAL_PACKAGES = ("mamba-ssm", "causal-conv1d", "diffusers", "torch-fidelity", "torchvision")
 MIN_FREE_DISK_BYTES = 1_000_000_000

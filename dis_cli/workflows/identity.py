@@ -7,13 +7,13 @@ from typing import Any
 from dis_cli.checkpoints.store import latest_checkpoint
 from dis_cli.codecs.locate import absolute_vae
 from dis_cli.config.schema import RunConfig
-from dis_cli.data.files import FileSource
-from dis_cli.data.latents import LatentSource
+from dis_cli.data.images.files import FileSource
+from dis_cli.data.latents.source import LatentSource
 from dis_cli.data.source import ImageSource
 from dis_cli.errors import DataError, MismatchError
 from dis_cli.paths import home_path
 from dis_cli.workflows.build import build_image_source
-from dis_cli.workflows.resources import saved_config
+from dis_cli.workflows.load.locate import saved_config
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:

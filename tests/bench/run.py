@@ -31,7 +31,7 @@ import train_step
 import training
 from common import Record, Settings, kernel_isa, machine_facts, other_isas, table_head
 
-from dis_cli.scan.engines import ENGINES
+from dis_cli.scan.engines.choose import ENGINES
 
 SUBJECTS: dict[str, Callable[[Settings], Iterator[Record]]] = {
     "scan": scan.measure,

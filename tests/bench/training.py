@@ -47,11 +47,11 @@ from dis_cli.config.presets import load_preset
 from dis_cli.config.schema import RunConfig
 from dis_cli.data.batches import TrainingSet, training_batches
 from dis_cli.events import Event, Step
-from dis_cli.models.backbone import DiS
+from dis_cli.models.dis.backbone import DiS
 from dis_cli.training.optimizer import make_optimizer
 from dis_cli.workflows.build import build_model, build_source
-from dis_cli.workflows.build_training import build_loss_function
-from dis_cli.workflows.train import train
+from dis_cli.workflows.train.build import build_loss_function
+from dis_cli.workflows.train.train import train
 
 sys.path.append(str(Path(__file__).parents[1]))
 from support.cifar import make_cifar10

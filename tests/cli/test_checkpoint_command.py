@@ -15,8 +15,8 @@ from support.vae import save_tiny_vae
 
 from dis_cli.checkpoints.store import read_checkpoint
 from dis_cli.config.presets import read_config
-from dis_cli.workflows.runs import summarize_run
-from dis_cli.workflows.saved import read_saved
+from dis_cli.runs.summary import summarize_run
+from dis_cli.workflows.load.saved import read_saved
 
 Capture = pytest.CaptureFixture[str]
 

@@ -7,9 +7,9 @@ import torch
 from support.tiny import dis, result
 
 from dis_cli import __version__
-from dis_cli.scan.engines import ENGINES, choose_engine, unavailable
+from dis_cli.models.dis import parity
+from dis_cli.scan.engines.choose import ENGINES, choose_engine, unavailable
 from dis_cli.workflows import doctor as workflow
-from dis_cli.workflows import parity
 
 
 @pytest.fixture

@@ -23,16 +23,15 @@ from support.vae import LATENT_CHANNELS, save_tiny_vae
 
 from dis_cli.codecs.pixel import to_uint8
 from dis_cli.codecs.vae import VaeCodec
-from dis_cli.data import unfinished
-from dis_cli.data.digits import DigitsSource
-from dis_cli.data.latents import LatentSource
-from dis_cli.data.shards import read_manifest
+from dis_cli.data.images.digits import DigitsSource
+from dis_cli.data.latents import agreement, unfinished
+from dis_cli.data.latents.format import read_manifest
+from dis_cli.data.latents.source import LatentSource
 from dis_cli.errors import DataError, Interrupted, MismatchError, StorageError, UsageError
 from dis_cli.events import Note, Progress, Started, Wrote
 from dis_cli.runtime.distributed import Part
-from dis_cli.workflows import agreement
-from dis_cli.workflows import encode as workflow
-from dis_cli.workflows.encode import EncodeOptions, encode
+from dis_cli.workflows import encode_latents as workflow
+from dis_cli.workflows.encode_latents import EncodeOptions, encode
 
 NUM_IMAGES = 11
 # 4 images of 2,056 bytes in a shard

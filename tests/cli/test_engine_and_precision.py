@@ -7,8 +7,8 @@ import pytest
 from support.tiny import TINY, dis, result, train
 
 from dis_cli.checkpoints.store import read_checkpoint
-from dis_cli.runtime.run_dir import read_events
-from dis_cli.scan.engines import choose_engine
+from dis_cli.runs.folder import read_events
+from dis_cli.scan.engines.choose import choose_engine
 
 AUTO = choose_engine("auto", "cpu")
 

@@ -17,8 +17,8 @@ from PIL import Image
 from support.saved import DIGITS, LATENTS, config_of, save_run
 
 from dis_cli.cli.app import run
-from dis_cli.models.backbone import DiS
-from dis_cli.models.sizes import SIZES, Shape
+from dis_cli.models.dis.backbone import DiS
+from dis_cli.models.dis.sizes import SIZES, Shape
 from dis_cli.workflows.build import build_model
 
 
@@ -256,7 +256,7 @@ def test_bad_input_says_what_is_allowed(flops, options: str, message: str, hint:
 
 
 def test_time_measures_this_machine(flops, monkeypatch) -> None:
-    monkeypatch.setattr("dis_cli.workflows.flops_time.MIN_SECONDS", 0.2)
+    monkeypatch.setattr("dis_cli.workflows.flops.timing.MIN_SECONDS", 0.2)
     model = ["--preset", "dis-xs-digits", "--batch", "4", "--device", "cpu", "--time"]
     status, out, err = flops(*model)
     assert status == 0

@@ -15,7 +15,7 @@ from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.presets import load_preset, read_config
 from dis_cli.config.schema import RunConfig
 from dis_cli.errors import UsageError
-from dis_cli.metrics.locate import torch_cache
+from dis_cli.metrics.extractors.locate import torch_cache
 from dis_cli.paths import expand_home, home_path
 from dis_cli.runtime.machine import cache_folder
 from dis_cli.workflows.identity import with_absolute_paths

@@ -14,8 +14,8 @@ from dis_cli.config.presets import dump_toml
 from dis_cli.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
 from dis_cli.errors import ConfigError
 from dis_cli.workflows.build import build_model
-from dis_cli.workflows.load import load_model
-from dis_cli.workflows.resources import read_config
+from dis_cli.workflows.load.locate import read_config
+from dis_cli.workflows.load.model import load_model
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from support.tiny import dis
 
 from dis_cli.checkpoints.portable import FORMAT, VERSION
 from dis_cli.errors import CheckpointError, DisError, MismatchError, RefusedError
-from dis_cli.workflows.saved import SavedModel, read_saved
+from dis_cli.workflows.load.saved import SavedModel, read_saved
 
 Tally = Callable[[str, object], None]
 

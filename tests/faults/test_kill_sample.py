@@ -14,7 +14,7 @@ from support.sampling import beside, command, content, sampled
 from support.tiny import dis, trained
 
 from dis_cli.runtime import files
-from dis_cli.workflows import sample as workflow
+from dis_cli.workflows.sample import sample as workflow
 
 FORMS = ("png", "npz", "zip")
 SLOW = 0.03

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dis_cli.checkpoints.reference import parameter_shapes, read_reference
+from dis_cli.checkpoints.published import parameter_shapes, read_reference
 from dis_cli.errors import CheckpointError, DisError, MismatchError, RefusedError
-from dis_cli.models.backbone import DiS
+from dis_cli.models.dis.backbone import DiS
 
 Shape = tuple[int, ...]
 

@@ -18,10 +18,11 @@ from torch import Tensor
 from dis_cli.checkpoints import store
 from dis_cli.checkpoints.manifest import read_manifest, verify_folder
 from dis_cli.checkpoints.store import list_checkpoints
+from dis_cli.runs.folder import RunDir, read_events
 from dis_cli.runtime.faults import inject
-from dis_cli.runtime.run_dir import RunDir, read_events
-from dis_cli.workflows import score_result, watch
-from dis_cli.workflows import train as workflow
+from dis_cli.workflows.eval_fid import result as score_result
+from dis_cli.workflows.train import train as workflow
+from dis_cli.workflows.train import watch
 
 # Two averages beside the weights, in checkpoints of 70 KB; with draws of every kind. No rate depends on the last step.
 SMALL = ["model.embed_dim=8", "model.depth=1", "model.drop_path=0.1", "train.lr_schedule=constant"]

@@ -33,7 +33,7 @@ _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
     [
         "dis_cli.cli.app",
-        "dis_cli.workflows.train",
+        "dis_cli.workflows.train.train",
         "diffusers.schedulers.scheduling_ddim",
         "sklearn.datasets",
         "sklearn.model_selection",
@@ -75,7 +75,7 @@ class BadLoss:
     value: float = math.nan
 
     def prepare(self) -> None:
-        from dis_cli.workflows import build_training
+        from dis_cli.workflows.train import build as build_training
 
         losses, calls = build_training.training_losses, []
 
@@ -126,7 +126,7 @@ class CountImages:
     """Says on standard error how many images this rank generates in training, each time."""
 
     def prepare(self) -> None:
-        from dis_cli.workflows import watch
+        from dis_cli.workflows.train import watch
 
         generate = watch.generate
 

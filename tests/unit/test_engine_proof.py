@@ -11,8 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from dis_cli.config.schema import RunConfig
 from dis_cli.errors import ConfigError
 from dis_cli.runtime.precision import Precision
-from dis_cli.scan import engines, kernel, mamba_engine, proof
-from dis_cli.scan.engines import Engine, SecondChoice, choose_engine, failing
+from dis_cli.scan.engines import choose as engines
+from dis_cli.scan.engines import mamba_engine, proof
+from dis_cli.scan.engines.choose import Engine, SecondChoice, choose_engine, failing
+from dis_cli.scan.engines.cpu import kernel
 from dis_cli.workflows.build import choices, pick_engine
 
 CPU = torch.device("cpu")

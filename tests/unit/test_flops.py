@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from support.shapes import shapes
 from torch.utils.flop_counter import FlopCounterMode
 
-from dis_cli.models.backbone import DiS
-from dis_cli.models.flops import CONVENTIONS, Flops, Part, count
-from dis_cli.models.sizes import SIZES, Shape
+from dis_cli.models.dis.backbone import DiS
+from dis_cli.models.dis.flops import CONVENTIONS, Flops, Part, count
+from dis_cli.models.dis.sizes import SIZES, Shape
 
 # (image_size, in_channels, num_classes) of the columns of PARAMETERS
 SETTINGS = [(32, 3, 0), (32, 4, 1000), (32, 3, 10), (64, 4, 1000), (32, 4, 0)]

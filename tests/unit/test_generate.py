@@ -8,11 +8,11 @@ import torch
 from dis_cli.codecs.pixel import PixelCodec
 from dis_cli.config.generation import SampleConfig
 from dis_cli.config.schema import DataConfig, ModelConfig, RunConfig
-from dis_cli.models.backbone import DiS
-from dis_cli.workflows import batch_size
-from dis_cli.workflows.batch_size import image_bytes, pick_batch_size
+from dis_cli.models.dis.backbone import DiS
 from dis_cli.workflows.build import build_model
-from dis_cli.workflows.generate import generate
+from dis_cli.workflows.sample import batch_size
+from dis_cli.workflows.sample.batch_size import image_bytes, pick_batch_size
+from dis_cli.workflows.sample.generate import generate
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ from dis_cli.diffusion.batch import TrainingBatch
 from dis_cli.diffusion.flow import RectifiedFlow
 from dis_cli.diffusion.schedule import Schedule
 from dis_cli.workflows.build import build_sampler, build_schedule
-from dis_cli.workflows.build_training import build_learning_rate, build_loss_function
+from dis_cli.workflows.train.build import build_learning_rate, build_loss_function
 
 FLOW = {"schedule": "rectified_flow", "prediction": "velocity", "variance": "fixed_small"}
 

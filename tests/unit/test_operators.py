@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dis_cli.models import DiS
-from dis_cli.models.flops import count
-from dis_cli.models.mixer import Mixer
-from dis_cli.models.sizes import Shape
+from dis_cli.models.dis.flops import count
+from dis_cli.models.dis.mixer import Mixer
+from dis_cli.models.dis.sizes import Shape
 from dis_cli.scan import add_rms_norm, bidirectional, bidirectional_scan, causal_conv_silu, norm, selective_scan
 
 ENGINES = [Case("torch", torch.float32), Case("kernel", torch.float32)]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from dis_cli.config.presets import dump_toml, load_preset, preset_dir, preset_names, read_config, validate_file
 from dis_cli.config.schema import DiffusionConfig, RunConfig
 from dis_cli.errors import ConfigError
-from dis_cli.models.flops import count
-from dis_cli.models.sizes import Shape
+from dis_cli.models.dis.flops import count
+from dis_cli.models.dis.sizes import Shape
 
 # name: recipe in the first comment, (steps, batch, lr, warm-up), parameters of the published model (None: no such row)
 PRESETS: dict[str, tuple[str, tuple[int, int, float, int], int | None]] = {

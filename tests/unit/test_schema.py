@@ -102,6 +102,6 @@ def test_samplers_are_those_that_exist() -> None:
 
 
 def test_engines_are_those_that_exist() -> None:
-    from dis_cli.scan.engines import ENGINES
+    from dis_cli.scan.engines.choose import ENGINES
 
     assert get_args(RunConfig.model_fields["engine"].annotation) == ENGINES

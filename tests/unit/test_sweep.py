@@ -9,8 +9,8 @@ from PIL import Image
 from dis_cli.config.schema import RunConfig
 from dis_cli.config.sweep import Axis, check_points, parse_axes, points_of
 from dis_cli.errors import ConfigError, UsageError
-from dis_cli.workflows.plot import Curve, curves_png
-from dis_cli.workflows.sweep import best_of, sweep_png
+from dis_cli.pictures.plot import Curve, curves_png
+from dis_cli.workflows.eval_fid.sweep import best_of, sweep_png
 
 
 def test_axes_in_one_text_or_several() -> None:

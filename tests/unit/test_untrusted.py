@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from dis_cli.checkpoints.reference import parameter_shapes
+from dis_cli.checkpoints.published import parameter_shapes
 from dis_cli.errors import RefusedError, UsageError
 from dis_cli.runtime.untrusted import MAX_HEADER_BYTES, check_safetensors, check_torch_file
 

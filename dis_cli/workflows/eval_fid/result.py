@@ -1,0 +1,116 @@
+"""What a score's result says beside its numbers, and what of it is told at once."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from statistics import fmean, stdev
+from types import MappingProxyType
+from typing import Final
+
+from dis_cli.config.schema import RunConfig
+from dis_cli.data.source import ImageSource
+from dis_cli.events import Metric
+from dis_cli.metrics.extractors.base import Extractor, score_names
+from dis_cli.metrics.inception_score import NUM_SPLITS
+from dis_cli.metrics.kid import NUM_SUBSETS, SUBSET_SEED, subset_size_for
+from dis_cli.scan.engines.choose import Engine
+from dis_cli.workflows.eval_fid.scorer import Scorer
+
+# What is told as soon as it is known, each with the numbers that give it meaning; so are all metrics.
+HEADLINES: Final[dict[str, tuple[str, ...]]] = {
+    "fid": (),
+    "frechet_digits": ("floor", "class_gaussians"),
+    "class_accuracy": ("class_accuracy_real",),
+}
+
+
+def joined(rounds: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    """The result of several draws: the mean of each number, and under "draws" its values and their spread."""
+    if len(rounds) == 1:
+        return dict(rounds[0])
+    numbers = [name for name, value in rounds[0].items() if isinstance(value, float)]
+    values = {name: [value for found in rounds if isinstance(value := found[name], float)] for name in numbers}
+    draws = {name: {"mean": fmean(own), "std": stdev(own), "values": own} for name, own in values.items()}
+    means: dict[str, object] = {name: fmean(own) for name, own in values.items()}
+    texts = {name: value for name, value in rounds[0].items() if isinstance(value, str)}
+    return means | texts | {"draws": draws}
+
+
+def conditions(
+    config: RunConfig, extractor: Extractor, source: ImageSource | None, engine: Engine, num_samples: int
+) -> dict[str, object]:
+    """What a score of a model depends on beside the weights, as result files have it.
+
+    Args:
+        config: How the images were generated.
+        extractor: What looked at them.
+        source: The run's data, when they were compared with it.
+        engine: What computed the scan.
+        num_samples: How many there were.
+    """
+    data: dict[str, object] = {} if source is None else {"data": source.name, "data_sha256": source.fingerprint}
+    if config.codec.kind == "vae":
+        data["codec"] = config.codec.model_dump(mode="json")
+    return {
+        **looked_at_by(extractor),
+        **data,
+        "num_samples": num_samples,
+        "seed": config.evaluate.seed,
+        "sample": config.sample.model_dump(mode="json"),
+        "engine": asdict(engine),
+    }
+
+
+def looked_at_by(extractor: Extractor) -> dict[str, object]:
+    """What results say of the extractor, and of the packages that computed."""
+    packages = ("torch", "torch-fidelity", "numpy", "pillow")
+    return {
+        "features": extractor.name,
+        "features_sha256": extractor.sha256,
+        "preprocessing": extractor.preprocessing,
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def measured_how(scorer: Scorer, num_samples: int) -> dict[str, object]:
+    """What results say of the metrics and the reference."""
+    how: dict[str, object] = {"metrics": list(scorer.metrics), "interval": scorer.interval}
+    if scorer.compared is not None:
+        how["reference"] = scorer.compared.facts
+    if "inception_score" in scorer.metrics:
+        how["inception_score_parts"] = NUM_SPLITS
+    if "kid" in scorer.metrics and scorer.compared is not None and scorer.compared.images is not None:
+        size = subset_size_for(num_samples, len(scorer.compared.images))
+        how["kid_subsets"] = {"number": NUM_SUBSETS, "size": size, "seed": SUBSET_SEED}
+    return how
+
+
+# What two scores that are told while training must have in common to be compared.
+_COMPARED: Final = (
+    "num_samples", "seed", "features", "features_sha256", "data", "data_sha256", "codec", "reference", "sample",
+    "ema_decay",
+)  # fmt: skip
+
+
+def headlines(
+    metrics: Mapping[str, float],
+    extractor: Extractor,
+    step: int | None = None,
+    result: Mapping[str, object] = MappingProxyType({}),
+) -> Iterator[Metric]:
+    """What is told of the metrics at once, each with the numbers that give it meaning.
+
+    Args:
+        metrics: Numbers by their names.
+        extractor: What looked at the images.
+        step: The optimizer step, when training.
+        result: What the numbers depend on, when training.
+    """
+    conditions = {key: result[key] for key in _COMPARED if key in result}
+    if isinstance(sample := conditions.get("sample"), dict):
+        # These change no image, or its last bits.
+        conditions["sample"] = {key: sample[key] for key in sample if key not in ("batch_size", "precision")}
+    for name, beside in (dict.fromkeys(score_names(extractor).values(), ()) | HEADLINES).items():
+        if name in metrics:
+            context = {other: metrics[other] for other in beside if other in metrics}
+            yield Metric(name=name, value=metrics[name], context=context, step=step, conditions=conditions)

@@ -1,0 +1,191 @@
+"""Which model a user asks about: a named size, a preset or a checkpoint, with what other options change.
+
+No torch, but for a published checkpoint, whose settings are told from its weights.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dis_cli.errors import UsageError, did_you_mean
+from dis_cli.models.dis.sizes import SIZES, Shape, Size
+
+if TYPE_CHECKING:
+    from dis_cli.config.schema import RunConfig
+
+LATENT_CHANNELS, PIXEL_CHANNELS = 4, 3
+PIXELS_PER_LATENT = 8
+LATENT_IMAGE_SIZE, PIXEL_IMAGE_SIZE = 256, 32
+PATCH_SIZE = 2
+NUM_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class AskedModel:
+    """A model and the images it is for.
+
+    Args:
+        shape: The model; its grid is ``pixel_size / pixels_per_latent`` wide.
+        pixel_size: Side of an image, in pixels.
+        pixels_per_latent: Pixels for one of the grid's, along one side; 1 when the model sees pixels.
+    """
+
+    shape: Shape
+    pixel_size: int
+    pixels_per_latent: int
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether the model sees the latents of a VAE."""
+        return self.pixels_per_latent > 1
+
+    @property
+    def name(self) -> str:
+        """Such as DiS-XL/2; width and blocks where the size has no name."""
+        size = self.shape.size
+        label = size.upper() if size else f"{self.shape.embed_dim}x{self.shape.depth}"
+        return f"DiS-{label}/{self.shape.patch_size}"
+
+    def resized(self, size: Size) -> "AskedModel":
+        """The same for a model of another size."""
+        shape = dataclasses.replace(self.shape, embed_dim=size.embed_dim, depth=size.depth)
+        return dataclasses.replace(self, shape=shape)
+
+    def patched(self, patch_size: int, pixel_size: int | None = None) -> "AskedModel":
+        """The same with another patch, and for images of another size unless that is None.
+
+        Raises:
+            UsageError: The image does not divide into patches: says which sizes do.
+        """
+        pixels = self.pixel_size if pixel_size is None else pixel_size
+        grid = grid_size(pixels, self.pixels_per_latent, patch_size)
+        shape = dataclasses.replace(self.shape, image_size=grid, patch_size=patch_size)
+        return dataclasses.replace(self, shape=shape, pixel_size=pixels)
+
+
+def named_size(name: str) -> Size:
+    """The size of this name, in capitals or not.
+
+    Raises:
+        UsageError: There is none: says which there are.
+    """
+    if name.lower() in SIZES:
+        return SIZES[name.lower()]
+    closest = did_you_mean(name.lower(), SIZES)
+    raise UsageError(
+        f"Unknown size: got `{name}`, allowed: {', '.join(SIZES)}",
+        f"Did you mean `{closest}`?" if closest else "Try `dis flops --size xl --patch 2`",
+    )
+
+
+def grid_size(pixel_size: int, pixels_per_latent: int, patch_size: int) -> int:
+    """Side of the grid for images of this side.
+
+    Raises:
+        UsageError: The image does not divide into latents, or the grid not into patches: says what does.
+    """
+    multiple = pixels_per_latent * patch_size
+    if pixel_size % multiple == 0:
+        return pixel_size // pixels_per_latent
+    reason = f"{pixels_per_latent} per latent x patch {patch_size}" if pixels_per_latent > 1 else "the patch"
+    nearest = max(1, round(pixel_size / multiple)) * multiple
+    raise UsageError(
+        f"The image does not divide into patches: got an image size of `{pixel_size}`, allowed: a multiple "
+        f"of {multiple} pixels ({reason})",
+        f"Try `--image-size {nearest}`, or another `--patch`",
+    )
+
+
+def ask_model(
+    *,
+    size: str | None = None,
+    preset: str | None = None,
+    ckpt: Path | None = None,
+    patch_size: int | None = None,
+    pixel_size: int | None = None,
+    pixel: bool | None = None,
+    num_classes: int | None = None,
+) -> AskedModel:
+    """The model that is asked about.
+
+    Args:
+        size: Name of its size; None takes that of the preset or checkpoint, or "xl".
+        preset: Name of a preset; None takes no preset.
+        ckpt: Run folder, checkpoint folder or published file, instead of a preset.
+        patch_size: Side of a patch; None is the preset's or the checkpoint's, or 2.
+        pixel_size: Side of an image, in pixels; None likewise, or 256 (32 in pixels).
+        pixel: Whether the model sees pixels, not latents; None likewise, or latents.
+        num_classes: Number of classes, 0 is unconditional; None likewise, or 1000.
+
+    Raises:
+        UsageError: An option is wrong, or two exclude each other.
+        CheckpointError: The checkpoint is damaged, or not one.
+    """
+    if preset is not None and ckpt is not None:
+        raise UsageError("--preset and --ckpt exclude each other", "Give one of them")
+    named = None if size is None else named_size(size)
+    if preset is not None:
+        model = _from_preset(preset)
+    elif ckpt is not None:
+        model = _from_checkpoint(ckpt)
+    else:
+        model = _default(named or SIZES["xl"], pixel=bool(pixel))
+    if pixel is not None and pixel == model.is_latent:
+        model = _other_codec(model)
+    if named is not None:
+        model = model.resized(named)
+    if num_classes is not None:
+        shape = dataclasses.replace(model.shape, num_classes=num_classes)
+        model = dataclasses.replace(model, shape=shape)
+    return model.patched(model.shape.patch_size if patch_size is None else patch_size, pixel_size)
+
+
+def _default(size: Size, *, pixel: bool) -> AskedModel:
+    pixels_per_latent = 1 if pixel else PIXELS_PER_LATENT
+    pixel_size = PIXEL_IMAGE_SIZE if pixel else LATENT_IMAGE_SIZE
+    shape = Shape(
+        image_size=pixel_size // pixels_per_latent,
+        patch_size=PATCH_SIZE,
+        in_channels=PIXEL_CHANNELS if pixel else LATENT_CHANNELS,
+        embed_dim=size.embed_dim,
+        depth=size.depth,
+        num_classes=NUM_CLASSES,
+    )
+    return AskedModel(shape, pixel_size, pixels_per_latent)
+
+
+def _from_preset(name: str) -> AskedModel:
+    # Imported late, here and below: reading settings takes longer than everything else here.
+    from dis_cli.config.presets import load_preset
+
+    return _of_config(load_preset(name))
+
+
+def _from_checkpoint(path: Path) -> AskedModel:
+    from dis_cli.workflows.load.locate import read_config
+
+    config = read_config(path, ())
+    if config is not None:
+        return _of_config(config)
+    from dis_cli.checkpoints.published import read_reference
+
+    shape = Shape(**read_reference(path).model_kwargs)
+    # The published code trains with four channels on latents only.
+    pixels_per_latent = PIXELS_PER_LATENT if shape.in_channels == LATENT_CHANNELS else 1
+    return AskedModel(shape, shape.image_size * pixels_per_latent, pixels_per_latent)
+
+
+def _of_config(config: "RunConfig") -> AskedModel:
+    from dis_cli.workflows.cost import model_shape
+
+    pixels_per_latent = config.codec.downsample if config.codec.kind == "vae" else 1
+    return AskedModel(model_shape(config), config.pixel_size, pixels_per_latent)
+
+
+def _other_codec(model: AskedModel) -> AskedModel:
+    """The same model for the same images, in pixels instead of latents or the other way round."""
+    pixels_per_latent, channels = (1, PIXEL_CHANNELS) if model.is_latent else (PIXELS_PER_LATENT, LATENT_CHANNELS)
+    # The grid follows once patch and image size are settled; until then it only has to be a possible one.
+    shape = dataclasses.replace(model.shape, image_size=model.shape.patch_size, in_channels=channels)
+    return AskedModel(shape, model.pixel_size, pixels_per_latent)

@@ -1,0 +1,134 @@
+"""Whether a checkpoint's weights are of the settings that came with them, and of those that are asked for.
+
+All of it is told from names, shapes and settings, before a model is built: there is none to be left half loaded.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from dis_cli.checkpoints.published import infer_model_kwargs
+from dis_cli.codecs.locate import BUNDLED, locate_vae
+from dis_cli.config.schema import RunConfig
+from dis_cli.config.settings import as_text
+from dis_cli.data.latents.format import VaeRecord
+from dis_cli.errors import MismatchError, MissingResourceError, listed
+
+# They decide how weights come about, not what they mean.
+_FREE = frozenset(
+    {
+        "model.drop_path",
+        "model.label_drop",
+        "model.init",
+        "model.final_init",
+        "diffusion.loss_weight",
+        "diffusion.min_snr_gamma",
+    }
+)
+
+
+def check_weights(path: Path, weights: Mapping[str, Tensor], saved: RunConfig) -> None:
+    """Refuse weights that are not those of the model in the settings saved with them.
+
+    Raises:
+        MismatchError: Gives both values of each setting that differs; or the weights are of no DiS model at all.
+    """
+    kwargs = infer_model_kwargs(path, {name: tuple(tensor.shape) for name, tensor in weights.items()})
+    variance = _variance(learned=kwargs.pop("learn_sigma"))
+    held = {f"model.{key}": value for key, value in kwargs.items()} | {"diffusion.variance": variance}
+    if lines := _differing(held, "in the weights", _shape(saved), "in the settings"):
+        raise MismatchError(
+            f"The weights in `{path}` are not of the model in their settings:{listed(lines)}",
+            "Its files are of two runs: take another checkpoint",
+        )
+
+
+def check_overrides(path: Path, saved: RunConfig, config: RunConfig) -> None:
+    """Refuse settings that would need weights of other shapes.
+
+    Args:
+        path: The checkpoint.
+        saved: The settings saved with it.
+        config: These with what was asked for instead.
+
+    Raises:
+        MismatchError: Gives both values of each setting that differs.
+    """
+    if lines := _differing(_shape(saved), "in the checkpoint", _shape(config), "asked for"):
+        raise MismatchError(
+            f"The weights in `{path}` do not allow these settings:{listed(lines)}",
+            "Leave them out: the settings saved with it are taken",
+        )
+
+
+def check_preset(path: Path, saved: RunConfig, vae: VaeRecord | None, preset: RunConfig) -> None:
+    """Refuse a checkpoint whose model, codec or diffusion process is not the preset's.
+
+    Args:
+        path: The checkpoint.
+        saved: The settings saved with it.
+        vae: The VAE that its latents are of; None when that is not known.
+        preset: What it must belong to.
+
+    Raises:
+        MismatchError: Gives both values of each setting that differs, the model's first.
+    """
+    theirs, ours = _meaning(saved), _meaning(preset)
+    if saved.codec.kind == preset.codec.kind == "vae" and _is_same_vae(saved.codec.vae, vae, preset.codec.vae):
+        theirs["codec.vae"] = ours["codec.vae"]
+    if lines := _differing(theirs, "in the checkpoint", ours, "in the preset"):
+        raise MismatchError(
+            f"`{path}` is not a checkpoint of {preset.name}:{listed(lines)}",
+            "Without `--preset` the settings saved with it are taken",
+        )
+
+
+def _shape(config: RunConfig) -> dict[str, object]:
+    """The settings that decide the shapes of the weights."""
+    shape: dict[str, object] = {f"model.{key}": value for key, value in config.model.model_dump().items()}
+    shape["diffusion.variance"] = _variance(learned=config.learn_sigma)
+    return {key: value for key, value in shape.items() if key not in _FREE}
+
+
+def _meaning(config: RunConfig) -> dict[str, object]:
+    """The settings that decide what the weights mean: the model's, then the codec's, then the diffusion process's."""
+    codec = config.codec.model_dump() if config.codec.kind == "vae" else {"kind": config.codec.kind}
+    sections = {"model": config.model.model_dump(), "codec": codec, "diffusion": config.diffusion.model_dump()}
+    flat = {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
+    # Which of the fixed variances is taken matters to the sampler only.
+    flat["diffusion.variance"] = _variance(learned=config.learn_sigma)
+    return {key: value for key, value in flat.items() if key not in _FREE}
+
+
+def _variance(*, learned: bool) -> str:
+    return "learned_range" if learned else "fixed"
+
+
+def _is_same_vae(theirs: str | None, record: VaeRecord | None, ours: str | None) -> bool:
+    """Whether nothing says that a preset's VAE is another one than a checkpoint's; names of folders say nothing."""
+    if ours is None or theirs == ours:
+        return True
+    if record is not None:
+        try:
+            return locate_vae(ours).identity == (record.config_sha256, record.weights_sha256)
+        except MissingResourceError:
+            # It cannot be compared by content here.
+            theirs = record.name
+    return theirs is None or not (_is_public(theirs) and _is_public(ours))
+
+
+def _is_public(vae: str) -> bool:
+    """Whether a VAE's name means the same everywhere: a bundled one, or ``owner/name`` on the hub."""
+    looks_like_hub = vae.count("/") == 1 and not vae.startswith(("/", ".", "~")) and not Path(vae).exists()
+    return vae in BUNDLED or looks_like_hub
+
+
+def _differing(theirs: Mapping[str, object], theirs_is: str, ours: Mapping[str, object], ours_is: str) -> list[str]:
+    """A line with both values for each setting of ``theirs`` that is another in ``ours``, in their order."""
+    return [
+        f"{key}: {as_text(value)} {theirs_is}, {as_text(ours[key])} {ours_is}"
+        for key, value in theirs.items()
+        # Of pixels on one side, how the other's latents are made says nothing.
+        if key in ours and value != ours[key]
+    ]
