@@ -191,7 +191,7 @@ def _digits_step(workers: int, steps: int) -> float:
     from dis_cli.config.presets import load_preset
     from dis_cli.runtime.process_group import ProcessGroup
     from dis_cli.training.loop import train_steps
-    from dis_cli.workflows.train.build import build_loss_function, build_training_state
+    from dis_cli.workflows.train.build import build_objective, build_training_state
 
     config = load_preset("dis-xs-digits")
     state = build_training_state(config, torch.device("cpu"), ProcessGroup())
@@ -202,7 +202,7 @@ def _digits_step(workers: int, steps: int) -> float:
     taken = train_steps(
         state,
         batches,
-        loss_function=build_loss_function(config),
+        loss_function=build_objective(config).loss,
         learning_rate=lambda _: 1e-3,
         accumulation=1,
         clip_norm=1.0,

@@ -54,7 +54,7 @@ from dis_cli.training.loop import train_steps
 from dis_cli.training.optimizer import make_optimizer
 from dis_cli.training.state import TrainingState
 from dis_cli.workflows.build import build_source
-from dis_cli.workflows.train.build import build_learning_rate, build_loss_function
+from dis_cli.workflows.train.build import build_learning_rate, build_objective
 
 MEMORY_BATCH = 128
 TOLERANCE = 0.02
@@ -104,7 +104,7 @@ def steps(config: RunConfig, model: nn.Module) -> Iterator[Step]:
     return train_steps(
         state,
         batches,
-        loss_function=build_loss_function(config),
+        loss_function=build_objective(config).loss,
         learning_rate=lambda step: build_learning_rate(config, step),
         accumulation=1,
         clip_norm=train.clip_norm,

@@ -75,9 +75,9 @@ class BadLoss:
     value: float = math.nan
 
     def prepare(self) -> None:
-        from dis_cli.workflows.train import build as build_training
+        from dis_cli.diffusion import loss
 
-        losses, calls = build_training.training_losses, []
+        losses, calls = loss.training_losses, []
 
         def training_losses(*arguments: Any, **options: Any) -> dict[str, Any]:
             calls.append(None)
@@ -87,7 +87,7 @@ class BadLoss:
                 result["loss"] = result["loss"] * self.value
             return result
 
-        build_training.training_losses = training_losses
+        loss.training_losses = training_losses
 
     def __call__(self, point: str, step: int, **what: Any) -> None:
         pass

@@ -1,18 +1,14 @@
 """Where a configuration becomes what a run trains with: its state, its loss, its learning rate, its loaders."""
 
 import torch
-from torch import Tensor
 
 from dis_cli.config.schema import RunConfig
-from dis_cli.diffusion.batch import TrainingBatch
-from dis_cli.diffusion.objective import q_sample, training_losses
+from dis_cli.diffusion.loss import Objective
 from dis_cli.runtime.compiler import require_compiler
 from dis_cli.runtime.distributed import local_world_size
 from dis_cli.runtime.machine import num_cores
-from dis_cli.runtime.precision import linear_precision
 from dis_cli.runtime.process_group import ProcessGroup
 from dis_cli.training.ema import Ema
-from dis_cli.training.loop import LossFunction
 from dis_cli.training.lr import learning_rate
 from dis_cli.training.optimizer import make_optimizer
 from dis_cli.training.parallel import replicate, shard
@@ -43,41 +39,22 @@ def build_training_state(config: RunConfig, device: torch.device, group: Process
     return TrainingState(model, ema, optimizer, tuple(more), module)
 
 
-def build_loss_function(config: RunConfig) -> LossFunction:
-    """The mean loss of a batch, in float32 whatever the linear layers compute in.
+def build_objective(config: RunConfig) -> Objective:
+    """What the model is trained to output.
 
     Args:
         config: Its ``train.precision`` is "fp32" or "bf16": "auto" was resolved before.
     """
-    process = build_schedule(config)
-    precision = config.train.precision
     diffusion = config.diffusion
-
-    def loss_function(model: torch.nn.Module, batch: TrainingBatch) -> Tensor:
-        x_t = q_sample(process, batch.x_0, batch.t, batch.noise)
-        with linear_precision(precision, x_t.device.type):
-            output = model(
-                x_t,
-                batch.t,
-                batch.labels if config.model.num_classes else None,
-                label_drop_uniform=batch.label_drop_uniform,
-                drop_path_uniform=batch.drop_path_uniform,
-            )
-        losses = training_losses(
-            process,
-            output.float(),
-            batch.x_0,
-            x_t,
-            batch.noise,
-            batch.t,
-            prediction=diffusion.prediction,
-            variance=diffusion.variance,
-            loss_weight=diffusion.loss_weight,
-            min_snr_gamma=diffusion.min_snr_gamma,
-        )
-        return losses["loss"].mean()
-
-    return loss_function
+    return Objective(
+        process=build_schedule(config),
+        prediction=diffusion.prediction,
+        variance=diffusion.variance,
+        loss_weight=diffusion.loss_weight,
+        min_snr_gamma=diffusion.min_snr_gamma,
+        is_conditional=config.model.num_classes > 0,
+        precision=config.train.precision,
+    )
 
 
 def build_learning_rate(config: RunConfig, step: int) -> float:

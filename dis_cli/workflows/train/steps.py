@@ -25,7 +25,7 @@ from dis_cli.scan.engines.choose import Engine
 from dis_cli.training.loop import train_steps
 from dis_cli.training.parallel import all_equal
 from dis_cli.training.state import TrainingState
-from dis_cli.workflows.train.build import build_learning_rate, build_loss_function, max_skipped, num_loader_workers
+from dis_cli.workflows.train.build import build_learning_rate, build_objective, max_skipped, num_loader_workers
 from dis_cli.workflows.train.watch import Watcher
 
 # The share of the time in which the model waits for data that is worth a word, and the least time to judge it by.
@@ -150,7 +150,7 @@ class Steps:
         steps = train_steps(
             state,
             batches,
-            loss_function=build_loss_function(job.config),
+            loss_function=build_objective(job.config).loss,
             learning_rate=lambda step: build_learning_rate(job.config, step),
             accumulation=train.accumulation,
             clip_norm=train.clip_norm,
