@@ -183,13 +183,15 @@ def _require_png(path: Path) -> None:
 
 
 def _draw(path: Path, models: list["AskedModel"], pixels: list[int]) -> None:
-    # Imported late: pillow takes a while, and only this needs it.
+    # Imported late: drawing takes a while to import, and only this needs it.
     from dis_cli.pictures.plot import log_log_png
     from dis_cli.runtime.files import atomic_write_bytes, require_replaceable
+    from dis_cli.runtime.machine import cache_folder
     from dis_cli.workflows.flops.report import plotted
 
     picture = log_log_png(
         list(plotted(models, pixels)),
+        cache=cache_folder() / "matplotlib",
         title="One evaluation of one image, attention and scan counted",
         x_label="tokens",
         y_label="GFLOPs (2 x GMAC)",

@@ -180,6 +180,17 @@ def test_plot_replaces_nothing_but_itself(flops, tmp_path) -> None:
     assert path.read_bytes() == drawn
 
 
+def test_a_plot_needs_no_folder_that_can_be_written(tmp_path) -> None:
+    nowhere = {"HOME": "/dev/null", "DIS_CACHE_DIR": "/dev/null/cache"}
+    environment = {name: value for name, value in os.environ.items() if name != "MPLCONFIGDIR"} | nowhere
+    command = [sys.executable, "-m", "dis_cli", "flops", "--size", "l", "--plot", "x.png"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "wrote plot: x.png\n")
+    assert (tmp_path / "x.png").stat().st_size > 10_000
+
+
 def test_csv_is_one_table(flops) -> None:
     for options, key, count in (
         (["--size", "s"], "part", 12),

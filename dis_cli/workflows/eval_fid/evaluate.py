@@ -46,7 +46,7 @@ from dis_cli.workflows.eval_fid.result import (
 )
 from dis_cli.workflows.eval_fid.save_scored import SavedImages
 from dis_cli.workflows.eval_fid.scorer import Scorer, foreign_features, make_scorer, notes_on_images
-from dis_cli.workflows.identity import require_same_as_run, require_same_images, require_there
+from dis_cli.workflows.load.identity import require_same_as_run, require_same_images, require_there
 from dis_cli.workflows.load.model import LoadedModel, load_model
 from dis_cli.workflows.sample.facts import choose_form
 

@@ -20,7 +20,7 @@ from dis_cli.workflows.eval_fid.evaluate import Request, work_together
 from dis_cli.workflows.eval_fid.references import collect, find_reference, reference_file
 from dis_cli.workflows.eval_fid.result import looked_at_by
 from dis_cli.workflows.eval_fid.scorer import make_extractor, notes_on_images
-from dis_cli.workflows.identity import require_same_as_run
+from dis_cli.workflows.load.identity import require_same_as_run
 from dis_cli.workflows.sample.unfinished import differences
 
 

@@ -14,6 +14,7 @@ from dis_cli.metrics.scores import HIGHER_IS_BETTER
 from dis_cli.pictures.plot import Curve, curves_png
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.files import atomic_write_bytes
+from dis_cli.runtime.machine import cache_folder
 from dis_cli.workflows.eval_fid.evaluate import Request, ScoredModel, agreed, require_places, work_together
 from dis_cli.workflows.eval_fid.place import default_path, find_place, listed_values, points_there, write_result
 from dis_cli.workflows.eval_fid.result import headlines
@@ -121,6 +122,7 @@ def sweep_png(axes: Sequence[Axis], rows: Sequence[Mapping[str, Any]], judged: s
     level = rows[best].get("floor") if judged == "frechet_digits" else None
     return curves_png(
         [Curve(name, tuple(points), color) for color, (name, points) in enumerate(curves.items())],
+        cache=cache_folder() / "matplotlib",
         ticks=along.values,
         title=f"Best: {told} ({judged} {rows[best][judged]:.4g})",
         x_label=along.name,

@@ -172,7 +172,6 @@ def comparison_report(models: Sequence[AskedModel], pixel_sizes: Sequence[int]) 
 
 def plotted(models: Sequence[AskedModel], pixel_sizes: Sequence[int]) -> "Iterator[Series]":
     """GFLOPs against tokens for all models of a comparison, with a mark at each size of image."""
-    # Imported late: it draws with pillow.
     from dis_cli.pictures.plot import Series
 
     for group, model in enumerate(models):

@@ -13,8 +13,8 @@ from dis_cli.data.latents.format import VaeRecord
 from dis_cli.models.dis.backbone import DiS
 from dis_cli.scan.engines.choose import Engine
 from dis_cli.workflows.build import build_model, pick_engine
-from dis_cli.workflows.identity import with_absolute_paths
 from dis_cli.workflows.load.averages import Average
+from dis_cli.workflows.load.identity import with_absolute_paths
 from dis_cli.workflows.load.locate import Form
 from dis_cli.workflows.load.mismatch import check_overrides, check_preset
 from dis_cli.workflows.load.saved import read_saved, run_of

@@ -25,8 +25,8 @@ from dis_cli.config.settings import as_text
 from dis_cli.data.latents.format import VaeRecord, parse_vae
 from dis_cli.errors import MismatchError
 from dis_cli.runtime.files import sha256_file
-from dis_cli.workflows.identity import recorded_images
 from dis_cli.workflows.load.averages import Average, averages_kept, choose_average, choose_held, choose_published
+from dis_cli.workflows.load.identity import recorded_images
 from dis_cli.workflows.load.locate import Form, form_of, parse_settings, refuse_step, saved_config
 from dis_cli.workflows.load.mismatch import check_weights
 

@@ -17,7 +17,7 @@ from dis_cli.errors import CheckpointError, ConfigError, MismatchError, listed
 from dis_cli.runs.folder import RunDir
 from dis_cli.runtime.precision import Precision
 from dis_cli.workflows.build import encodes_first, pick_precision
-from dis_cli.workflows.identity import recorded_images
+from dis_cli.workflows.load.identity import recorded_images
 from dis_cli.workflows.load.locate import saved_config
 from dis_cli.workflows.train.build import build_learning_rate
 

@@ -35,8 +35,8 @@ from dis_cli.version import __version__
 from dis_cli.workflows.build import build_latents, build_source, choices, encodes_first, pick_engine
 from dis_cli.workflows.cost import model_cost
 from dis_cli.workflows.encode_latents import EncodeOptions, Encoding, run_encoding
-from dis_cli.workflows.identity import identity_of, with_absolute_paths
 from dis_cli.workflows.load.averages import choose_average
+from dis_cli.workflows.load.identity import identity_of, with_absolute_paths
 from dis_cli.workflows.load.mismatch import check_weights
 from dis_cli.workflows.preflight import named_vae
 from dis_cli.workflows.train.build import build_training_state
