@@ -10,10 +10,10 @@ from torch import Tensor
 
 from dis_cli.errors import DataError, UsageError
 from dis_cli.metrics.bootstrap import GroupedMoments, frechet_interval
-from dis_cli.metrics.extraction import Part
 from dis_cli.metrics.extractors.base import FEATURES, LOGITS, METRICS, SPATIAL, Extractor, score_names
 from dis_cli.metrics.frechet import frechet_distance, sample_size_notes
-from dis_cli.metrics.image_sets import ImageSet
+from dis_cli.metrics.images.extraction import Part
+from dis_cli.metrics.images.sets import ImageSet
 from dis_cli.metrics.inception_score import NUM_SPLITS, InceptionScore, Spread
 from dis_cli.metrics.kid import SUBSET_SIZE, kernel_distance, subset_size_for
 from dis_cli.metrics.precision_recall import (

@@ -17,7 +17,7 @@ import numpy as np
 from dis_cli.errors import MismatchError
 from dis_cli.metrics.extractors.base import FEATURES, SPATIAL, Extractor, identity
 from dis_cli.metrics.extractors.inception import InceptionFeatures
-from dis_cli.metrics.npz import NpzFile, open_npz
+from dis_cli.metrics.images.npz import NpzFile, open_npz
 from dis_cli.metrics.statistics import Statistics
 from dis_cli.runtime.files import atomic_write_bytes
 

@@ -1,11 +1,12 @@
-"""Choosing the device that computes."""
+"""The device that computes, and whether torch can compile for it."""
 
 import os
 import re
 
 import torch
+from torch import Tensor
 
-from dis_cli.errors import UsageError
+from dis_cli.errors import ConfigError, UsageError
 from dis_cli.runtime.distributed import WORK_ALONE, local_rank, part_from_environment
 
 
@@ -38,3 +39,31 @@ def pick_device(name: str = "auto") -> torch.device:
         have = f"this machine has {count} (cuda:0 to cuda:{count - 1})" if count else "PyTorch finds no CUDA device"
         raise UsageError(f"No device `{name}`: {have}", "Use `--device auto`, or see `dis doctor`")
     return torch.device("cuda", index)
+
+
+def require_compiler(device: torch.device, asked: str = "`train.compile`: got true") -> None:
+    """Compile a sum, so that what is missing is told before the work begins and not at its first step.
+
+    It takes some seconds, most of which the model would spend later: to load torch's compiler. That a compiler is
+    installed would say less: it also needs Python's headers, and on a GPU Triton.
+
+    Args:
+        device: What the model computes on.
+        asked: What asked for it, for the beginning of the message.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    try:
+        torch.compile(_add_one)(torch.zeros(1, device=device))
+    except (RuntimeError, OSError) as error:
+        # torch wraps what a backend raises.
+        cause = str(getattr(error, "inner_exception", error)).partition("\n")[0].rstrip(".")
+        raise ConfigError(
+            f"{asked}, but torch cannot compile on this machine: {cause}",
+            "Install a C++ compiler (g++, or name one in the variable CXX), or do without compiling",
+        ) from error
+
+
+def _add_one(values: Tensor) -> Tensor:
+    return values + 1

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from dis_cli.errors import DataError, Interrupted
 from dis_cli.events import Finished
-from dis_cli.metrics.extraction import extract
 from dis_cli.metrics.extractors.base import FEATURES, FunctionFeatures
 from dis_cli.metrics.extractors.digits import DigitFeatures
-from dis_cli.metrics.image_sets import TensorImages
+from dis_cli.metrics.images.extraction import extract
+from dis_cli.metrics.images.sets import TensorImages
 from dis_cli.metrics.statistics_file import read_reference
 from dis_cli.runtime.process_group import ProcessGroup
 from dis_cli.runtime.signals import StopRequest

@@ -18,7 +18,7 @@ from dis_cli.events import Event, Finished, Note
 from dis_cli.metrics.digit_scores import DigitScores
 from dis_cli.metrics.extractors.base import Extractor
 from dis_cli.metrics.extractors.digits import DigitFeatures
-from dis_cli.metrics.image_sets import SourceImages
+from dis_cli.metrics.images.sets import SourceImages
 from dis_cli.metrics.scores import require_enough
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.process_group import ProcessGroup, join_process_group, meet

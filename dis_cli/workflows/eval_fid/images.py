@@ -17,7 +17,7 @@ from dis_cli.data.images.files import FolderFiles
 from dis_cli.data.images.folders import list_images, split_folder
 from dis_cli.data.open import kind_of
 from dis_cli.errors import UsageError
-from dis_cli.metrics.image_sets import FEATURE_BATCH, FileImages, NpzSet, Unit
+from dis_cli.metrics.images.sets import FEATURE_BATCH, FileImages, NpzSet, Unit
 from dis_cli.models.dis.backbone import DiS
 from dis_cli.workflows.build import Codec
 from dis_cli.workflows.sample.batch_size import pick_batch_size

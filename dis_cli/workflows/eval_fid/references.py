@@ -17,10 +17,10 @@ from dis_cli.config.schema import RunConfig
 from dis_cli.errors import UsageError
 from dis_cli.events import Event, Started
 from dis_cli.metrics.cache import Key, ScoreCache
-from dis_cli.metrics.extraction import Part, extract
 from dis_cli.metrics.extractors.base import METRICS, SPATIAL, Extractor, identity
-from dis_cli.metrics.image_sets import FEATURE_BATCH, NpzSet, SourceImages, StoredImages
-from dis_cli.metrics.npz import may_be_images, open_npz
+from dis_cli.metrics.images.extraction import Part, extract
+from dis_cli.metrics.images.npz import may_be_images, open_npz
+from dis_cli.metrics.images.sets import FEATURE_BATCH, NpzSet, SourceImages, StoredImages
 from dis_cli.metrics.scores import Collected, Collector, Needs
 from dis_cli.metrics.statistics import Statistics
 from dis_cli.metrics.statistics_file import Reference, read_reference, require_same_extractor

@@ -18,12 +18,12 @@ from dis_cli.data.source import ImageSource
 from dis_cli.errors import UsageError
 from dis_cli.events import Event, Note, Started
 from dis_cli.metrics.digit_scores import DigitScores
-from dis_cli.metrics.extraction import Part, extract, look
 from dis_cli.metrics.extractors.base import Extractor
 from dis_cli.metrics.extractors.choose import build_extractor, choose_features
 from dis_cli.metrics.extractors.digits import DigitFeatures, as_digits
 from dis_cli.metrics.extractors.inception import InceptionFeatures
-from dis_cli.metrics.image_sets import FileImages, ImageSet, SourceImages, TensorImages
+from dis_cli.metrics.images.extraction import Part, extract, look
+from dis_cli.metrics.images.sets import FileImages, ImageSet, SourceImages, TensorImages
 from dis_cli.metrics.scores import (
     Collected,
     Collector,

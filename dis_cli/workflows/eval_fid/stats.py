@@ -10,7 +10,7 @@ from dis_cli.config.schema import RunConfig
 from dis_cli.errors import DisError, MismatchError, UsageError
 from dis_cli.events import Event, Finished, Note, Wrote
 from dis_cli.metrics.extractors.base import SPATIAL, Extractor, identity
-from dis_cli.metrics.image_sets import StoredImages
+from dis_cli.metrics.images.sets import StoredImages
 from dis_cli.metrics.scores import Needs, notes_on, require_enough
 from dis_cli.metrics.statistics_file import read_reference, write_reference
 from dis_cli.runtime.device import pick_device

@@ -16,8 +16,7 @@ import torch
 
 from dis_cli.errors import StorageError
 from dis_cli.events import Event, Finished, Note, Progress, Started, Wrote
-from dis_cli.runtime.compiler import require_compiler
-from dis_cli.runtime.device import pick_device
+from dis_cli.runtime.device import pick_device, require_compiler
 from dis_cli.runtime.files import atomic_write_bytes, storage_error
 from dis_cli.runtime.precision import Precision
 from dis_cli.runtime.process_group import ProcessGroup, join_process_group, meet

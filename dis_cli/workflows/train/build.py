@@ -4,7 +4,7 @@ import torch
 
 from dis_cli.config.schema import RunConfig
 from dis_cli.diffusion.loss import Objective
-from dis_cli.runtime.compiler import require_compiler
+from dis_cli.runtime.device import require_compiler
 from dis_cli.runtime.distributed import local_world_size
 from dis_cli.runtime.machine import num_cores
 from dis_cli.runtime.process_group import ProcessGroup

@@ -20,8 +20,7 @@ from dis_cli.events import Event, Finished, Note, Started, Stopped
 from dis_cli.runs.folder import RunDir
 from dis_cli.runs.record import Recorder, write_run_json
 from dis_cli.runs.trackers import open_trackers
-from dis_cli.runtime.compiler import require_compiler
-from dis_cli.runtime.device import pick_device
+from dis_cli.runtime.device import pick_device, require_compiler
 from dis_cli.runtime.distributed import Part
 from dis_cli.runtime.files import atomic_write_text
 from dis_cli.runtime.machine import num_cores

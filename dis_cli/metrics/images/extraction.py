@@ -10,7 +10,7 @@ from torch import Tensor
 from dis_cli.events import Event, Progress
 from dis_cli.metrics.extractors.base import Extractor
 from dis_cli.metrics.extractors.digits import DigitFeatures, as_digits
-from dis_cli.metrics.image_sets import FEATURE_BATCH, ImageSet, Unit, cut
+from dis_cli.metrics.images.sets import FEATURE_BATCH, ImageSet, Unit, cut
 from dis_cli.runtime.process_group import ProcessGroup
 from dis_cli.runtime.signals import StopRequest
 

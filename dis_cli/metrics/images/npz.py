@@ -15,7 +15,7 @@ from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
 from dis_cli.errors import DataError, MismatchError, RefusedError
-from dis_cli.metrics.image_array import Range, as_levels, layout_of, require_levels, require_numbers
+from dis_cli.metrics.images.array import Range, as_levels, layout_of, require_levels, require_numbers
 
 # The largest side of an image: a file that claims more is made to fill the memory.
 MAX_SIDE = 4096
@@ -155,7 +155,7 @@ class NpzImages:
     """The images of an ``.npz`` file, read in blocks: memory does not grow with the file.
 
     ADM's tools call them ``arr_0``; any name will do for the only array with the axes of images. Which arrays are
-    images says ``dis_cli.metrics.image_array``.
+    images says ``dis_cli.metrics.images.array``.
 
     Args:
         path: The file.

@@ -18,7 +18,7 @@ from dis_cli.data.images.bulk import groups_ahead, read_ahead
 from dis_cli.data.images.files import FileSource, ImageFiles
 from dis_cli.data.source import ImageSource
 from dis_cli.metrics.cache import ImageDigest
-from dis_cli.metrics.npz import NpzImages
+from dis_cli.metrics.images.npz import NpzImages
 from dis_cli.runtime.files import sha256_file
 from dis_cli.runtime.machine import num_cores
 
