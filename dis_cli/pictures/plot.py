@@ -71,8 +71,8 @@ def log_log_png(series: Sequence[Series], *, cache: Path, title: str, x_label: s
     def draw(axes: Any) -> None:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.15g}")
+        axes.xaxis.set_major_formatter(_whole_number)
+        axes.yaxis.set_major_formatter(_number)
         axes.grid(which="minor", axis="y", color=_FAINT)
         for one in series:
             color, style = COLORS[one.color % len(COLORS)], _DASHES[one.dash]
@@ -150,3 +150,11 @@ def _png(draw: Callable[[Any], None], cache: Path, *, title: str, x_label: str, 
     # Without matplotlib's version in the file: equal plots are equal bytes.
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _whole_number(value: float, _position: int | None) -> str:
+    return f"{value:,.0f}"
+
+
+def _number(value: float, _position: int | None) -> str:
+    return f"{value:,.15g}"
