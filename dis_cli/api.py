@@ -1,7 +1,9 @@
 """What programs use: a trained model as a module, and images from it."""
 
+import functools
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +13,7 @@ from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.schema import RunConfig
 from dis_cli.config.settings import as_text
 from dis_cli.errors import UsageError
-from dis_cli.models.dis.backbone import DiS
+from dis_cli.models.backbone import Backbone
 from dis_cli.paths import home_path
 from dis_cli.runtime.device import pick_device
 from dis_cli.workflows.build import build_codec, pick_precision
@@ -23,8 +25,8 @@ from dis_cli.workflows.sample.requests import parse_classes
 _DEFAULT_IMAGES = 16
 
 
-class TrainedDiS(DiS):
-    """A `DiS` in evaluation mode with trained weights, and what was saved beside them; see `load_model`."""
+class TrainedDiS(Backbone):
+    """A backbone, such as a `DiS`, with trained weights, and what was saved beside them; see `load_model`."""
 
     origin: LoadedModel
 
@@ -42,6 +44,10 @@ class TrainedDiS(DiS):
     def class_names(self) -> tuple[str, ...]:
         """One name a class; empty when unknown."""
         return self.origin.class_names
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Its class is made when it is needed, so that pickle has to be told where it comes from.
+        return _blank, (type(self).__bases__[1],), self.__dict__
 
 
 def load_model(
@@ -70,8 +76,9 @@ def load_model(
             `MismatchError` where it is sound and of something else.
     """
     asked = [*overrides, *([] if ema is None else [f"sample.ema={as_text(ema)}"])]
-    loaded = load.load_model(home_path(os.fspath(path)), pick_device(device), asked, step=step, kind=TrainedDiS)
+    loaded = load.load_model(home_path(os.fspath(path)), pick_device(device), asked, step=step)
     model = loaded.model
+    model.__class__ = _trained(type(model))
     assert isinstance(model, TrainedDiS)
     model.origin = loaded
     return model
@@ -126,15 +133,14 @@ def sample_images(
     wanted = [classes] if isinstance(classes, int | np.integer | str) else classes
     asked_classes = [str(entry) for entry in wanted]
     chosen = parse_classes(asked_classes, loaded.class_names, loaded.saved_config.model.num_classes).places
-    device = next(model.parameters()).device
     batches = generate(
         model,
-        build_codec(config, device, loaded.vae),
+        build_codec(config, model.device, loaded.vae),
         config,
         seeds=seeds,
         classes=[chosen[index % len(chosen)] for index in range(len(seeds))] if chosen else None,
-        device=device,
-        precision=pick_precision(config.sample.precision, config, device).name,
+        device=model.device,
+        precision=pick_precision(config.sample.precision, config, model.device).name,
     )
     was_training = model.training
     try:
@@ -143,6 +149,17 @@ def sample_images(
             return np.concatenate([batch.images.numpy() for batch in batches if batch.images is not None])
     finally:
         model.train(was_training)
+
+
+@functools.cache
+def _trained(backbone: type[Backbone]) -> type[Backbone]:
+    """A backbone's class, with what a trained model can say."""
+    return type(f"Trained{backbone.__name__}", (TrainedDiS, backbone), {})
+
+
+def _blank(backbone: type[Backbone]) -> Backbone:
+    trained = _trained(backbone)
+    return trained.__new__(trained)
 
 
 def _seeds(n: int | None, seeds: Sequence[int] | None) -> Sequence[int]:

@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from dis_cli.checkpoints.manifest import parse_json, unreadable
 from dis_cli.checkpoints.tensors import bytes_of, stored
 from dis_cli.errors import CheckpointError, MismatchError, RefusedError
+from dis_cli.models.families import DEFAULT, FAMILIES
 from dis_cli.runtime.safetensors_layout import layout
 from dis_cli.runtime.untrusted import MAX_HEADER_BYTES, MAX_PICKLE_BYTES, check_safetensors
 
@@ -39,7 +40,6 @@ RECORD = "dis"
 # Names that diffusers looks for in a folder.
 FOLDER_WEIGHTS = "diffusion_pytorch_model.safetensors"
 FOLDER_CONFIG = "config.json"
-CLASS_NAME = "DiS"
 
 _FOREIGN_HINT = "Give a run folder of `dis train`, or a file that `dis checkpoint export` wrote"
 _DAMAGED_HINT = "Copy or download the file again, or export it once more"
@@ -142,9 +142,15 @@ def torch_bytes(record: Mapping[str, Any], weights: "Mapping[str, Tensor]") -> m
 def folder_config(record: Mapping[str, Any]) -> dict[str, Any]:
     """What the ``config.json`` of a folder holds: as diffusers has it the arguments of the model, and the record."""
     model, diffusion = (record["config"].get(name) for name in ("model", "diffusion"))
-    arguments = model if isinstance(model, dict) else {}
+    arguments: dict[str, Any] = dict(model) if isinstance(model, dict) else {}
+    family = FAMILIES.get(str(arguments.pop("backbone", DEFAULT)), FAMILIES[DEFAULT])
     learn_sigma = isinstance(diffusion, dict) and diffusion.get("variance") == "learned_range"
-    return {"_class_name": CLASS_NAME, **arguments, "learn_sigma": learn_sigma, RECORD: dict(record)}
+    return {"_class_name": family.title, **arguments, "learn_sigma": learn_sigma, RECORD: dict(record)}
+
+
+def is_class_name(name: object) -> bool:
+    """Whether a ``config.json`` with this ``_class_name`` is of one of these models."""
+    return name in [family.title for family in FAMILIES.values()]
 
 
 def is_folder(path: Path) -> bool:
@@ -189,10 +195,10 @@ def read_folder_record(path: Path) -> Record:
     except OSError as error:
         raise unreadable(config, error) from error
     settings = parse_json(config, data)
-    if settings.get("_class_name") != CLASS_NAME or not isinstance(settings.get(RECORD), dict):
+    if not is_class_name(settings.get("_class_name")) or not isinstance(settings.get(RECORD), dict):
         raise MismatchError(
-            f"`{config}` is of a {settings.get('_class_name', 'model without a name')!s:.80}, expected a {CLASS_NAME} "
-            "that `dis checkpoint export` wrote",
+            f"`{config}` is of a {settings.get('_class_name', 'model without a name')!s:.80}, expected a "
+            f"{' or '.join(family.title for family in FAMILIES.values())} that `dis checkpoint export` wrote",
             _FOREIGN_HINT,
         )
     record = read_record(path / FOLDER_WEIGHTS)

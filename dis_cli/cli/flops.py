@@ -9,12 +9,14 @@ from dis_cli.cli.display import flops as flops_tables
 from dis_cli.cli.display.output import Output
 from dis_cli.cli.options import DeviceOption, JsonFlag, PresetOption, path_to_write
 from dis_cli.errors import UsageError
-from dis_cli.models.dis.sizes import SIZES
+from dis_cli.models.families import DEFAULT, FAMILIES
 from dis_cli.paths import home_path
 from dis_cli.runtime.targets import require_writable
 
 if TYPE_CHECKING:
     from dis_cli.workflows.flops.model import AskedModel
+
+SIZES = FAMILIES[DEFAULT].sizes
 
 
 def flops(
@@ -159,7 +161,7 @@ def _require_at_most_one(**flags: bool) -> None:
 def _compared(model: "AskedModel") -> list["AskedModel"]:
     from dis_cli.workflows.flops.report import compared_sizes
 
-    return [model.resized(SIZES[name]) for name in compared_sizes()]
+    return [model.resized(model.family.sizes[name]) for name in compared_sizes()]
 
 
 def _resolutions(text: str | None, model: "AskedModel") -> list[int]:

@@ -90,15 +90,12 @@ def validate_presets(
 
 
 def _summary(config: "RunConfig") -> dict[str, object]:
-    from dis_cli.models.dis.sizes import SIZES
-    from dis_cli.workflows.cost import model_cost
+    from dis_cli.workflows.cost import model_cost, model_shape
 
     model = config.model
-    shape = (model.embed_dim, model.depth)
-    sizes = [name for name, entry in SIZES.items() if (entry.embed_dim, entry.depth) == shape]
     return {
         "name": config.name,
-        "size": sizes[0] if sizes else None,
+        "size": model_shape(config).size,
         "patch_size": model.patch_size,
         "num_parameters": model_cost(config).parameters,
         "image_size_pixels": config.pixel_size,

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from dis_cli.config.backbones import DisConfig, ModelSection
 from dis_cli.config.generation import EvaluateConfig, SampleConfig
 from dis_cli.config.sampling import SamplerName, choose_sampling, guidance_problem, sampling_problem
 from dis_cli.config.section import (
@@ -19,41 +20,6 @@ from dis_cli.config.section import (
     PrecisionName,
     Section,
 )
-
-
-class ModelConfig(Section):
-    """The DiS backbone. The model sees a square grid: pixels, or latents when the codec is a VAE."""
-
-    image_size: PositiveInt = Field(default=32, description="side of the square grid the model sees, in its own pixels")
-    patch_size: PositiveInt = Field(default=2, description="side of a patch, in grid pixels; divides image_size")
-    in_channels: PositiveInt = Field(default=3, description="channels of the grid: 1 grey, 3 RGB, 4 VAE latents")
-    embed_dim: Annotated[int, Field(ge=8)] = Field(default=368, description="width of a token, in channels")
-    depth: PositiveInt = Field(default=25, description="number of blocks, odd: half in, one middle, half out")
-    num_classes: Annotated[int, Field(ge=0)] = Field(default=0, description="number of classes; 0 is unconditional")
-    d_state: PositiveInt = Field(default=16, description="state size N of the selective scan, per channel")
-    d_conv: PositiveInt = Field(default=4, description="taps of the causal convolution, in tokens")
-    expand: PositiveInt = Field(default=2, description="inner width of a mixer, as a multiple of embed_dim")
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.1, description="drop-path rate of the last block in training, as a fraction; grows linearly from 0"
-    )
-    label_drop: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.1, description="fraction of training labels replaced by the null class, for guidance"
-    )
-    init: Literal["corrected", "published"] = Field(
-        default="corrected",
-        description="'corrected' gives the backward scan's time step the forward's initialisation; 'published' keeps 0",
-    )
-    final_init: Literal["published", "zero"] = Field(
-        default="published", description="initial weights of the output layer: as published (random), or zero"
-    )
-
-    @model_validator(mode="after")
-    def _shape_is_possible(self) -> Self:
-        if self.depth % 2 == 0:
-            raise ValueError(f"depth must be odd (half in, one middle, half out), got {self.depth}")
-        if self.image_size % self.patch_size:
-            raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
-        return self
 
 
 class DiffusionConfig(Section):
@@ -233,7 +199,7 @@ class RunConfig(Section):
     engine: Literal["auto", "kernel", "torch", "reference", "mamba_ssm"] = Field(
         default="auto", description="what computes the scan; 'auto' takes the fastest that works. See `dis doctor`"
     )
-    model: ModelConfig = Field(default_factory=ModelConfig, description="the backbone")
+    model: ModelSection = Field(default_factory=DisConfig, description="the backbone")
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig, description="the diffusion process")
     data: DataConfig = Field(default_factory=DataConfig, description="the images")
     codec: CodecConfig = Field(default_factory=CodecConfig, description="pixels or latents")

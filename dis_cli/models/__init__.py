@@ -1,6 +1,6 @@
 """The DiS backbone: ``from dis_cli.models import DiS``.
 
-Loaded on first use, since the closed forms (``sizes``, ``flops``, ``memory``, ``peers``) must work without torch.
+Loaded on first use, since ``families`` and the closed forms must work without torch.
 """
 
 from typing import TYPE_CHECKING, Any

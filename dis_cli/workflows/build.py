@@ -20,10 +20,11 @@ from dis_cli.diffusion.samplers import Sampler, make_sampler
 from dis_cli.diffusion.schedule import make_schedule
 from dis_cli.errors import ConfigError, MismatchError, MissingResourceError, UsageError
 from dis_cli.events import Note
-from dis_cli.models.dis.backbone import DiS
+from dis_cli.models.backbone import Backbone
 from dis_cli.runtime.precision import Precision, choose_precision
 from dis_cli.runtime.seed import Stream, generator
 from dis_cli.scan.engines.choose import ENGINES, Engine, SecondChoice, choose_engine, failing, unavailable
+from dis_cli.workflows.cost import model_family, model_shape
 from dis_cli.workflows.preflight import named_vae
 
 Codec = PixelCodec | VaeCodec
@@ -180,7 +181,7 @@ def pick_precision(requested: str, config: RunConfig, device: torch.device) -> P
         config: Its model's width is what is timed.
         device: Where the model computes.
     """
-    return choose_precision(requested, device, config.model.embed_dim)
+    return choose_precision(requested, device, model_shape(config).width)
 
 
 def engine_note(engine: Engine) -> Note:
@@ -197,33 +198,12 @@ def choices(engine: Engine, precision: Precision) -> list[Note]:
     ]
 
 
-def build_model(config: RunConfig, kind: type[DiS] = DiS) -> DiS:
-    """The backbone on the CPU, its weights drawn from the run's seed whatever was drawn before.
-
-    Args:
-        config: The run.
-        kind: The class to make it of.
-    """
-    model = config.model
+def build_model(config: RunConfig) -> Backbone:
+    """The backbone on the CPU, its weights drawn from the run's seed whatever was drawn before."""
+    settings = config.model.model_dump(exclude={"backbone"})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator(config.seed, Stream.WEIGHTS).integers(2**63)))
-        return kind(
-            image_size=model.image_size,
-            patch_size=model.patch_size,
-            in_channels=model.in_channels,
-            embed_dim=model.embed_dim,
-            depth=model.depth,
-            num_classes=model.num_classes,
-            learn_sigma=config.learn_sigma,
-            drop_path=model.drop_path,
-            label_drop=model.label_drop,
-            d_state=model.d_state,
-            d_conv=model.d_conv,
-            expand=model.expand,
-            init=model.init,
-            final_init=model.final_init,
-            engine=config.engine,
-        )
+        return model_family(config).build(**settings, learn_sigma=config.learn_sigma, engine=config.engine)
 
 
 def build_schedule(config: RunConfig) -> ForwardProcess:
@@ -249,15 +229,8 @@ def build_sampler(config: RunConfig) -> Sampler:
 
 def build_guidance(config: RunConfig) -> Guidance:
     """How the model is guided."""
-    sample = config.sample
-    return Guidance(
-        num_timesteps=config.diffusion.num_timesteps,
-        cfg_scale=sample.cfg_scale,
-        cfg_channels=sample.cfg_channels,
-        cfg_interval=sample.cfg_interval,
-        cfg_schedule=sample.cfg_schedule,
-        cfg_power=sample.cfg_power,
-    )
+    settings = {name: value for name, value in config.sample if name.startswith("cfg_")}
+    return Guidance(num_timesteps=config.diffusion.num_timesteps, **settings)
 
 
 def build_codec(config: RunConfig, device: torch.device, trained_with: VaeRecord | None = None) -> Codec:

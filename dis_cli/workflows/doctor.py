@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from dis_cli.config.schema import ModelConfig
+from dis_cli.config.schema import RunConfig
 from dis_cli.events import Event, Finished, Note
 from dis_cli.models.dis.parity import PARITY_LIMIT, parity_error
 from dis_cli.runtime import machine, openmp
@@ -18,6 +18,7 @@ from dis_cli.runtime.precision import best_seconds, choose_precision, cpu_bf16_i
 from dis_cli.scan.engines.choose import ENGINES, choose_engine, unavailable
 from dis_cli.scan.engines.cpu import kernel
 from dis_cli.version import __version__
+from dis_cli.workflows.cost import model_shape
 
 OPTIONAL_PACKAGES = ("mamba-ssm", "causal-conv1d", "diffusers", "torch-fidelity", "torchvision")
 MIN_FREE_DISK_BYTES = 1_000_000_000
@@ -116,7 +117,7 @@ def _describe(device: torch.device) -> dict[str, object]:
         "total_memory_bytes": memory.total_bytes,
         "free_memory_bytes": memory.free_bytes,
         "engine": asdict(choose_engine("auto", device)),
-        "precision": asdict(choose_precision("auto", device, ModelConfig().embed_dim)),
+        "precision": asdict(choose_precision("auto", device, model_shape(RunConfig()).width)),
         "matmul_gflops_per_second": matmul_gflops_per_second(device),
     }
 

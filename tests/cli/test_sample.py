@@ -9,9 +9,10 @@ from PIL import Image
 from support.tiny import dis, result, train
 
 from dis_cli.checkpoints.store import list_checkpoints, write_checkpoint
+from dis_cli.config.backbones import DisConfig
 from dis_cli.config.generation import SampleConfig
 from dis_cli.config.presets import dump_toml
-from dis_cli.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
+from dis_cli.config.schema import DataConfig, RunConfig, TrainConfig
 from dis_cli.errors import ConfigError
 from dis_cli.workflows.build import build_model
 from dis_cli.workflows.load.locate import read_config
@@ -264,7 +265,7 @@ ENDINGS = {"none": "", "0.9": "_ema-0.9", "0": "_ema-0"}
 def averages_config(seed=0, **train_settings) -> RunConfig:
     return RunConfig(
         seed=seed,
-        model=ModelConfig(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=3, num_classes=10),
+        model=DisConfig(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=3, num_classes=10),
         data=DataConfig(source="digits", hflip=False),
         sample=SampleConfig(sampler="ddim", steps=2),
         train=TrainConfig(**train_settings),

@@ -84,7 +84,7 @@ def test_without_a_backward_nothing_is_checkpointed(monkeypatch: pytest.MonkeyPa
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("checkpointed")
 
-    monkeypatch.setattr("dis_cli.models.dis.backbone.checkpoint", refuse)
+    monkeypatch.setattr("dis_cli.models.backbone.checkpoint", refuse)
     network = model(num_classes=0)
     network.gradient_checkpointing = True
     x, t = torch.zeros(1, 3, 8, 8), torch.zeros(1)

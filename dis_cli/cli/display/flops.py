@@ -57,12 +57,11 @@ def model_tables(report: Report) -> list[Table]:
         Table(_model_line(report), parts, _part_rows(report)),
         Table("Conventions, for one evaluation of one image", ["CONVENTION", "G", "WHAT IT COUNTS"], conventions),
         Table("Work", ["OF", "GMAC", "GFLOPs", ""], _work_rows(report)),
-        Table(
-            f"Memory with a batch of {report['batch_size']}, on the CPU kernel",
-            ["OF", "FP32", "BF16"],
-            _memory_rows(report),
-        ),
     ]
+    # Not of a family whose memory nobody counted.
+    if all(report["memory"].values()):
+        title = f"Memory with a batch of {report['batch_size']}, on the CPU kernel"
+        tables.append(Table(title, ["OF", "FP32", "BF16"], _memory_rows(report)))
     return [*tables, _time_table(report["time"])] if "time" in report else tables
 
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from dis_cli.models.backbone import Backbone
 from dis_cli.models.dis.mixer import Mixer
 from dis_cli.models.embed import FinalLayer, LabelEmbed, PatchEmbed, RowWise, timestep_embedding, unpatchify
 from dis_cli.scan import add_rms_norm
@@ -88,12 +88,8 @@ class Block(nn.Module):
         return self.mixer(normed), total
 
 
-class DiS(nn.Module):
+class DiS(Backbone):
     """The DiS noise predictor.
-
-    Attributes:
-        gradient_checkpointing: Whether a training forward keeps only what enters each block, and the backward computes
-            the block again (arXiv 1604.06174). The gradients are the same in every bit. At first it is off.
 
     Args:
         image_size: Side of the square grid, in its own pixels (image pixels or latent pixels).
@@ -135,7 +131,7 @@ class DiS(nn.Module):
         final_init: str = "published",
         engine: str = "auto",
     ) -> None:
-        super().__init__()
+        super().__init__(image_size, in_channels, num_classes, learn_sigma=learn_sigma, label_drop=label_drop)
         if depth < 1 or depth % 2 == 0:
             raise ValueError(f"depth must be odd and at least 1, got {depth}")
         if image_size % patch_size:
@@ -144,17 +140,10 @@ class DiS(nn.Module):
             raise ValueError(f"init must be 'corrected' or 'published', got {init!r}")
         if final_init not in ("published", "zero"):
             raise ValueError(f"final_init must be 'published' or 'zero', got {final_init!r}")
-        self.image_size = image_size
         self.patch_size = patch_size
-        self.in_channels = in_channels
-        self.out_channels = in_channels * 2 if learn_sigma else in_channels
         self.embed_dim = embed_dim
-        self.num_classes = num_classes
-        self.null_class = num_classes
-        self.label_drop = label_drop
         self.extras = 2 if num_classes else 1
         self.drop_path_rates = drop_path_rates(drop_path, depth)
-        self.gradient_checkpointing = False
 
         self.patch_embed = PatchEmbed(patch_size, in_channels, embed_dim)
         self.time_embed = RowWise(nn.Linear(embed_dim, 4 * embed_dim), nn.SiLU(), nn.Linear(4 * embed_dim, embed_dim))
@@ -169,7 +158,14 @@ class DiS(nn.Module):
         self.out_blocks = nn.ModuleList(block(skip=True) for _ in range(depth // 2))
         self.norm_f = AddNorm(embed_dim, engine)
         self.final_layer = FinalLayer(embed_dim, patch_size, self.out_channels, modulated=num_classes > 0)
-        self._initialize(init, final_init)
+        # Without numbers there is nothing to initialise, and it takes most of the time.
+        if not self.pos_embed.is_meta:
+            self._initialize(init, final_init)
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the sequence: class and time, and the patches."""
+        return self.pos_embed.shape[1]
 
     @property
     def num_drop_path(self) -> int:
@@ -191,30 +187,14 @@ class DiS(nn.Module):
         label_drop_uniform: Float[Tensor, " b"] | None = None,
         drop_path_uniform: Float[Tensor, "drops b"] | None = None,
     ) -> Float[Tensor, "b out h w"]:
-        """Predict from a noisy grid.
-
-        Args:
-            x: Noisy grid.
-            t: Original timestep, 0 to num_timesteps - 1, of each sample.
-            labels: Class of each sample, ``num_classes`` for the null class; None for unconditional models.
-            label_drop_uniform: Uniform draws in [0, 1); a label is dropped where the draw is below ``label_drop``. None
-                draws them from torch's global generator in training. Used in training mode only.
-            drop_path_uniform: Uniform draws, one row a decision (``num_drop_path`` rows); a path is dropped where the
-                draw is below its rate. None draws them likewise. Used in training mode only.
-
-        Returns:
-            The prediction; with ``learn_sigma`` the variance channels come after the others.
-
-        Raises:
-            ValueError: The grid's shape, or the presence of labels, does not fit the model.
-        """
-        self._check(x, labels)
+        """See `Backbone.forward`."""
+        self.require_fitting(x, labels)
         keeps = self._keep_factors(x, drop_path_uniform)
         time_token = self.time_embed(timestep_embedding(t, self.embed_dim).to(self.pos_embed.dtype))
         tokens = [time_token[:, None], self.patch_embed(x)]
         condition = None
         if self.label_emb is not None and labels is not None:
-            label_token = self.label_emb(self._drop_labels(labels, label_drop_uniform))
+            label_token = self.label_emb(self.drop_labels(labels, label_drop_uniform))
             tokens.insert(0, label_token[:, None])
             condition = time_token + label_token
         hidden = torch.cat(tokens, dim=1) + self.pos_embed
@@ -222,37 +202,13 @@ class DiS(nn.Module):
         skips: list[Tensor] = []
         for index, block in enumerate(self.blocks()):
             skip = skips.pop() if block.skip_linear is not None else None
-            hidden, residual = self._run(block, hidden, residual, skip, keeps[index])
+            hidden, residual = self.run(block, hidden, residual, skip, keeps[index])
             if index < len(self.in_blocks):
                 skips.append(hidden)
         hidden, _ = self.norm_f(hidden, residual, keeps[-1])
         # The extra tokens pass the final layer as published and are dropped after it: the same as dropping them before.
         patches = self.final_layer(hidden[:, self.extras :], condition)
         return unpatchify(patches, self.patch_size, self.out_channels)
-
-    def _run(
-        self, block: Block, hidden: Tensor, residual: Tensor | None, skip: Tensor | None, keep: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            # A block draws no random numbers, so that torch's generators need not be put back for it.
-            return checkpoint(block, hidden, residual, skip, keep, use_reentrant=False, preserve_rng_state=False)
-        return block(hidden, residual, skip, keep)
-
-    def _check(self, x: Tensor, labels: Tensor | None) -> None:
-        wanted = (self.in_channels, self.image_size, self.image_size)
-        if x.ndim != 4 or tuple(x.shape[1:]) != wanted:
-            raise ValueError(f"x must have shape (batch, {', '.join(map(str, wanted))}), got {tuple(x.shape)}")
-        if self.num_classes and labels is None:
-            raise ValueError(f"this model has {self.num_classes} classes and needs labels; {self.null_class} is none")
-        if not self.num_classes and labels is not None:
-            raise ValueError("this model is unconditional and takes no labels")
-
-    def _drop_labels(self, labels: Tensor, uniform: Tensor | None) -> Tensor:
-        if not self.training or self.label_drop == 0:
-            return labels
-        if uniform is None:
-            uniform = torch.rand(labels.shape, device=labels.device)
-        return torch.where(uniform < self.label_drop, self.null_class, labels)
 
     def _keep_factors(self, x: Tensor, uniform: Tensor | None) -> list[Tensor | None]:
         """Per drop-path place, 0 or 1 / (1 - rate) for each sample; None where nothing is dropped."""
@@ -300,4 +256,4 @@ def drop_path_rates(rate: float, depth: int) -> list[float]:
     ``[0, 0, rate / (depth - 2), ..., rate, rate]``: one place more than blocks; the first two never drop. The ramp is
     rounded to float32 where it is made, as published.
     """
-    return [0.0, *torch.linspace(0, rate, depth - 1).tolist(), rate]
+    return [0.0, *torch.linspace(0, rate, depth - 1, device="cpu").tolist(), rate]

@@ -6,10 +6,9 @@ they differ by an order of magnitude and published figures seldom say which one 
 Symbols: C embed_dim, E = expand C, N d_state, R = ceil(C / 16), K d_conv, P patches, L tokens.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
+from dis_cli.models.cost import Flops, Part
 from dis_cli.models.dis.sizes import Shape
 
 _DIRECTIONS = 2
@@ -22,97 +21,6 @@ CONVENTIONS: Final[dict[str, str]] = {
     "as published": "MACs that thop sees in the published code, which calls no module inside a mixer",
     "as printed": "what the published test prints as FLOPs: 2 x as published",
 }
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one kind of layer costs, summed over the blocks.
-
-    Args:
-        parameters: Trainable parameters.
-        macs: MACs of a forward for one image.
-        elementwise_macs: Multiplications that a fused scan hides; not in ``macs``.
-        published_macs: What the published convention counts here.
-    """
-
-    parameters: int
-    macs: int = 0
-    elementwise_macs: int = 0
-    published_macs: int = 0
-
-
-@dataclass(frozen=True)
-class Flops:
-    """What one model costs: parameters, and MACs of one forward pass on one image.
-
-    Exponentials, softplus, SiLU, norms, sums, the optimizer and the weight average are not counted anywhere.
-
-    Args:
-        tokens: Length of the sequence: patches, the time token and, in a conditional model, the class token.
-        parts: The kinds of layers, in the order of the data flow.
-        data_gradient_macs: Products that a backward leaves out: gradients of the image and of the timestep's sinusoids.
-    """
-
-    tokens: int
-    parts: dict[str, Part]
-    data_gradient_macs: int
-
-    @property
-    def parameters(self) -> int:
-        """Trainable parameters; a DiS has no other state."""
-        return self._sum(lambda part: part.parameters)
-
-    @property
-    def macs(self) -> int:
-        """True MACs."""
-        return self._sum(lambda part: part.macs)
-
-    @property
-    def macs_with_elementwise(self) -> int:
-        """True MACs and the scan's elementwise multiplications."""
-        return self.macs + self._sum(lambda part: part.elementwise_macs)
-
-    @property
-    def flops(self) -> int:
-        """True FLOPs, 2 per MAC."""
-        return 2 * self.macs
-
-    @property
-    def published_macs(self) -> int:
-        """MACs by the published convention."""
-        return self._sum(lambda part: part.published_macs)
-
-    @property
-    def published_flops(self) -> int:
-        """The number that the published profiler script prints, 2 per MAC that it sees."""
-        return 2 * self.published_macs
-
-    @property
-    def true_over_published(self) -> float:
-        """How many times the published convention's count the true one is."""
-        return self.macs / self.published_macs
-
-    @property
-    def training_macs(self) -> int:
-        """MACs of a forward and its backward, which takes two products for each: gradients of weight and of input."""
-        return 3 * self.macs - self.data_gradient_macs
-
-    @property
-    def recomputed_macs(self) -> int:
-        """MACs that gradient checkpointing adds: each block again, up to the input of its last product."""
-        return sum(part.macs for name, part in self.parts.items() if name not in ("embeddings", "head", "out_proj"))
-
-    def sampling_macs(self, steps: int, *, guided: bool) -> int:
-        """MACs of one generated image.
-
-        Args:
-            steps: Evaluations of the model for the image.
-            guided: Whether each is done twice, with the class and without it (classifier-free guidance).
-        """
-        return steps * (2 if guided else 1) * self.macs
-
-    def _sum(self, number: Callable[[Part], int]) -> int:
-        return sum(map(number, self.parts.values()))
 
 
 def count(shape: Shape, num_patches: int | None = None) -> Flops:
@@ -172,4 +80,10 @@ def count(shape: Shape, num_patches: int | None = None) -> Flops:
         # The profiler adds 2 per element for the last norm, which the true count leaves out like all norms.
         "head": Part(final_linear + ada_ln + head_biases, head_macs, published_macs=head_macs + 2 * L * C),
     }
-    return Flops(tokens=L, parts=parts, data_gradient_macs=P * patch_embed + time_in)
+    return Flops(
+        tokens=L,
+        parts=parts,
+        data_gradient_macs=P * patch_embed + time_in,
+        run_once=frozenset({"embeddings", "head", "out_proj"}),
+        conventions=CONVENTIONS,
+    )

@@ -8,8 +8,7 @@ Symbols: C embed_dim, E = expand C, N d_state, R = ceil(C / 16), P patches, L to
 linear layer: 4 in fp32 and 2 in bf16. Parameters, residual stream and scan are float32 in both.
 """
 
-from dataclasses import dataclass
-
+from dis_cli.models.cost import Memory
 from dis_cli.models.dis.flops import count
 from dis_cli.models.dis.sizes import Shape
 
@@ -19,51 +18,6 @@ KERNEL_CHUNK = 32
 _FLOAT, _INDEX = 4, 8
 _BYTES = {"fp32": 4, "bf16": 2}
 _TIME_MLP_RATIO = 4
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes that a model takes.
-
-    Args:
-        weights: The parameters.
-        gradients: Of the parameters, at the end of a backward.
-        optimizer: AdamW's two moments.
-        ema: One average of the weights.
-        activations: What a training forward keeps for its backward; in bf16 with the weights' rounded copies.
-        checkpointed_activations: The same with gradient checkpointing, and the larger of what one block keeps when it
-            is computed again and the rounded weights, which stay until the forward is over.
-        sampling_work: What a forward for sampling holds at its highest, beyond the weights; less for small models and
-            large batches, whose mixers the kernel computes whole.
-    """
-
-    weights: int
-    gradients: int
-    optimizer: int
-    ema: int
-    activations: int
-    checkpointed_activations: int
-    sampling_work: int
-
-    @property
-    def training_state(self) -> int:
-        """What does not depend on the batch: weights, gradients, moments and average."""
-        return self.weights + self.gradients + self.optimizer + self.ema
-
-    @property
-    def training(self) -> int:
-        """All that a training step holds: a little more than at any moment, since gradients come as activations go."""
-        return self.training_state + self.activations
-
-    @property
-    def checkpointed_training(self) -> int:
-        """The same with gradient checkpointing."""
-        return self.training_state + self.checkpointed_activations
-
-    @property
-    def sampling(self) -> int:
-        """Weights, and the work of one forward."""
-        return self.weights + self.sampling_work
 
 
 def estimate_memory(shape: Shape, *, batch: int, precision: str, guided: bool = False) -> Memory:
@@ -101,6 +55,12 @@ def estimate_memory(shape: Shape, *, batch: int, precision: str, guided: bool = 
 def kept_with_checkpointing(shape: Shape, *, batch: int, precision: str) -> int:
     """Bytes that a training forward keeps with gradient checkpointing, before any block is computed again."""
     return _head(shape, batch, precision) + _block_inputs(shape, batch, precision)
+
+
+def peak_width(shape: Shape) -> int:
+    """Numbers that a forward holds for a token at its peak: the skips, and a mixer's inner tensors."""
+    # An inner tensor is ``expand`` wide: x and z, u and delta and y of two directions.
+    return shape.embed_dim * (shape.depth // 2 + 4 + 8 * shape.expand)
 
 
 def _casts(precision: str, weights: int) -> int:

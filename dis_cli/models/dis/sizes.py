@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Final
 
+from dis_cli.models.cost import ModelShape
+
 
 @dataclass(frozen=True)
 class Size:
@@ -31,7 +33,7 @@ SIZES: Final[dict[str, Size]] = {
 
 
 @dataclass(frozen=True)
-class Shape:
+class Shape(ModelShape):
     """The settings of a DiS that decide its parameters, operations and memory; names are those of the backbone.
 
     Args:
@@ -71,11 +73,6 @@ class Shape:
             raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
 
     @property
-    def num_patches(self) -> int:
-        """Patches P of the grid."""
-        return (self.image_size // self.patch_size) ** 2
-
-    @property
     def num_extras(self) -> int:
         """Tokens that are no patches: the time and, in a conditional model, the class."""
         return 2 if self.num_classes else 1
@@ -96,16 +93,21 @@ class Shape:
         return -(-self.embed_dim // 16)
 
     @property
-    def patch_values(self) -> int:
-        """Numbers in a patch, and so in one input of the patch embedding."""
-        return self.patch_size**2 * self.in_channels
-
-    @property
-    def output_values(self) -> int:
-        """Numbers that the head predicts for a patch."""
-        return self.patch_values * (2 if self.learn_sigma else 1)
-
-    @property
     def size(self) -> str | None:
         """The named size of this width and depth; None when it has no name."""
         return next((name for name, size in SIZES.items() if size == Size(self.embed_dim, self.depth)), None)
+
+    @property
+    def width(self) -> int:
+        """Of a token, in channels."""
+        return self.embed_dim
+
+    @property
+    def label(self) -> str:
+        """Such as XL; width and blocks where the size has no name."""
+        return self.size.upper() if self.size else f"{self.embed_dim}x{self.depth}"
+
+    @property
+    def layers(self) -> str:
+        """Depth and width in words."""
+        return f"{self.depth} blocks of width {self.embed_dim}"

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from dis_cli.models.dis.sizes import Shape, Size
+from dis_cli.models.cost import ModelShape
+from dis_cli.models.dis.sizes import Size
 
 # Width and number of layers. Heads do not change the count.
 DIT: Final[dict[str, Size]] = {"s": Size(384, 12), "b": Size(768, 12), "l": Size(1024, 24), "xl": Size(1152, 28)}
@@ -39,7 +40,7 @@ class PeerCost:
     attention_macs: int
 
 
-def count_dit(size: Size, grid: Shape, num_patches: int | None = None) -> PeerCost:
+def count_dit(size: Size, grid: ModelShape, num_patches: int | None = None) -> PeerCost:
     """Parameters and MACs of a DiT.
 
     Args:
@@ -69,7 +70,7 @@ def count_dit(size: Size, grid: Shape, num_patches: int | None = None) -> PeerCo
     return PeerCost(parameters, L, macs, attention)
 
 
-def count_uvit(size: Size, grid: Shape, num_patches: int | None = None) -> PeerCost:
+def count_uvit(size: Size, grid: ModelShape, num_patches: int | None = None) -> PeerCost:
     """Parameters and MACs of a U-ViT, with the last 3x3 convolution that it has on pixels and not on latents.
 
     Args:
@@ -80,7 +81,7 @@ def count_uvit(size: Size, grid: Shape, num_patches: int | None = None) -> PeerC
     """
     D, layers = size.embed_dim, size.depth
     P = grid.num_patches if num_patches is None else num_patches
-    L = P + grid.num_extras
+    L = P + (2 if grid.num_classes else 1)
     skips = layers // 2
     patch_embed = grid.patch_values * D
     labels = (grid.num_classes + 1) * D if grid.num_classes else 0

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from dis_cli.checkpoints.portable import (
-    CLASS_NAME,
     FOLDER_CONFIG,
     FOLDER_WEIGHTS,
     Record,
     folder_config,
+    is_class_name,
     make_record,
     safetensors_chunks,
     torch_bytes,
@@ -150,7 +150,7 @@ def _check_free(out: Path, form: Format, *, force: bool) -> bool:
 def _is_export(folder: Path) -> bool:
     with contextlib.suppress(OSError, ValueError, RecursionError):
         settings = json.loads((folder / FOLDER_CONFIG).read_bytes())
-        return isinstance(settings, dict) and settings.get("_class_name") == CLASS_NAME
+        return isinstance(settings, dict) and is_class_name(settings.get("_class_name"))
     return False
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from dis_cli.config.presets import dump_toml, load_preset, preset_names
 from dis_cli.config.schema import RunConfig
 from dis_cli.config.settings import as_text
-from dis_cli.workflows.cost import model_cost
+from dis_cli.workflows.cost import model_cost, model_family, model_shape
 from dis_cli.workflows.load.saved import SavedModel
 
 # What a result file may hold, and what it is called.
@@ -42,7 +42,7 @@ def model_card(saved: SavedModel, config: RunConfig, name: str, scores: list[dic
         name: The folder's name, for the commands.
         scores: Results that were measured of it; see `scores_of`.
     """
-    train, model = config.train, config.model
+    train, model, family = config.train, config.model, model_family(config)
     # Not what the preset of that name describes: its name would say what it is not.
     is_other = config.name in preset_names() and not config.description
     decay = saved.average.decay
@@ -81,7 +81,7 @@ tags: [diffusion, state-space-model, dis]
 
 {config.description or "A diffusion model of images."}
 
-It is a DiS: diffusion with a state space backbone ([arXiv 2402.05608](https://arxiv.org/abs/2402.05608)).
+It is a {family.title}: {family.summary}.
 
 | | |
 | --- | --- |
@@ -131,9 +131,7 @@ def true_description(config: RunConfig) -> str:
 
 def _described(config: RunConfig) -> tuple[object, ...]:
     """What descriptions of presets are about."""
-    model = config.model
-    sizes = (model.image_size, model.in_channels, model.patch_size, model.embed_dim, model.depth, model.num_classes)
-    return (config.description, sizes, config.data.source, config.codec.kind, config.codec.downsample)
+    return (config.description, model_shape(config), config.data.source, config.codec.kind, config.codec.downsample)
 
 
 def describe_model(config: RunConfig) -> str:
@@ -142,7 +140,7 @@ def describe_model(config: RunConfig) -> str:
     classes = f"{model.num_classes} classes" if model.num_classes else "unconditional"
     grid = f"{model.image_size}x{model.image_size}x{model.in_channels}"
     where = f"latents {grid} of {config.pixel_size} pixels" if config.codec.kind == "vae" else f"pixels {grid}"
-    return f"{model.depth} blocks of width {model.embed_dim}, patch {model.patch_size}, on {where}, {classes}"
+    return f"{model_shape(config).layers}, patch {model.patch_size}, on {where}, {classes}"
 
 
 def describe_objective(config: RunConfig) -> str:

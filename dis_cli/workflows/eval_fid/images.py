@@ -18,7 +18,7 @@ from dis_cli.data.images.folders import list_images, split_folder
 from dis_cli.data.open import kind_of
 from dis_cli.errors import UsageError
 from dis_cli.metrics.images.sets import FEATURE_BATCH, FileImages, NpzSet, Unit
-from dis_cli.models.dis.backbone import DiS
+from dis_cli.models.backbone import Backbone
 from dis_cli.workflows.build import Codec
 from dis_cli.workflows.sample.batch_size import pick_batch_size
 from dis_cli.workflows.sample.generate import generate
@@ -43,7 +43,7 @@ class GeneratedImages:
         unit_size: Images of a unit; see ``generated_unit_size``.
     """
 
-    model: DiS
+    model: Backbone
     codec: Codec
     config: RunConfig
     seeds: range
@@ -79,7 +79,9 @@ class GeneratedImages:
             yield Unit(unit.start, images)
 
 
-def generated_unit_size(model: DiS, config: RunConfig, device: torch.device, *, num_images: int, num_ranks: int) -> int:
+def generated_unit_size(
+    model: Backbone, config: RunConfig, device: torch.device, *, num_images: int, num_ranks: int
+) -> int:
     """Images that a rank generates before their features are sent: what keeps all of them busy.
 
     Args:

@@ -6,10 +6,11 @@ No torch, but for a published checkpoint, whose settings are told from its weigh
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dis_cli.errors import UsageError, did_you_mean
-from dis_cli.models.dis.sizes import SIZES, Shape, Size
+from dis_cli.models.cost import ModelShape
+from dis_cli.models.families import DEFAULT, FAMILIES, Family
 
 if TYPE_CHECKING:
     from dis_cli.config.schema import RunConfig
@@ -26,12 +27,14 @@ class AskedModel:
     """A model and the images it is for.
 
     Args:
+        family: What it is one of.
         shape: The model; its grid is ``pixel_size / pixels_per_latent`` wide.
         pixel_size: Side of an image, in pixels.
         pixels_per_latent: Pixels for one of the grid's, along one side; 1 when the model sees pixels.
     """
 
-    shape: Shape
+    family: Family
+    shape: ModelShape
     pixel_size: int
     pixels_per_latent: int
 
@@ -43,14 +46,15 @@ class AskedModel:
     @property
     def name(self) -> str:
         """Such as DiS-XL/2; width and blocks where the size has no name."""
-        size = self.shape.size
-        label = size.upper() if size else f"{self.shape.embed_dim}x{self.shape.depth}"
-        return f"DiS-{label}/{self.shape.patch_size}"
+        return f"{self.family.title}-{self.shape.label}/{self.shape.patch_size}"
 
-    def resized(self, size: Size) -> "AskedModel":
-        """The same for a model of another size."""
-        shape = dataclasses.replace(self.shape, embed_dim=size.embed_dim, depth=size.depth)
-        return dataclasses.replace(self, shape=shape)
+    def resized(self, size: Any) -> "AskedModel":
+        """The same for a model of another size, which is one of ``family.sizes``."""
+        return self.changed(**dataclasses.asdict(size))
+
+    def changed(self, **settings: int) -> "AskedModel":
+        """The same with other settings of its shape."""
+        return dataclasses.replace(self, shape=dataclasses.replace(self.shape, **settings))
 
     def patched(self, patch_size: int, pixel_size: int | None = None) -> "AskedModel":
         """The same with another patch, and for images of another size unless that is None.
@@ -60,21 +64,21 @@ class AskedModel:
         """
         pixels = self.pixel_size if pixel_size is None else pixel_size
         grid = grid_size(pixels, self.pixels_per_latent, patch_size)
-        shape = dataclasses.replace(self.shape, image_size=grid, patch_size=patch_size)
-        return dataclasses.replace(self, shape=shape, pixel_size=pixels)
+        return dataclasses.replace(self.changed(image_size=grid, patch_size=patch_size), pixel_size=pixels)
 
 
-def named_size(name: str) -> Size:
-    """The size of this name, in capitals or not.
+def named_size(name: str, family: Family) -> Any:
+    """The family's size of this name, in capitals or not.
 
     Raises:
         UsageError: There is none: says which there are.
     """
-    if name.lower() in SIZES:
-        return SIZES[name.lower()]
-    closest = did_you_mean(name.lower(), SIZES)
+    sizes = family.sizes
+    if name.lower() in sizes:
+        return sizes[name.lower()]
+    closest = did_you_mean(name.lower(), sizes)
     raise UsageError(
-        f"Unknown size: got `{name}`, allowed: {', '.join(SIZES)}",
+        f"Unknown size: got `{name}`, allowed: {', '.join(sizes)}",
         f"Did you mean `{closest}`?" if closest else "Try `dis flops --size xl --patch 2`",
     )
 
@@ -124,35 +128,33 @@ def ask_model(
     """
     if preset is not None and ckpt is not None:
         raise UsageError("--preset and --ckpt exclude each other", "Give one of them")
-    named = None if size is None else named_size(size)
     if preset is not None:
         model = _from_preset(preset)
     elif ckpt is not None:
         model = _from_checkpoint(ckpt)
     else:
-        model = _default(named or SIZES["xl"], pixel=bool(pixel))
+        model = _default(pixel=bool(pixel))
     if pixel is not None and pixel == model.is_latent:
         model = _other_codec(model)
-    if named is not None:
-        model = model.resized(named)
+    if size is not None:
+        model = model.resized(named_size(size, model.family))
     if num_classes is not None:
-        shape = dataclasses.replace(model.shape, num_classes=num_classes)
-        model = dataclasses.replace(model, shape=shape)
+        model = model.changed(num_classes=num_classes)
     return model.patched(model.shape.patch_size if patch_size is None else patch_size, pixel_size)
 
 
-def _default(size: Size, *, pixel: bool) -> AskedModel:
+def _default(*, pixel: bool) -> AskedModel:
     pixels_per_latent = 1 if pixel else PIXELS_PER_LATENT
     pixel_size = PIXEL_IMAGE_SIZE if pixel else LATENT_IMAGE_SIZE
-    shape = Shape(
+    family = FAMILIES[DEFAULT]
+    shape = family.shape(
         image_size=pixel_size // pixels_per_latent,
         patch_size=PATCH_SIZE,
         in_channels=PIXEL_CHANNELS if pixel else LATENT_CHANNELS,
-        embed_dim=size.embed_dim,
-        depth=size.depth,
         num_classes=NUM_CLASSES,
+        **dataclasses.asdict(family.sizes["xl"]),
     )
-    return AskedModel(shape, pixel_size, pixels_per_latent)
+    return AskedModel(family, shape, pixel_size, pixels_per_latent)
 
 
 def _from_preset(name: str) -> AskedModel:
@@ -170,22 +172,24 @@ def _from_checkpoint(path: Path) -> AskedModel:
         return _of_config(config)
     from dis_cli.checkpoints.published import read_reference
 
-    shape = Shape(**read_reference(path).model_kwargs)
+    reference = read_reference(path)
+    family = FAMILIES[reference.backbone]
+    shape = family.shape(**reference.model_kwargs)
     # The published code trains with four channels on latents only.
     pixels_per_latent = PIXELS_PER_LATENT if shape.in_channels == LATENT_CHANNELS else 1
-    return AskedModel(shape, shape.image_size * pixels_per_latent, pixels_per_latent)
+    return AskedModel(family, shape, shape.image_size * pixels_per_latent, pixels_per_latent)
 
 
 def _of_config(config: "RunConfig") -> AskedModel:
-    from dis_cli.workflows.cost import model_shape
+    from dis_cli.workflows.cost import model_family, model_shape
 
     pixels_per_latent = config.codec.downsample if config.codec.kind == "vae" else 1
-    return AskedModel(model_shape(config), config.pixel_size, pixels_per_latent)
+    return AskedModel(model_family(config), model_shape(config), config.pixel_size, pixels_per_latent)
 
 
 def _other_codec(model: AskedModel) -> AskedModel:
     """The same model for the same images, in pixels instead of latents or the other way round."""
     pixels_per_latent, channels = (1, PIXEL_CHANNELS) if model.is_latent else (PIXELS_PER_LATENT, LATENT_CHANNELS)
     # The grid follows once patch and image size are settled; until then it only has to be a possible one.
-    shape = dataclasses.replace(model.shape, image_size=model.shape.patch_size, in_channels=channels)
-    return AskedModel(shape, model.pixel_size, pixels_per_latent)
+    other = model.changed(image_size=model.shape.patch_size, in_channels=channels)
+    return dataclasses.replace(other, pixels_per_latent=pixels_per_latent)

@@ -8,9 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from dis_cli.errors import UsageError
-from dis_cli.models.dis.flops import CONVENTIONS, Flops, count
-from dis_cli.models.dis.memory import estimate_memory
-from dis_cli.models.dis.sizes import SIZES, Shape
+from dis_cli.models.cost import Flops, ModelShape
+from dis_cli.models.families import DEFAULT, FAMILIES, Family
 from dis_cli.models.transformers.cost import DIT, UVIT, PeerCost, cheaper_from, count_dit, count_uvit
 from dis_cli.workflows.flops.model import AskedModel
 
@@ -45,14 +44,14 @@ def model_report(model: AskedModel, *, batch: int, steps: int, guided: bool) -> 
             "Guidance needs classes, and this model has none: got `--cfg` with 0 classes",
             "Leave out `--cfg`, or give `--classes 1000`",
         )
-    cost = count(model.shape)
+    cost = model.family.cost(model.shape)
     step_macs = batch * cost.training_macs
     checkpointed_macs = step_macs + batch * cost.recomputed_macs
     image_macs = cost.sampling_macs(steps, guided=guided)
     return {
         **_identity(model),
         **_totals(cost),
-        "conventions": dict(CONVENTIONS),
+        "conventions": dict(cost.conventions),
         "parts": {
             name: {
                 "num_parameters": part.parameters,
@@ -71,7 +70,7 @@ def model_report(model: AskedModel, *, batch: int, steps: int, guided: bool) -> 
             "checkpointed_flops": 2 * checkpointed_macs,
         },
         "image_sampled": {"steps": steps, "guided": guided, "macs": image_macs, "flops": 2 * image_macs},
-        "memory": {precision: _memory(model.shape, batch, precision, guided=guided) for precision in PRECISIONS},
+        "memory": {precision: _memory(model, batch, precision, guided=guided) for precision in PRECISIONS},
     }
 
 
@@ -85,8 +84,8 @@ def sizes_report(model: AskedModel, patch_size: int | None) -> Record:
     own = model.shape.patch_size
     dividing = [patch for patch in PATCH_SIZES if model.shape.image_size % patch == 0]
     patches = [patch_size] if patch_size else dividing or [own]
-    models = [model.resized(size).patched(patch) for size in SIZES.values() for patch in patches]
-    return {"models": [{**_identity(one), **_totals(count(one.shape))} for one in models]}
+    models = [model.resized(size).patched(patch) for size in model.family.sizes.values() for patch in patches]
+    return {"models": [{**_identity(one), **_totals(one.family.cost(one.shape))} for one in models]}
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class Contender:
 
     name: str
     family: int
-    cost: Callable[[Shape, int | None], PeerCost]
+    cost: Callable[[ModelShape, int | None], PeerCost]
 
 
 def contenders(model: AskedModel) -> list[Contender]:
@@ -114,19 +113,19 @@ def contenders(model: AskedModel) -> list[Contender]:
     peers = [
         Contender(f"{name}-{size.upper()}/{patch}", family, partial(counted, sizes[size]))
         for family, (name, sizes, counted) in enumerate((("DiT", DIT, count_dit), ("U-ViT", UVIT, count_uvit)), 1)
-        if size in sizes
+        if size in sizes and name != model.family.title
     ]
     if not peers:
         raise UsageError(
             f"No transformer has the name of this size: got {model.name}, allowed: {', '.join(compared_sizes())}",
             "Try `dis flops --compare --size xl`",
         )
-    return [Contender(model.name, 0, _dis_cost), *peers]
+    return [Contender(model.name, 0, partial(_own_cost, model.family)), *peers]
 
 
 def compared_sizes() -> list[str]:
     """The sizes whose names a transformer bears too."""
-    return [name for name in SIZES if name in DIT or name in UVIT]
+    return [name for name in FAMILIES[DEFAULT].sizes if name in DIT or name in UVIT]
 
 
 def comparison_report(models: Sequence[AskedModel], pixel_sizes: Sequence[int]) -> Record:
@@ -217,15 +216,18 @@ def _totals(cost: Flops) -> Record:
     }
 
 
-def _memory(shape: Shape, batch: int, precision: str, *, guided: bool) -> Record:
-    memory = estimate_memory(shape, batch=batch, precision=precision, guided=guided)
+def _memory(model: AskedModel, batch: int, precision: str, *, guided: bool) -> Record:
+    """Nothing for a family without a closed form."""
+    if model.family.memory is None:
+        return {}
+    memory = model.family.memory(model.shape, batch=batch, precision=precision, guided=guided)
     names = [field.name for field in dataclasses.fields(memory)]
     names += ["training", "checkpointed_training", "sampling"]
     return {f"{name}_bytes": getattr(memory, name) for name in names}
 
 
-def _dis_cost(shape: Shape, num_patches: int | None) -> PeerCost:
-    cost = count(shape, num_patches)
+def _own_cost(family: Family, shape: ModelShape, num_patches: int | None) -> PeerCost:
+    cost = family.cost(shape, num_patches)
     return PeerCost(cost.parameters, cost.tokens, cost.macs, attention_macs=0)
 
 

@@ -10,10 +10,7 @@ import torch.nn.functional as F
 
 from dis_cli.errors import UsageError
 from dis_cli.events import Event, Finished, Note
-from dis_cli.models.dis.backbone import DiS
-from dis_cli.models.dis.flops import count
-from dis_cli.models.dis.memory import estimate_memory
-from dis_cli.models.dis.sizes import SIZES, Shape
+from dis_cli.models.cost import ModelShape
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.machine import memory
 from dis_cli.runtime.peak import matrix_flops_per_second
@@ -44,16 +41,16 @@ def time_model(model: AskedModel, *, batch: int, device: str = "auto") -> Iterat
         UsageError: The device does not exist, or has too little memory: says what fits.
     """
     place = pick_device(device)
-    precision = choose_precision("auto", place, model.shape.embed_dim)
+    precision = choose_precision("auto", place, model.shape.width)
     engine = choose_engine("auto", place)
     _require_memory(model, batch, precision.name, place)
     yield engine_note(engine)
     yield Note(message=f"precision {precision.name}: {precision.reason}")
-    peak = matrix_flops_per_second(place, precision.name, model.shape.embed_dim)
-    forward, step = _work(model.shape, batch, precision.name, place)
+    peak = matrix_flops_per_second(place, precision.name, model.shape.width)
+    forward, step = _work(model, batch, precision.name, place)
     seconds = {"forward": _median_seconds(forward, place), "training_step": _median_seconds(step, place)}
-    peak = max(peak, matrix_flops_per_second(place, precision.name, model.shape.embed_dim))
-    cost = count(model.shape)
+    peak = max(peak, matrix_flops_per_second(place, precision.name, model.shape.width))
+    cost = model.family.cost(model.shape)
     flops = {"forward": 2 * batch * cost.macs, "training_step": 2 * batch * cost.training_macs}
     yield Finished(
         result={
@@ -78,10 +75,11 @@ def time_model(model: AskedModel, *, batch: int, device: str = "auto") -> Iterat
 
 
 def _work(
-    shape: Shape, batch: int, precision: str, device: torch.device
+    asked: AskedModel, batch: int, precision: str, device: torch.device
 ) -> tuple[Callable[[], object], Callable[[], object]]:
     """A forward for sampling, and a training step, of one model on fixed random images."""
-    model = DiS(**asdict(shape)).to(device)
+    shape = asked.shape
+    model = asked.family.build(**asdict(shape)).to(device)
     optimizer = make_optimizer(model, lr=1e-4, betas=(0.9, 0.999), weight_decay=0.0)
     x = torch.randn(batch, shape.in_channels, shape.image_size, shape.image_size, device=device)
     t = torch.arange(batch, device=device) % 1000
@@ -118,10 +116,11 @@ def _median_seconds(run: Callable[[], object], device: torch.device) -> float:
 
 def _require_memory(model: AskedModel, batch: int, precision: str, device: torch.device) -> None:
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory().free_bytes
-    if free is None:
+    estimate_memory = model.family.memory
+    if free is None or estimate_memory is None:
         return
 
-    def needed(shape: Shape, batch: int) -> int:
+    def needed(shape: ModelShape, batch: int) -> int:
         # Without the weight average, which a timed step does not have.
         estimate = estimate_memory(shape, batch=batch, precision=precision)
         return _PROGRAM_BYTES + estimate.training - estimate.ema
@@ -133,7 +132,7 @@ def _require_memory(model: AskedModel, batch: int, precision: str, device: torch
     if largest:
         allowed, hint = f"a batch of up to {largest}", f"Try `--batch {largest}`"
     else:
-        sizes = [name for name, size in SIZES.items() if needed(model.resized(size).shape, 1) <= free]
+        sizes = [name for name, size in model.family.sizes.items() if needed(model.resized(size).shape, 1) <= free]
         allowed = f"--size {', '.join(sizes)} with --batch 1" if sizes else "no named size"
         hint = "Free some memory, lower `--image-size`, or take a smaller model"
     raise UsageError(

@@ -4,40 +4,32 @@ All of it is told from names, shapes and settings, before a model is built: ther
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from dis_cli.checkpoints.published import infer_model_kwargs
+from dis_cli.checkpoints.published import recognize, shapes_of
 from dis_cli.codecs.locate import BUNDLED, locate_vae
 from dis_cli.config.schema import RunConfig
 from dis_cli.config.settings import as_text
 from dis_cli.data.latents.format import VaeRecord
 from dis_cli.errors import MismatchError, MissingResourceError, listed
+from dis_cli.workflows.cost import model_shape
 
 # They decide how weights come about, not what they mean.
-_FREE = frozenset(
-    {
-        "model.drop_path",
-        "model.label_drop",
-        "model.init",
-        "model.final_init",
-        "diffusion.loss_weight",
-        "diffusion.min_snr_gamma",
-    }
-)
+_FREE = frozenset({"diffusion.loss_weight", "diffusion.min_snr_gamma"})
 
 
 def check_weights(path: Path, weights: Mapping[str, Tensor], saved: RunConfig) -> None:
     """Refuse weights that are not those of the model in the settings saved with them.
 
     Raises:
-        MismatchError: Gives both values of each setting that differs; or the weights are of no DiS model at all.
+        MismatchError: Gives both values of each setting that differs; or the weights are of another model.
     """
-    kwargs = infer_model_kwargs(path, {name: tuple(tensor.shape) for name, tensor in weights.items()})
-    variance = _variance(learned=kwargs.pop("learn_sigma"))
-    held = {f"model.{key}": value for key, value in kwargs.items()} | {"diffusion.variance": variance}
-    if lines := _differing(held, "in the weights", _shape(saved), "in the settings"):
+    _, held = recognize(path, shapes_of(weights), saved.model.backbone)
+    if lines := _differing(_named(held), "in the weights", _shape(saved), "in the settings"):
         raise MismatchError(
             f"The weights in `{path}` are not of the model in their settings:{listed(lines)}",
             "Its files are of two runs: take another checkpoint",
@@ -85,20 +77,25 @@ def check_preset(path: Path, saved: RunConfig, vae: VaeRecord | None, preset: Ru
 
 
 def _shape(config: RunConfig) -> dict[str, object]:
-    """The settings that decide the shapes of the weights."""
-    shape: dict[str, object] = {f"model.{key}": value for key, value in config.model.model_dump().items()}
-    shape["diffusion.variance"] = _variance(learned=config.learn_sigma)
-    return {key: value for key, value in shape.items() if key not in _FREE}
+    """The settings that decide the weights' shapes, and what the model makes of them."""
+    return {"model.backbone": config.model.backbone} | _named(asdict(model_shape(config)))
+
+
+def _named(shape: Mapping[str, Any]) -> dict[str, object]:
+    """A model's shape by the keys of its settings, the variance last."""
+    named: dict[str, object] = {f"model.{key}": value for key, value in shape.items() if key != "learn_sigma"}
+    return named | {"diffusion.variance": _variance(learned=shape["learn_sigma"])}
 
 
 def _meaning(config: RunConfig) -> dict[str, object]:
     """The settings that decide what the weights mean: the model's, then the codec's, then the diffusion process's."""
     codec = config.codec.model_dump() if config.codec.kind == "vae" else {"kind": config.codec.kind}
-    sections = {"model": config.model.model_dump(), "codec": codec, "diffusion": config.diffusion.model_dump()}
-    flat = {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
+    shape = _shape(config)
     # Which of the fixed variances is taken matters to the sampler only.
-    flat["diffusion.variance"] = _variance(learned=config.learn_sigma)
-    return {key: value for key, value in flat.items() if key not in _FREE}
+    variance = shape.pop("diffusion.variance")
+    sections = {"codec": codec, "diffusion": config.diffusion.model_dump() | {"variance": variance}}
+    flat = {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
+    return shape | {key: value for key, value in flat.items() if key not in _FREE}
 
 
 def _variance(*, learned: bool) -> str:

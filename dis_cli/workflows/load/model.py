@@ -10,7 +10,7 @@ from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.presets import load_preset
 from dis_cli.config.schema import RunConfig
 from dis_cli.data.latents.format import VaeRecord
-from dis_cli.models.dis.backbone import DiS
+from dis_cli.models.backbone import Backbone
 from dis_cli.scan.engines.choose import Engine
 from dis_cli.workflows.build import build_model, pick_engine
 from dis_cli.workflows.load.averages import Average
@@ -40,7 +40,7 @@ class LoadedModel:
         images_fingerprint: Of the images it was trained on; None when it does not say.
     """
 
-    model: DiS
+    model: Backbone
     average: Average
     saved_config: RunConfig
     config: RunConfig
@@ -66,7 +66,6 @@ def load_model(
     overrides: Sequence[str] = (),
     preset: str | None = None,
     step: int | None = None,
-    kind: type[DiS] = DiS,
 ) -> LoadedModel:
     """Make the model of what `read_saved` reads.
 
@@ -76,7 +75,6 @@ def load_model(
         overrides: ``KEY=VALUE`` on the settings saved with it. ``sample.ema`` says which weights are read.
         preset: The preset that it must belong to; None accepts any.
         step: The checkpoint of a run folder to take instead of its newest sound one.
-        kind: The class to make the model of.
 
     Raises:
         UsageError: There is no such path or step, the run kept no such average, or an override, the preset or the
@@ -93,7 +91,7 @@ def load_model(
         check_preset(saved.path, saved.config, saved.vae, wanted)
     check_overrides(saved.path, saved.config, config)
     engine = pick_engine(config, device)
-    model = build_model(saved.config.model_copy(update={"engine": config.engine}), kind)
+    model = build_model(saved.config.model_copy(update={"engine": config.engine}))
     model.load_state_dict(saved.weights)
     model.to(device).eval().requires_grad_(False)
     return LoadedModel(

@@ -24,6 +24,7 @@ from dis_cli.config.schema import RunConfig
 from dis_cli.config.settings import as_text
 from dis_cli.data.latents.format import VaeRecord, parse_vae
 from dis_cli.errors import MismatchError
+from dis_cli.models.families import FAMILIES
 from dis_cli.runtime.files import sha256_file
 from dis_cli.workflows.load.averages import Average, averages_kept, choose_average, choose_held, choose_published
 from dis_cli.workflows.load.identity import recorded_images
@@ -202,14 +203,14 @@ def _of_published(path: Path, content: object, overrides: Sequence[str]) -> Save
     latent = kwargs["in_channels"] == 4
     settings = {
         "name": "published",
-        "model": kwargs,
+        "model": {"backbone": reference.backbone, **kwargs},
         "diffusion": {"variance": "learned_range" if learn_sigma else "fixed_large"},
         "codec": {"kind": "vae", "vae": PUBLISHED_VAE} if latent else {},
         "data": {"source": "latents" if latent else "folder"},
     }
     config = parse_settings(
         settings,
-        f"`{path}` holds a DiS model of sizes that this version does not build",
+        f"`{path}` holds a {FAMILIES[reference.backbone].title} model of sizes that this version does not build",
         "`dis presets keys` lists the settings and their bounds",
     )
     decays = {"ema": config.train.ema_decay, "model": 0.0}

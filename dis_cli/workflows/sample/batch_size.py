@@ -3,9 +3,10 @@
 import torch
 
 from dis_cli.config.schema import RunConfig
-from dis_cli.models.dis.backbone import DiS
+from dis_cli.models.backbone import Backbone
 from dis_cli.runtime.distributed import local_world_size
 from dis_cli.runtime.machine import memory
+from dis_cli.workflows.cost import model_family, model_shape
 
 # More tokens at a time are no faster: a processor's caches are full, or a GPU has enough to do.
 _MOST_TOKENS = {"cpu": 2048, "cuda": 65536}
@@ -14,7 +15,7 @@ _MOST_IMAGES = 1024
 _SHARE = 0.5
 
 
-def pick_batch_size(model: DiS, config: RunConfig, device: torch.device) -> int:
+def pick_batch_size(model: Backbone, config: RunConfig, device: torch.device) -> int:
     """``config.sample.batch_size``; of "auto" the largest power of two that is of use and fits half the free memory.
 
     It decides nothing about the images.
@@ -26,25 +27,23 @@ def pick_batch_size(model: DiS, config: RunConfig, device: torch.device) -> int:
     """
     if config.sample.batch_size != "auto":
         return config.sample.batch_size
-    tokens = model.extras + (config.model.image_size // config.model.patch_size) ** 2
+    tokens = model.num_tokens
     useful = _MOST_TOKENS.get(device.type, _MOST_TOKENS["cpu"]) // tokens
-    free = _free_bytes(device)
-    fitting = useful if free is None else int(_SHARE * free / image_bytes(config, tokens))
+    free, needed = _free_bytes(device), image_bytes(config, tokens)
+    fitting = useful if free is None or needed is None else int(_SHARE * free / needed)
     return 1 << (max(1, min(useful, fitting, _MOST_IMAGES)).bit_length() - 1)
 
 
-def image_bytes(config: RunConfig, tokens: int) -> int:
-    """What the forward pass of one image holds at its peak, in bytes: the skips, and a mixer's inner tensors.
+def image_bytes(config: RunConfig, tokens: int) -> int | None:
+    """What the forward pass of one image holds at its peak, in bytes; None when there is no closed form.
 
     Args:
         config: Its ``model`` section gives the sizes.
         tokens: Of an image.
     """
-    model = config.model
-    # An inner tensor is ``expand`` wide: x and z, u and delta and y of two directions.
-    width = model.embed_dim * (model.depth // 2 + 4 + 8 * model.expand)
-    guided = 2 if model.num_classes and config.sample.cfg_scale != 1 else 1
-    return 4 * guided * tokens * width
+    width = model_family(config).peak_width
+    guided = 2 if config.model.num_classes and config.sample.cfg_scale != 1 else 1
+    return None if width is None else 4 * guided * tokens * width(model_shape(config))
 
 
 def _free_bytes(device: torch.device) -> int | None:

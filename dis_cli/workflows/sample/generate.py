@@ -12,7 +12,7 @@ from dis_cli.codecs.vae import DECODE_GROUP
 from dis_cli.config.schema import RunConfig
 from dis_cli.diffusion.guidance import guide
 from dis_cli.diffusion.samplers import sample_loop
-from dis_cli.models.dis.backbone import DiS
+from dis_cli.models.backbone import Backbone
 from dis_cli.runtime.precision import linear_precision
 from dis_cli.runtime.seed import Stream, generator
 from dis_cli.workflows.build import Codec, build_guidance, build_sampler
@@ -49,7 +49,7 @@ class Generated:
 
 
 def generate(
-    model: DiS,
+    model: Backbone,
     codec: Codec,
     config: RunConfig,
     *,
@@ -121,9 +121,8 @@ def generate(
             yield Generated(start, count, done / evaluations, images, own_labels, estimate)
 
 
-def _fewest_images(model: DiS) -> int:
-    tokens = model.extras + (model.image_size // model.patch_size) ** 2
-    return -(-_ROWS_PER_THREAD * torch.get_num_threads() // tokens)
+def _fewest_images(model: Backbone) -> int:
+    return -(-_ROWS_PER_THREAD * torch.get_num_threads() // model.num_tokens)
 
 
 def image_generator(seed: int) -> torch.Generator:

@@ -132,9 +132,14 @@ def check_same_run(run: RunDir, recorded: RunConfig, config: RunConfig) -> None:
         MismatchError: Lists every setting that differs, with both values, and says how to continue the run.
     """
     before, now = flat_settings(recorded), flat_settings(config)
-    changed = [key for key in now if before.get(key) != now[key] and not is_changeable(key)]
+    changed = [
+        key
+        for key in now
+        # Of two backbones only what both have says something.
+        if key in before and before[key] != now[key] and not is_changeable(key)
+    ]
     if changed:
-        lines = listed([f"{key}: {as_text(before.get(key))} there, {as_text(now[key])} asked for" for key in changed])
+        lines = listed([f"{key}: {as_text(before[key])} there, {as_text(now[key])} asked for" for key in changed])
         raise MismatchError(
             f"`{run.path}` holds a run with other settings:{lines}",
             f"Choose another folder with `--out DIR`, start over with `--fresh`, or {_continuing(run, recorded)}",

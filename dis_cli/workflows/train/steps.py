@@ -25,6 +25,7 @@ from dis_cli.scan.engines.choose import Engine
 from dis_cli.training.loop import train_steps
 from dis_cli.training.parallel import all_equal
 from dis_cli.training.state import TrainingState
+from dis_cli.workflows.cost import model_shape
 from dis_cli.workflows.train.build import build_learning_rate, build_objective, max_skipped, num_loader_workers
 from dis_cli.workflows.train.watch import Watcher
 
@@ -215,7 +216,7 @@ def _out_of_memory(job: Job, step: int, error: Exception) -> DisError:
     )
     return DisError(
         f"Out of memory in step {step + 1}, with train.batch_size {train.batch_size} in {train.accumulation} parts of "
-        f"{model.image_size}x{model.image_size} (model.image_size), {model.depth} blocks of width {model.embed_dim}: "
+        f"{model.image_size}x{model.image_size} (model.image_size), {model_shape(job.config).layers}: "
         f"{next(iter(str(error).strip().splitlines()), type(error).__name__)}",
         (f"Compute a batch in more parts (train.accumulation={more}), keep" if more else "Keep")
         + " less of each block (train.gradient_checkpointing=true), or lower train.batch_size or model.image_size in a "

@@ -32,7 +32,7 @@ from dis_cli.training.parallel import whole
 from dis_cli.training.state import TrainingState
 from dis_cli.version import __version__
 from dis_cli.workflows.build import build_latents, build_source, choices, encodes_first, pick_engine
-from dis_cli.workflows.cost import model_cost
+from dis_cli.workflows.cost import model_cost, model_shape
 from dis_cli.workflows.encode_latents import EncodeOptions, Encoding, run_encoding
 from dis_cli.workflows.load.averages import choose_average
 from dis_cli.workflows.load.identity import identity_of, with_absolute_paths
@@ -331,7 +331,7 @@ def _is_kept(config: RunConfig, watcher: Watcher, step: int) -> bool:
 
 def _peak_flops(job: Job) -> float:
     """The matrix speed of all ranks together, in floating-point operations a second."""
-    peak = matrix_flops_per_second(job.device, job.precision.name, job.config.model.embed_dim)
+    peak = matrix_flops_per_second(job.device, job.precision.name, model_shape(job.config).width)
     return job.group.sum([peak])[0]
 
 

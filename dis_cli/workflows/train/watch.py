@@ -15,7 +15,7 @@ from dis_cli.data.source import ImageSource
 from dis_cli.events import Event, Note, Progress, Wrote
 from dis_cli.metrics.extractors.base import Extractor
 from dis_cli.metrics.scores import choose_metrics
-from dis_cli.models.dis.backbone import DiS
+from dis_cli.models.backbone import Backbone
 from dis_cli.pictures.grid import grid_png
 from dis_cli.runs.folder import RunDir, read_events
 from dis_cli.runs.summary import DISTANCES
@@ -82,7 +82,7 @@ class Watcher:
     vae: VaeRecord | None
     stop: StopRequest
     bests: dict[str, Best] = field(default_factory=dict[str, Best])
-    _model: DiS | None = None
+    _model: Backbone | None = None
     _codec: Codec | None = None
     _source: ImageSource | None = None
     _extractor: Extractor | None = None
