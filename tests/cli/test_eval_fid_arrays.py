@@ -38,7 +38,9 @@ def test_every_door_reads_the_same_arrays(pixels: np.ndarray, folder: Path, tmp_
     )
     scores: list[float] = []
     for name in ("plain.npz", "first.npz"):
-        arguments = command("--images", tmp_path / name, "--ref", folder, "--out", tmp_path / "a.json")
+        arguments = command(
+            "--images", tmp_path / name, "--ref", folder, "--out", (tmp_path / name).with_suffix(".json")
+        )
         assert dis(*arguments) == 0
         scores.append(result(capsys)["frechet_digits"])
         arguments = command("--images", folder, "--ref", tmp_path / name, "--out", tmp_path / "b.json")

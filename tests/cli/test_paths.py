@@ -1,5 +1,6 @@
 """Paths mean the same in every working directory and wherever they are written, and data are known by their content."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from support.tiny import TINY, dis, result, train
 from support.vae import save_tiny_vae
 
 from dis_cli.cli.app import app
+from dis_cli.cli.options import path_to_write
 from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.presets import load_preset, read_config
 from dis_cli.config.schema import RunConfig
@@ -38,6 +40,7 @@ def test_a_tilde_is_the_home_folder(home) -> None:
     assert home_path(Path("~")) == home
     assert expand_home("a/~/b") == "a/~/b"
     assert expand_home("./~a") == "./~a"
+    assert path_to_write("~/a.npz") == home / "a.npz"
     with pytest.raises(UsageError, match="no home folder of a user `nobody-of-this-name`") as caught:
         expand_home("~nobody-of-this-name/x")
     assert "`./~nobody-of-this-name/x`" in str(caught.value.hint)
@@ -66,7 +69,7 @@ def test_every_option_that_takes_a_path_knows_it() -> None:
         or declared.annotation is Path
     }
     assert len(paths) > 25
-    assert [name for name, parser in paths.items() if parser not in (expand_home, home_path)] == []
+    assert [name for name, parser in paths.items() if parser not in (expand_home, home_path, path_to_write)] == []
 
 
 @pytest.mark.parametrize("key", ["data.path", "codec.vae", "evaluate.inception"])
@@ -133,9 +136,14 @@ def places(trained_in_a: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return trained_in_a
 
 
+def free(name: str) -> str:
+    """A file of its own for each score: none takes the place of another."""
+    return next(file for number in itertools.count() if not Path(file := f"../{name}-{number}.json").exists())
+
+
 def scored(capsys, *arguments: str) -> tuple[int, str]:
     capsys.readouterr()
-    status = dis("eval-fid", "--ckpt", "../a/run", *SCORED, "--out", "../score.json", *arguments)
+    status = dis("eval-fid", "--ckpt", "../a/run", *SCORED, "--out", free("score"), *arguments)
     told = capsys.readouterr()
     return status, told.out if status == 0 else json.loads(told.out)["error"]["message"] + told.err
 
@@ -197,7 +205,7 @@ def test_an_old_run_is_looked_for_where_it_says_and_is_not_compared(places, caps
     meta = {key: value for key, value in old.meta.items() if key not in ("data_fingerprint", "images_fingerprint")}
     meta["config"]["data"]["path"] = "imgs"
     write_checkpoint(Path("old") / "checkpoints", old.step, old.tensors, meta)
-    arguments = ("eval-fid", "--ckpt", "old", *SCORED, "--out", "../score.json")
+    arguments = ("eval-fid", "--ckpt", "old", *SCORED, "--out", "../old.json")
     capsys.readouterr()
     assert dis(*arguments) == 0
     assert result(capsys)["reference"]["n"] == 20

@@ -100,7 +100,8 @@ def test_no_room_to_begin(begun: Path, tmp_path: Path) -> None:
     size = (run / "config.toml").stat().st_size
     process = start(run, *SETTINGS, "train.steps=6", prepare=lambda: limit_files(size - 1))
     assert process.wait() == 1
-    assert_told(process.errors, run / "config.toml", size)
+    # It comes first, and holds the settings too.
+    assert_told(process.errors, run / "run.json")
     assert files(run) == before
 
 
