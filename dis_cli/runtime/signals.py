@@ -17,7 +17,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _requests: list["StopRequest"] = []
 
 
-@dataclass
+# Compared by identity: what is taken out of the open blocks is this one, not one of the same state.
+@dataclass(eq=False)
 class StopRequest:
     """What `stop_on_signals` yields. ``requested`` is the number of the first signal received, or None."""
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -189,7 +190,8 @@ def test_a_terminal_that_is_closed_stops_nothing_from_being_saved(lines: list[st
     )
     os.close(ours)
     while not (tmp_path / "said").exists():
-        os.read(terminal, 4096)
+        if select.select([terminal], [], [], 0.1)[0]:
+            os.read(terminal, 4096)
     os.close(terminal)
     assert process.stdin is not None
     process.stdin.close()

@@ -166,7 +166,7 @@ def test_the_command_gives_theirs(
     # as ADM's files are, which do not say what they were made with
     with np.load(tmp_path / "b.npz") as arrays:
         np.savez(tmp_path / "adm.npz", **{key: arrays[key] for key in ("mu", "sigma", "mu_s", "sigma_s")})
-    assert dis(*scored, "--ref", tmp_path / "adm.npz", "--metrics", "all") == 0
+    assert dis(*scored, "--ref", tmp_path / "adm.npz", "--metrics", "all", "--out", tmp_path / "all.json") == 0
     again = json.loads(capsys.readouterr().out)
     assert again["metrics"] == ["fid", "sfid", "inception_score"]
     assert "taken to be of the published Inception" in "".join(again["notes"])

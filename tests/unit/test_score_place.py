@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dis_cli.errors import MismatchError, StorageError, UsageError
+from dis_cli.errors import MismatchError, UsageError
 from dis_cli.runtime.files import numbered, place_for, require_replaceable
 from dis_cli.workflows.eval_fid.place import find_place, listed_values, points_there, short_name, write_result
 
@@ -98,7 +98,7 @@ def test_what_is_no_score_is_left_alone(tmp_path: Path) -> None:
     empty = tmp_path / "empty.json"
     empty.touch()
     assert find_place(empty, SETTINGS, is_named=True) == empty
-    with pytest.raises(StorageError, match="is a folder"):
+    with pytest.raises(UsageError, match="is a folder"):
         find_place(tmp_path, SETTINGS, is_named=True)
 
 

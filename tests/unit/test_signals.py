@@ -36,6 +36,16 @@ def test_a_repeated_sigterm_lets_the_work_end_in_order() -> None:
     assert stop.requested == signal.SIGINT
 
 
+def test_a_block_inside_another_leaves_the_other_open() -> None:
+    with stop_on_signals() as outer:
+        with stop_on_signals():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert outer.requested == signal.SIGTERM
+        assert is_stopping()
+    assert not is_stopping()
+
+
 def test_another_thread_installs_nothing() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     seen: list[object] = []

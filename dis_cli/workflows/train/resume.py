@@ -87,11 +87,10 @@ def read_last_state(run: RunDir, names: Iterable[str] | None = None) -> LastStat
 
     Args:
         run: The run.
-        names: Groups of tensors to read; None reads all, and makes sure that training can go on with them.
+        names: Groups of tensors to read; None reads all.
 
     Raises:
         CheckpointError: All its checkpoints are damaged.
-        MismatchError: It was imported, and cannot be trained.
     """
     checkpoint, notes = latest_checkpoint(run.checkpoints, names)
     if checkpoint is None and notes:
@@ -101,12 +100,23 @@ def read_last_state(run: RunDir, names: Iterable[str] | None = None) -> LastStat
         )
     if checkpoint is None:
         return LastState(recorded=recorded_config(run, None))
-    if "imported" in checkpoint.meta or (names is None and "optimizer" not in checkpoint.tensors):
+    return LastState(recorded_config(run, checkpoint), checkpoint, checkpoint.meta, checkpoint.step, notes)
+
+
+def require_trainable(last: LastState) -> None:
+    """Refuse to go on from weights without the optimizer's state.
+
+    Raises:
+        MismatchError: The run was imported.
+    """
+    checkpoint = last.checkpoint
+    if checkpoint is None:
+        return
+    if "imported" in checkpoint.meta or (checkpoint.tensors and "optimizer" not in checkpoint.tensors):
         raise MismatchError(
             f"`{checkpoint.path}` holds weights only, and not what the optimizer needs to go on",
             "It was imported: it can be sampled and scored. Train in another folder with `--out DIR`",
         )
-    return LastState(recorded_config(run, checkpoint), checkpoint, checkpoint.meta, checkpoint.step, notes)
 
 
 def is_changeable(key: str) -> bool:

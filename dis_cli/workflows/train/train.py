@@ -46,6 +46,7 @@ from dis_cli.workflows.train.resume import (
     flat_settings,
     notes_on_start,
     read_last_state,
+    require_trainable,
     settle_precision,
 )
 from dis_cli.workflows.train.steps import Job, Steps
@@ -165,6 +166,7 @@ def _settled(last: LastState, run: RunDir, config: RunConfig, device: torch.devi
     config, precision = settle_precision(last.recorded, config, device)
     if last.recorded is not None:
         check_same_run(run, last.recorded, config)
+    require_trainable(last)
     return config, precision
 
 
