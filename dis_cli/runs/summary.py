@@ -125,7 +125,8 @@ def summarize_run(folder: Path) -> RunSummary:
     step = last.get("step")
     data: dict[str, Any] = config["data"] if isinstance(config.get("data"), dict) else {}
     foreign = data.get("source", "digits") not in ("digits", "latents")
-    found = [*_scores_of_training(others), *_scores_of_evaluations(run.evaluations, problems)]
+    names = list(scores_in_results())
+    found = [*_scores_of_training(others, names), *_scores_of_evaluations(run.evaluations, names, problems)]
     status, detail = _status(run, step, steps, others)
     name = config.get("name")
     return RunSummary(
@@ -201,16 +202,16 @@ def _record(line: bytes) -> dict[str, Any]:
     return {}
 
 
-def _scores_of_training(records: list[dict[str, Any]]) -> Iterator[_Found]:
+def _scores_of_training(records: list[dict[str, Any]], names: list[str]) -> Iterator[_Found]:
     for place, record in enumerate(records):
         if record.get("event") == "metric":
             conditions = record.get("conditions")
             values = {str(record.get("name")): record.get("value"), "step": record.get("step")}
             # When is not recorded: before whatever is in a file.
-            yield from _scores((conditions if isinstance(conditions, dict) else {}) | values, (0, place))
+            yield from _scores((conditions if isinstance(conditions, dict) else {}) | values, (0, place), names)
 
 
-def _scores_of_evaluations(folder: Path, problems: list[str]) -> Iterator[_Found]:
+def _scores_of_evaluations(folder: Path, names: list[str], problems: list[str]) -> Iterator[_Found]:
     try:
         files = sorted(entry for entry in folder.iterdir() if entry.suffix == ".json")
     except FileNotFoundError:
@@ -226,10 +227,10 @@ def _scores_of_evaluations(folder: Path, problems: list[str]) -> Iterator[_Found
             continue
         if not record:
             problems.append(f"`{file}` holds no result")
-        yield from _scores(record, (written, place))
+        yield from _scores(record, (written, place), names)
 
 
-def _scores(record: dict[str, Any], written: tuple[int, int]) -> Iterator[_Found]:
+def _scores(record: dict[str, Any], written: tuple[int, int], names: list[str]) -> Iterator[_Found]:
     told = record.get("reference")
     reference: dict[str, Any] = told if isinstance(told, dict) else {}
     # The content, where it was looked at: of data their fingerprint, which scores while training have too.
@@ -237,7 +238,7 @@ def _scores(record: dict[str, Any], written: tuple[int, int]) -> Iterator[_Found
     content = content or reference.get("sha256")
     extractor = record.get("features_sha256") or record.get("features")
     num_samples, step = record.get("num_samples"), record.get("step")
-    for name in scores_in_results():
+    for name in names:
         value = _finite(record.get(name))
         if value is not None:
             score = Score(
