@@ -47,6 +47,7 @@ from dis_cli.cli.sample_options import (
     sample_settings,
 )
 from dis_cli.errors import NegativeVerdict, UsageError
+from dis_cli.metrics.table import METRICS, full_name, without_reference, words
 from dis_cli.paths import expand_home, home_path
 from dis_cli.runtime.distributed import part_from_environment
 
@@ -71,6 +72,11 @@ stats_app = typer.Typer(
     rich_markup_mode=None, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
 stats_app.command()(stats)
+
+
+def _complete_metrics(incomplete: str) -> list[str]:
+    before, comma, word = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in (*words(), "all") if name.startswith(word)]
 
 
 def eval_fid(
@@ -111,7 +117,8 @@ def eval_fid(
         typer.Option(
             "--metrics",
             metavar="NAME,...",
-            help="fid, sfid, is, kid, precision, recall, density, coverage, or all; fid if unset.",
+            help=f"{', '.join(words())}, or all; fid if unset.",
+            autocompletion=_complete_metrics,
         ),
     ] = None,
     features: FeaturesOption = None,
@@ -291,17 +298,20 @@ def _require_sense(
     given = [name for name, value in generation.items() if value is not None]
     if given:
         raise UsageError(f"{', '.join(given)} is about generated images, and `{images}` is there already")
-    if ref is None and (metrics is None or _metric_names(metrics) != "inception_score"):
+    alone = without_reference()
+    if ref is None and (metrics is None or not set(_metric_names(metrics).split(",")) <= set(alone)):
+        names = " and ".join(f"the {METRICS[name].label}" for name in alone)
+        asked = ",".join(METRICS[name].short_name or name for name in alone)
         raise UsageError(
             f"Give what `{images}` is compared with: `--ref PATH`, or `--ref data --preset NAME`",
-            "Only the Inception Score (`--metrics is`) needs none",
+            f"Only {names} (`--metrics {asked}`) {'needs' if len(alone) == 1 else 'need'} none",
         )
     if ref == "data" and preset is None:
         raise UsageError("`--ref data` is that of a preset here", "Name it with `--preset NAME`, or give `--ref PATH`")
 
 
 def _metric_names(text: str) -> str:
-    return ",".join("inception_score" if name == "is" else name for name in text.replace(" ", "").split(","))
+    return ",".join(map(full_name, text.replace(" ", "").split(",")))
 
 
 def _config(ckpt: Path | None, preset: str | None, settings: list[str], step: int | None) -> Any:

@@ -5,8 +5,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from dis_cli.config.sampling import SamplerName
-from dis_cli.config.section import HomePath, NoneWord, PositiveInt, PrecisionName, Section, Share
-from dis_cli.metrics.table import MetricName
+from dis_cli.config.section import HomePath, NoneWord, OneOf, PositiveInt, PrecisionName, Section, Share
+from dis_cli.metrics.table import METRICS
 
 
 def _read_three(value: object) -> object:
@@ -87,7 +87,7 @@ class EvaluateConfig(Section):
     features: Literal["auto", "inception", "digits", "clip", "dinov2"] = Field(
         default="auto", description="what looks at the images; 'auto' is 'digits' for the digits, else 'inception'"
     )
-    metrics: tuple[Literal["all", MetricName], ...] = Field(
+    metrics: tuple[Annotated[str, OneOf("all", METRICS)], ...] = Field(
         default=("fid",), min_length=1, description="what is measured; 'all' is all that the features allow"
     )
     split: Literal["auto", "train", "test", "all"] = Field(

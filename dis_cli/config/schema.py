@@ -15,11 +15,13 @@ from dis_cli.config.section import (
     HomePath,
     HomePathOrName,
     NoneWord,
+    OneOf,
     OptionalSteps,
     PositiveInt,
     PrecisionName,
     Section,
 )
+from dis_cli.metrics.table import METRICS
 
 
 class DiffusionConfig(Section):
@@ -162,8 +164,9 @@ class TrainConfig(Section):
     evaluate_every: OptionalSteps = Field(
         default=None, description="steps between scores; the best checkpoint so far is kept for good"
     )
-    best_metric: Literal["distance", "class_accuracy"] = Field(
-        default="distance", description="what makes a checkpoint the best: the lowest Frechet distance, or accuracy"
+    best_metric: Annotated[str, OneOf("distance", "class_accuracy", METRICS)] = Field(
+        default="distance",
+        description="what makes a checkpoint the best: the lowest Frechet distance, accuracy, or another metric",
     )
     max_minutes: Annotated[Annotated[float, Field(gt=0)] | None, NoneWord] = Field(
         default=None, description="save and stop in order after this time; the same command continues"

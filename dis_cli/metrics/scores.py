@@ -3,36 +3,20 @@
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Final, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dis_cli.errors import DataError, UsageError
 from dis_cli.metrics.bootstrap import GroupedMoments, frechet_interval
-from dis_cli.metrics.extractors.base import FEATURES, LOGITS, METRICS, SPATIAL, Extractor, score_names
-from dis_cli.metrics.frechet import frechet_distance, sample_size_notes
+from dis_cli.metrics.extractors.base import FEATURES, LOGITS, SPATIAL, Extractor, score_names
+from dis_cli.metrics.frechet import sample_size_notes
 from dis_cli.metrics.images.extraction import Part
 from dis_cli.metrics.images.sets import ImageSet
-from dis_cli.metrics.inception_score import NUM_SPLITS, InceptionScore, Spread
-from dis_cli.metrics.kid import SUBSET_SIZE, kernel_distance, subset_size_for
-from dis_cli.metrics.precision_recall import (
-    NUM_NEIGHBOURS,
-    NUM_NEIGHBOURS_DENSITY,
-    PrecisionRecall,
-    precision_recall,
-)
+from dis_cli.metrics.inception_score import Spread
 from dis_cli.metrics.statistics import Moments, Statistics, require_finite
-from dis_cli.metrics.table import MetricName
-
-NEIGHBOUR_METRICS: Final = ("precision", "recall", "density", "coverage")
-# Of these more is better.
-HIGHER_IS_BETTER: Final = ("inception_score", *NEIGHBOUR_METRICS, "class_accuracy")
-# Those that need every feature vector of both sets, and not sums of them.
-_OF_FEATURES: Final = ("kid", *NEIGHBOUR_METRICS)
-_FEWEST: Final = {"inception_score": NUM_SPLITS, "fid": 2, "sfid": 2, "kid": 2} | dict.fromkeys(
-    NEIGHBOUR_METRICS, max(NUM_NEIGHBOURS, NUM_NEIGHBOURS_DENSITY) + 1
-)
+from dis_cli.metrics.table import METRICS, load, without_reference
 
 
 @dataclass(frozen=True)
@@ -42,14 +26,14 @@ class Needs:
     Attributes:
         statistics: Mean and covariance of the features.
         spatial: The same of the spatial features.
-        score: What the Inception Score is made of.
+        sums: The metrics that add up the logits as they come.
         features: All feature vectors.
         groups: Statistics of groups of the images, for the bootstrap.
     """
 
     statistics: bool = False
     spatial: bool = False
-    score: bool = False
+    sums: tuple[str, ...] = ()
     features: bool = False
     groups: bool = False
 
@@ -57,7 +41,7 @@ class Needs:
     def outputs(self) -> set[str]:
         """Which of an extractor's outputs that takes."""
         of_features = {FEATURES} if self.statistics or self.features or self.groups else set[str]()
-        return of_features | ({SPATIAL} if self.spatial else set()) | ({LOGITS} if self.score else set())
+        return of_features | ({SPATIAL} if self.spatial else set()) | ({LOGITS} if self.sums else set())
 
 
 @dataclass
@@ -69,7 +53,7 @@ class Collected:
         statistics: Of the features.
         spatial: Of the spatial features.
         features: All of them, float32, on the CPU.
-        score: The Inception Score.
+        sums: The metrics of the logits.
         groups: For the bootstrap.
         sizes: How many images there are of each height and width.
         remarks: How many were changed when they were read, by what was done.
@@ -80,7 +64,7 @@ class Collected:
     statistics: Statistics | None = None
     spatial: Statistics | None = None
     features: Tensor | None = None
-    score: Spread | None = None
+    sums: dict[str, float | Spread] = field(default_factory=dict[str, float | Spread])
     groups: GroupedMoments | None = None
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter[tuple[int, int]])
     remarks: Counter[str] = field(default_factory=Counter[str])
@@ -103,7 +87,7 @@ class Collector:
         self._device = device
         self._moments = Moments(width) if needs.statistics else None
         self._spatial = Moments(extractor.sizes[SPATIAL]) if needs.spatial else None
-        self._score = InceptionScore(len(images)) if needs.score else None
+        self._sums = {name: load(METRICS[name].compute)(len(images)) for name in needs.sums}
         self._groups = GroupedMoments(width) if needs.groups else None
         self._features = torch.empty(len(images), width) if needs.features else None
         self._sizes = Counter[tuple[int, int]]()
@@ -129,8 +113,8 @@ class Collector:
                 self._features[part.first : part.first + len(features)] = features.cpu()
         if self._spatial is not None:
             self._spatial.update(outputs[SPATIAL])
-        if self._score is not None:
-            self._score.update(outputs[LOGITS], part.first)
+        for sums in self._sums.values():
+            sums.update(outputs[LOGITS], part.first)
         self._sizes += part.sizes
         self._remarks += part.remarks
 
@@ -141,7 +125,7 @@ class Collector:
             statistics=None if self._moments is None else self._moments.statistics(),
             spatial=None if self._spatial is None else self._spatial.statistics(),
             features=self._features,
-            score=None if self._score is None else self._score.score(),
+            sums={name: sums.score() for name, sums in self._sums.items()},
             groups=self._groups,
             sizes=self._sizes,
             remarks=self._remarks,
@@ -164,46 +148,52 @@ class _Names(Sequence[str]):
 
 
 def choose_metrics(
-    asked: Sequence[str], extractor: Extractor, available: Collection[str] = METRICS
-) -> tuple[MetricName, ...]:
+    asked: Sequence[str], extractor: Extractor, available: Collection[str] | None = None
+) -> tuple[str, ...]:
     """The metrics that are measured, in one order.
 
     Args:
         asked: Names, or "all" for those that can be had.
         extractor: Whose outputs there are.
-        available: Those that what is compared with allows.
+        available: Those that what is compared with allows; None when there is nothing.
 
     Raises:
         UsageError: One cannot be had, and was asked for by its name.
     """
-    lacks = {"sfid": SPATIAL, "inception_score": LOGITS}
-    possible = [name for name in METRICS if name not in lacks or lacks[name] in extractor.sizes]
+    available = without_reference() if available is None else available
+    possible = [name for name, row in METRICS.items() if row.output in extractor.sizes]
     for name in asked:
         if name != "all" and name not in possible:
             raise UsageError(
-                f"{extractor.name} has no {lacks[name]}, which {name} is measured with",
+                f"{extractor.name} has no {METRICS[name].output}, which {name} is measured with",
                 f"It allows {', '.join(possible)}",
             )
         if name != "all" and name not in available:
+            spatial = ", here without those of the spatial features" if METRICS[name].needs == "spatial" else ""
             raise UsageError(
                 f"{name} needs the features of all images to compare with, and a file of statistics has their mean and "
-                f"covariance{'' if name != 'sfid' else ', here without those of the spatial features'}",
+                f"covariance{spatial}",
                 f"Give the images themselves with `--ref`, or take `--metrics {','.join(available)}`",
             )
-    everything = "all" in asked
-    chosen = [name for name in METRICS if name in asked or (everything and name in possible and name in available)]
-    return cast("tuple[MetricName, ...]", tuple(chosen))
+    everything = [name for name in possible if name in available] if "all" in asked else []
+    return tuple(name for name in METRICS if name in asked or name in everything)
 
 
 def needs_of(metrics: Collection[str], *, interval: bool = False) -> Needs:
-    """What scored images are to be asked for; a reference needs the same but for the score and the groups."""
+    """What scored images are to be asked for."""
+    kept = {METRICS[name].needs for name in metrics}
     return Needs(
-        statistics="fid" in metrics,
-        spatial="sfid" in metrics,
-        score="inception_score" in metrics,
-        features=any(name in metrics for name in _OF_FEATURES),
+        statistics="statistics" in kept,
+        spatial="spatial" in kept,
+        sums=tuple(name for name in metrics if METRICS[name].needs == "logits"),
+        features="features" in kept,
         groups=interval and "fid" in metrics,
     )
+
+
+def reference_needs(metrics: Collection[str]) -> Needs:
+    """What the images that they are compared with are to be asked for."""
+    return needs_of([name for name in metrics if METRICS[name].needs_reference])
 
 
 def require_enough(metrics: Collection[str], count: int, what: str) -> None:
@@ -213,8 +203,8 @@ def require_enough(metrics: Collection[str], count: int, what: str) -> None:
         DataError: Names the metric and how many it needs.
     """
     for name in metrics:
-        if count < _FEWEST[name]:
-            raise DataError(f"{name} needs {_FEWEST[name]} images or more, and there are {count} {what}")
+        if count < METRICS[name].fewest:
+            raise DataError(f"{name} needs {METRICS[name].fewest} images or more, and there are {count} {what}")
 
 
 def numbers(
@@ -229,31 +219,39 @@ def numbers(
     Args:
         metrics: Which of METRICS.
         scored: The images that are scored.
-        reference: What they are compared with; None when only the Inception Score is asked for.
+        reference: What they are compared with; None when no metric needs it.
         extractor: What looked at both.
         device: Where distances between features are computed.
     """
     names = score_names(extractor)
+    computed: dict[str, Any] = {}
     found: dict[str, float] = {}
-    if reference is not None and "fid" in metrics:
-        assert scored.statistics is not None
-        assert reference.statistics is not None
-        found[names["fid"]] = frechet_distance(scored.statistics, reference.statistics)
-    if reference is not None and "sfid" in metrics:
-        assert scored.spatial is not None
-        assert reference.spatial is not None
-        found[names["sfid"]] = frechet_distance(scored.spatial, reference.spatial)
-    if scored.score is not None and "inception_score" in metrics:
-        found[names["inception_score"]] = scored.score.mean
-        found[f"{names['inception_score']}_std"] = scored.score.std
-    if reference is not None and scored.features is not None and reference.features is not None:
-        if "kid" in metrics:
-            kid = kernel_distance(scored.features, reference.features)
-            found |= {names["kid"]: kid.mean, f"{names['kid']}_std": kid.std}
-        if any(name in metrics for name in NEIGHBOUR_METRICS):
-            balls: PrecisionRecall = precision_recall(scored.features, reference.features, device=device)
-            found |= {names[name]: value for name, value in asdict(balls).items() if name in metrics}
+    for metric in metrics:
+        row, name = METRICS[metric], names[metric]
+        place = f"{row.compute} of {row.needs}"
+        if place not in computed:
+            of_device = {"device": device} if row.on_device else {}
+            computed[place] = (
+                scored.sums[metric]
+                if row.needs == "logits"
+                else load(row.compute)(*_kept(metric, scored, reference), **of_device)
+            )
+        match computed[place]:
+            case Spread(mean, std):
+                found |= {name: mean, f"{name}_std": std}
+            case float() | int() as value:
+                found[name] = float(value)
+            case several:
+                found[name] = getattr(several, metric)
     return found
+
+
+def _kept(metric: str, scored: Collected, reference: Collected | None) -> list[Any]:
+    """What a metric is computed from, of the scored images and of the reference."""
+    row = METRICS[metric]
+    kept = [getattr(each, row.needs) for each in ([scored, reference] if row.needs_reference else [scored])]
+    assert None not in kept
+    return kept
 
 
 def interval_of(scored: Collected, reference: Collected, extractor: Extractor) -> dict[str, object]:
@@ -286,13 +284,9 @@ def notes_on(
                 f"The {kind} images are of {len(found.sizes):,} sizes, most ({most:,}) of {width}x{height}: each is "
                 "resized to what the extractor takes, uncut"
             )
-    if "kid" in metrics and scored.features is not None and reference is not None and reference.features is not None:
-        size = subset_size_for(len(scored.features), len(reference.features))
-        if size < SUBSET_SIZE:
-            notes.append(
-                f"The kernel distance is over subsets of {size:,} images, nearly all there are: its spread says little "
-                f"(papers: {SUBSET_SIZE:,} of many more)"
-            )
+    for name in metrics:
+        if (place := METRICS[name].notes) is not None:
+            notes += load(place)(*_kept(name, scored, reference))
     if reference is not None and scored.statistics is not None and reference.statistics is not None:
         notes += sample_size_notes(scored.statistics, reference.statistics)
     return notes

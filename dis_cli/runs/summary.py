@@ -14,37 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dis_cli.errors import UsageError
+from dis_cli.metrics.table import judges, scores_in_results
 from dis_cli.runs.folder import RunDir
 from dis_cli.text_files import read_text
-
-# Scores by which checkpoints are compared, and whether the lower one is the better.
-LOWER_IS_BETTER = {
-    "fid": True,
-    "frechet_digits": True,
-    "frechet_inception": True,
-    "frechet_clip": True,
-    "frechet_dinov2": True,
-    "class_accuracy": False,
-}
-DISTANCES = tuple(name for name, lower in LOWER_IS_BETTER.items() if lower)
-
-# What else `dis eval-fid` measures, each also with the name of an extractor behind it; no checkpoint is chosen by it.
-_OTHERS_LOWER_IS_BETTER = {
-    "kid": True,
-    "kernel_distance": True,
-    "sfid": True,
-    "frechet_spatial": True,
-    "inception_score": False,
-    "classifier_score": False,
-    "precision": False,
-    "recall": False,
-    "density": False,
-    "coverage": False,
-}
-_LABELS = ("", "_inception", "_digits", "_clip", "_dinov2")
-_ALL_METRICS = LOWER_IS_BETTER | {
-    f"{name}{label}": lower for name, lower in _OTHERS_LOWER_IS_BETTER.items() for label in _LABELS
-}
 
 # Every line but those of steps, of which there can be a million. JSON escapes quotes, so no text can hold this.
 _RARE_LINE = re.compile(rb'\{"event": "(?!step"|progress")[^\n]*')
@@ -153,7 +125,8 @@ def summarize_run(folder: Path) -> RunSummary:
     step = last.get("step")
     data: dict[str, Any] = config["data"] if isinstance(config.get("data"), dict) else {}
     foreign = data.get("source", "digits") not in ("digits", "latents")
-    found = [*_scores_of_training(others), *_scores_of_evaluations(run.evaluations, problems)]
+    names = list(scores_in_results())
+    found = [*_scores_of_training(others, names), *_scores_of_evaluations(run.evaluations, names, problems)]
     status, detail = _status(run, step, steps, others)
     name = config.get("name")
     return RunSummary(
@@ -229,16 +202,16 @@ def _record(line: bytes) -> dict[str, Any]:
     return {}
 
 
-def _scores_of_training(records: list[dict[str, Any]]) -> Iterator[_Found]:
+def _scores_of_training(records: list[dict[str, Any]], names: list[str]) -> Iterator[_Found]:
     for place, record in enumerate(records):
         if record.get("event") == "metric":
             conditions = record.get("conditions")
             values = {str(record.get("name")): record.get("value"), "step": record.get("step")}
             # When is not recorded: before whatever is in a file.
-            yield from _scores((conditions if isinstance(conditions, dict) else {}) | values, (0, place))
+            yield from _scores((conditions if isinstance(conditions, dict) else {}) | values, (0, place), names)
 
 
-def _scores_of_evaluations(folder: Path, problems: list[str]) -> Iterator[_Found]:
+def _scores_of_evaluations(folder: Path, names: list[str], problems: list[str]) -> Iterator[_Found]:
     try:
         files = sorted(entry for entry in folder.iterdir() if entry.suffix == ".json")
     except FileNotFoundError:
@@ -254,10 +227,10 @@ def _scores_of_evaluations(folder: Path, problems: list[str]) -> Iterator[_Found
             continue
         if not record:
             problems.append(f"`{file}` holds no result")
-        yield from _scores(record, (written, place))
+        yield from _scores(record, (written, place), names)
 
 
-def _scores(record: dict[str, Any], written: tuple[int, int]) -> Iterator[_Found]:
+def _scores(record: dict[str, Any], written: tuple[int, int], names: list[str]) -> Iterator[_Found]:
     told = record.get("reference")
     reference: dict[str, Any] = told if isinstance(told, dict) else {}
     # The content, where it was looked at: of data their fingerprint, which scores while training have too.
@@ -265,7 +238,7 @@ def _scores(record: dict[str, Any], written: tuple[int, int]) -> Iterator[_Found
     content = content or reference.get("sha256")
     extractor = record.get("features_sha256") or record.get("features")
     num_samples, step = record.get("num_samples"), record.get("step")
-    for name in _ALL_METRICS:
+    for name in names:
         value = _finite(record.get(name))
         if value is not None:
             score = Score(
@@ -294,8 +267,9 @@ def _finite(value: object) -> float | None:
 
 def _best(found: list[_Found], wanted: str, *, foreign: bool) -> Score | None:
     """The best of the scores of one name and of equal conditions: those cannot be compared with others."""
-    order = ("class_accuracy", *DISTANCES) if wanted == "class_accuracy" else (*DISTANCES, "class_accuracy")
-    order = dict.fromkeys((*order, *_ALL_METRICS))
+    known = scores_in_results()
+    order = (*judges(wanted), *judges("distance"), "class_accuracy", *known)
+    order = [name for name in dict.fromkeys(order) if name in known]
     # What digits alone can be judged by comes last for other data, and says so.
     of_digits = [name for name in order if foreign and (name.endswith("_digits") or name == "class_accuracy")]
     for name in (*(name for name in order if name not in of_digits), *of_digits):
@@ -303,7 +277,7 @@ def _best(found: list[_Found], wanted: str, *, foreign: bool) -> Score | None:
         if named:
             shown = max(named, key=lambda each: (each.score.num_samples or 0, each.written)).alike
             alike = [each.score for each in named if each.alike == shown]
-            best = min(alike, key=lambda score: score.value if _ALL_METRICS[name] else -score.value)
+            best = min(alike, key=lambda score: -score.value if known[name].higher_is_better else score.value)
             return replace(best, is_foreign=name in of_digits)
     return None
 

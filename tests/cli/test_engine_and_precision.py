@@ -117,8 +117,9 @@ def test_scores_record_both(run, tmp_path, capsys) -> None:
     captured = capsys.readouterr()
     data = json.loads(captured.out)
     assert data["engine"]["name"] == "reference"
-    assert data["precision"]["name"] in ("fp32", "bf16")
-    assert f"precision {data['precision']['name']}: {data['precision']['reason']}" in captured.err
+    assert data["compute_precision"]["name"] in ("fp32", "bf16")
+    told = f"precision {data['compute_precision']['name']}: {data['compute_precision']['reason']}"
+    assert told in captured.err
 
 
 @pytest.mark.parametrize("command", ["train", "train --dry-run", "sample", "eval-fid"])

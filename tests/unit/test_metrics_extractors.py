@@ -14,11 +14,12 @@ from support.inception import save_random_inception
 
 from dis_cli.errors import MissingResourceError
 from dis_cli.metrics.extractors import download, locate
-from dis_cli.metrics.extractors.base import FEATURES, METRICS, Extractor, FunctionFeatures, score_names
+from dis_cli.metrics.extractors.base import FEATURES, Extractor, FunctionFeatures, score_names
 from dis_cli.metrics.extractors.digits import DigitFeatures
 from dis_cli.metrics.extractors.fidelity import FidelityFeatures, clip_features, dinov2_features
 from dis_cli.metrics.extractors.inception import InceptionFeatures
 from dis_cli.metrics.extractors.locate import FIDELITY_FILE, INCEPTION_FILE, find_inception, locate_inception
+from dis_cli.metrics.table import METRICS
 
 
 @pytest.fixture

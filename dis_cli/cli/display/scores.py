@@ -2,19 +2,8 @@
 
 from typing import Any
 
-# What is said of digits in their own lines.
-_OF_DIGITS = (
-    "frechet_digits",
-    "frechet_digits_train",
-    "floor",
-    "class_gaussians",
-    "class_accuracy",
-    "class_accuracy_real",
-    "copy_share",
-    "copy_share_real",
-    "near_copy_share",
-    "near_copy_share_real",
-)
+from dis_cli.metrics.table import DIGIT_SCORES
+
 _WIDTH = 14
 
 
@@ -23,12 +12,14 @@ def result_lines(result: dict[str, Any]) -> list[str]:
     lines = [*_head(result), *_digit_lines(result)]
     scores: list[tuple[str, str]] = []
     for name, value in scores_of(result).items():
-        if name in _OF_DIGITS and "floor" in result:
+        # These are said in lines of their own.
+        if name in DIGIT_SCORES and "floor" in result:
             continue
         if not name.endswith("_std"):
             scores.append((name, _number(value) + _around(result, name)))
     for name, draw in result.get("draws", {}).items():
-        if name in ("frechet_digits", "class_accuracy") or name not in (*_OF_DIGITS, *_stds(result)):
+        is_judged = name not in DIGIT_SCORES or DIGIT_SCORES[name].higher_is_better is not None
+        if is_judged and name not in _stds(result):
             values = ", ".join(_number(value) for value in draw["values"])
             scores.append((f"{name}, draws", f"{_number(draw['mean'])} +- {_number(draw['std'])}  ({values})"))
     width = max([_WIDTH, *(len(name) for name, _ in scores)])
@@ -43,7 +34,7 @@ def sweep_lines(result: dict[str, Any]) -> list[str]:
         return [f"points  {result.get('num_points', 0)}", _line("result", result["result_file"])]
     keys = list(points[0]["settings"])
     judged = result["judged_by"]
-    constant = ("floor", "class_gaussians", "class_accuracy_real", "copy_share_real", "near_copy_share_real")
+    constant = [name for score in DIGIT_SCORES.values() for name in score.beside]
     names = [
         name for name in scores_of(points[0]) if name not in constant and name != judged and not name.endswith("_std")
     ]

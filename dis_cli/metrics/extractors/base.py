@@ -12,19 +12,12 @@ import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
+from dis_cli.metrics.table import METRICS, result_name
+
 # The outputs of an extractor, by what they are for: distances; the classes of the Inception Score; sFID.
 FEATURES: Final = "features"
 LOGITS: Final = "logits"
 SPATIAL: Final = "spatial"
-
-# How scores are called that are measured with the published Inception; with anything else their names say what.
-METRICS: Final = ("fid", "sfid", "inception_score", "kid", "precision", "recall", "density", "coverage")
-_OTHER_NAMES: Final = {
-    "fid": "frechet",
-    "sfid": "frechet_spatial",
-    "inception_score": "classifier_score",
-    "kid": "kernel_distance",
-}
 
 
 @runtime_checkable
@@ -69,10 +62,8 @@ class Extractor(Protocol):
 
 
 def score_names(extractor: Extractor) -> dict[str, str]:
-    """What each of METRICS is called in results; nothing but the standard FID is called FID, or what comes from it."""
-    if extractor.label is None:
-        return {metric: metric for metric in METRICS}
-    return {metric: f"{_OTHER_NAMES.get(metric, metric)}_{extractor.label}" for metric in METRICS}
+    """What each metric is called in results."""
+    return {metric: result_name(metric, extractor.label) for metric in METRICS}
 
 
 def identity(extractor: Extractor) -> dict[str, str]:

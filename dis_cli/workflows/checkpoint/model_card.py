@@ -7,11 +7,9 @@ from typing import Any
 from dis_cli.config.presets import dump_toml, load_preset, preset_names
 from dis_cli.config.schema import RunConfig
 from dis_cli.config.settings import as_text
+from dis_cli.metrics.table import scores_in_results
 from dis_cli.workflows.cost import model_cost, model_family, model_shape
 from dis_cli.workflows.load.saved import SavedModel
-
-# What a result file may hold, and what it is called.
-_SCORES = {"fid": "FID", "frechet_digits": "Frechet distance, digits", "class_accuracy": "class accuracy"}
 
 
 def scores_of(saved: SavedModel) -> list[dict[str, Any]]:
@@ -158,7 +156,7 @@ def describe_sampling(config: RunConfig) -> str:
 def _score_table(scores: list[dict[str, Any]]) -> str:
     rows = [
         [
-            label,
+            score.label,
             f"{result[key]:.6g}",
             str(result.get("num_samples")),
             _compared(result),
@@ -166,7 +164,7 @@ def _score_table(scores: list[dict[str, Any]]) -> str:
             str(result.get("features")),
         ]
         for result in scores
-        for key, label in _SCORES.items()
+        for key, score in scores_in_results().items()
         if isinstance(result.get(key), int | float)
     ]
     if not rows:

@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from dis_cli.errors import UsageError
 from dis_cli.metrics.extractors.base import Extractor, score_names
-
-# As the option --metrics has it.
-SHORT_NAMES = {"is": "inception_score"}
+from dis_cli.metrics.table import full_name
 
 
 def parse_bounds(texts: Sequence[str], metrics: Sequence[str], extractor: Extractor) -> dict[str, float]:
@@ -25,7 +23,7 @@ def parse_bounds(texts: Sequence[str], metrics: Sequence[str], extractor: Extrac
     bounds: dict[str, float] = {}
     for text in texts:
         name, equals, number = text.rpartition("=")
-        name = SHORT_NAMES.get(name, name) if equals else metrics[0]
+        name = full_name(name) if equals else metrics[0]
         metric = next((metric for metric in metrics if name in (metric, told[metric])), None)
         if metric is None:
             raise UsageError(

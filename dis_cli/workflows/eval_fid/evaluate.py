@@ -230,7 +230,7 @@ class ScoredModel:
             "seeds": f"{first}-{first + self.num_samples * request.repeat - 1}",
             "repeat": request.repeat,
             "classes": None if self.labels is None else ("as in the data" if self._source else "equally often"),
-            "precision": asdict(self._precision),
+            "compute_precision": asdict(self._precision),
             **measured_how(scorer, self.num_samples),
             "bounds": self.bounds,
             "command": request.command,
@@ -419,4 +419,4 @@ def class_labels(source: ImageSource, num_samples: int) -> npt.NDArray[np.int64]
 
 def agreed(settings: Mapping[str, object]) -> dict[str, object]:
     """What all ranks must have the same; where their files lie may differ."""
-    return {key: value for key, value in settings.items() if key not in ("command", "precision", "engine")}
+    return {key: value for key, value in settings.items() if key not in ("command", "compute_precision", "engine")}

@@ -64,8 +64,7 @@ def how_scored(
     elif compared is not None and compared.split != usual_split(config):
         parts.append(f"{compared.split}")
     if tuple(metrics) != ("fid",):
-        available = ("inception_score",) if compared is None else compared.available
-        everything = tuple(metrics) == choose_metrics(("all",), extractor, available)
+        everything = tuple(metrics) == choose_metrics(("all",), extractor, compared and compared.available)
         parts.append("all-metrics" if everything else "-".join(metrics))
     parts += [] if config.evaluate.seed == first else [f"seed-{config.evaluate.seed}"]
     return tuple(parts)
@@ -204,10 +203,10 @@ def _comparable(record: Mapping[str, object]) -> dict[str, Any]:
     facts: dict[str, Any] = {key: value for key, value in json.loads(json.dumps(record)).items() if key not in _ASIDE}
     # A single score is no sweep.
     facts.setdefault("axes", None)
-    if isinstance(facts.get("precision"), float):
-        # The metric, which has the name of what the linear layers compute in.
-        facts["precision, measured"] = facts.pop("precision")
-    for key in ("engine", "precision"):
+    if isinstance(facts.get("precision"), dict):
+        # Results of 0.1 have it under the name of a metric.
+        facts["compute_precision"] = facts.pop("precision")
+    for key in ("engine", "compute_precision"):
         # Why it was chosen is no condition.
         if isinstance(facts.get(key), dict):
             facts[key] = facts[key].get("name")

@@ -17,13 +17,14 @@ from dis_cli.config.schema import RunConfig
 from dis_cli.errors import UsageError
 from dis_cli.events import Event, Started
 from dis_cli.metrics.cache import Key, ScoreCache
-from dis_cli.metrics.extractors.base import METRICS, SPATIAL, Extractor, identity
+from dis_cli.metrics.extractors.base import SPATIAL, Extractor, identity
 from dis_cli.metrics.images.extraction import Part, extract
 from dis_cli.metrics.images.npz import may_be_images, open_npz
 from dis_cli.metrics.images.sets import FEATURE_BATCH, NpzSet, SourceImages, StoredImages
 from dis_cli.metrics.scores import Collected, Collector, Needs
 from dis_cli.metrics.statistics import Statistics
 from dis_cli.metrics.statistics_file import Reference, read_reference, require_same_extractor
+from dis_cli.metrics.table import METRICS
 from dis_cli.runtime.process_group import ProcessGroup
 from dis_cli.runtime.signals import StopRequest
 from dis_cli.workflows.build import build_image_source
@@ -56,11 +57,10 @@ class Compared:
     @property
     def available(self) -> tuple[str, ...]:
         """The metrics that can be had with it."""
-        if self.images is not None:
-            lacks_spatial = self.file is not None and self.file.spatial is None
-            return tuple(name for name in METRICS if name != "sfid" or not lacks_spatial)
-        assert self.file is not None
-        return ("fid", *(("sfid",) if self.file.spatial is not None else ()), "inception_score")
+        lacks = set[str]() if self.images is not None else {"features"}
+        if self.file is not None and self.file.spatial is None:
+            lacks |= {"spatial"}
+        return tuple(name for name, row in METRICS.items() if row.needs not in lacks or not row.needs_reference)
 
     @property
     def count(self) -> int | None:
@@ -133,7 +133,7 @@ def collect(
 
     Args:
         compared: The reference.
-        needs: What of it; the Inception Score and the groups are of scored images only.
+        needs: What of it; see `reference_needs`.
         extractor: What looks at it.
         device: Where that runs.
         group: All ranks; each has to call this.
@@ -151,7 +151,6 @@ def collect(
         require_same_extractor(compared.file, extractor, Path(compared.name))
         result = replace(result, statistics=compared.file.statistics, spatial=compared.file.spatial)
         needs = replace(needs, statistics=False, spatial=False)
-    needs = replace(needs, score=False, groups=False)
     if compared.images is None or not needs.outputs:
         return result if group.is_leader else None
     images = compared.images

@@ -11,17 +11,9 @@ from dis_cli.config.schema import RunConfig
 from dis_cli.data.source import ImageSource
 from dis_cli.events import Metric
 from dis_cli.metrics.extractors.base import Extractor, score_names
-from dis_cli.metrics.inception_score import NUM_SPLITS
-from dis_cli.metrics.kid import NUM_SUBSETS, SUBSET_SEED, subset_size_for
+from dis_cli.metrics.table import DIGIT_SCORES, METRICS, load
 from dis_cli.scan.engines.choose import Engine
 from dis_cli.workflows.eval_fid.scorer import Scorer
-
-# What is told as soon as it is known, each with the numbers that give it meaning; so are all metrics.
-HEADLINES: Final[dict[str, tuple[str, ...]]] = {
-    "fid": (),
-    "frechet_digits": ("floor", "class_gaussians"),
-    "class_accuracy": ("class_accuracy_real",),
-}
 
 
 def joined(rounds: Sequence[Mapping[str, object]]) -> dict[str, object]:
@@ -77,11 +69,10 @@ def measured_how(scorer: Scorer, num_samples: int) -> dict[str, object]:
     how: dict[str, object] = {"metrics": list(scorer.metrics), "interval": scorer.interval}
     if scorer.compared is not None:
         how["reference"] = scorer.compared.facts
-    if "inception_score" in scorer.metrics:
-        how["inception_score_parts"] = NUM_SPLITS
-    if "kid" in scorer.metrics and scorer.compared is not None and scorer.compared.images is not None:
-        size = subset_size_for(num_samples, len(scorer.compared.images))
-        how["kid_subsets"] = {"number": NUM_SUBSETS, "size": size, "seed": SUBSET_SEED}
+    images = None if scorer.compared is None else scorer.compared.images
+    for name in scorer.metrics:
+        if (place := METRICS[name].facts) is not None:
+            how |= load(place)(num_samples, None if images is None else len(images))
     return how
 
 
@@ -110,7 +101,9 @@ def headlines(
     if isinstance(sample := conditions.get("sample"), dict):
         # These change no image, or its last bits.
         conditions["sample"] = {key: sample[key] for key in sample if key not in ("batch_size", "precision")}
-    for name, beside in (dict.fromkeys(score_names(extractor).values(), ()) | HEADLINES).items():
+    judged = [name for name, score in DIGIT_SCORES.items() if score.higher_is_better is not None]
+    for name in dict.fromkeys((*score_names(extractor).values(), *judged)):
         if name in metrics:
+            beside = DIGIT_SCORES[name].beside if name in DIGIT_SCORES else ()
             context = {other: metrics[other] for other in beside if other in metrics}
             yield Metric(name=name, value=metrics[name], context=context, step=step, conditions=conditions)

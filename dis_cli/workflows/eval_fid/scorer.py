@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dis_cli.config.generation import MetricName
 from dis_cli.config.schema import RunConfig
 from dis_cli.data.images.digits import DigitsSource
 from dis_cli.data.images.verify import layout_notes
@@ -32,9 +31,11 @@ from dis_cli.metrics.scores import (
     needs_of,
     notes_on,
     numbers,
+    reference_needs,
     require_enough,
 )
 from dis_cli.metrics.statistics_file import require_same_extractor
+from dis_cli.metrics.table import METRICS
 from dis_cli.runtime.process_group import ProcessGroup
 from dis_cli.runtime.signals import StopRequest
 from dis_cli.workflows.eval_fid.references import Compared, collect
@@ -49,7 +50,7 @@ class Scorer:
     Attributes:
         extractor: What looks at the images.
         metrics: What is measured.
-        compared: What they are compared with; None when only the Inception Score is asked for.
+        compared: What they are compared with; None when no metric needs it.
         device: Where the extractor runs.
         group: All ranks.
         stop: Signals that this rank received.
@@ -59,7 +60,7 @@ class Scorer:
     """
 
     extractor: Extractor
-    metrics: tuple[MetricName, ...]
+    metrics: tuple[str, ...]
     compared: Compared | None
     device: torch.device
     group: ProcessGroup
@@ -74,7 +75,7 @@ class Scorer:
         if self.compared is not None:
             self._reference = yield from collect(
                 self.compared,
-                needs_of(self.metrics),
+                reference_needs(self.metrics),
                 self.extractor,
                 device=self.device,
                 group=self.group,
@@ -173,9 +174,7 @@ def make_scorer(
         MissingResourceError: Weights are not there.
     """
     own = extractor or make_extractor(config, inception, device)
-    metrics = choose_metrics(
-        config.evaluate.metrics, own, ("inception_score",) if compared is None else compared.available
-    )
+    metrics = choose_metrics(config.evaluate.metrics, own, compared and compared.available)
     if interval and "fid" not in metrics:
         raise UsageError("`--interval` is that of the Frechet distance, which is not asked for", "Add fid to --metrics")
     scorer = Scorer(own, metrics, compared, device, group, stop, interval)
@@ -189,12 +188,12 @@ def make_scorer(
     if compared is not None and compared.images is not None:
         scorer.told += notes_on_images(compared.images)
     if compared is not None:
-        sums = [name for name in metrics if name in ("fid", "sfid")]
+        of_both = [name for name in metrics if METRICS[name].needs_reference]
+        of_features = [name for name in of_both if METRICS[name].needs == "features"]
         if compared.count is not None:
-            require_enough(sums, compared.count, "to compare with")
+            require_enough([name for name in of_both if name not in of_features], compared.count, "to compare with")
         if compared.images is not None:
-            others = [name for name in metrics if name not in (*sums, "inception_score")]
-            require_enough(others, len(compared.images), "to compare with")
+            require_enough(of_features, len(compared.images), "to compare with")
     return scorer
 
 

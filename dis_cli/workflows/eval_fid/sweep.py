@@ -10,7 +10,7 @@ from dis_cli.config.schema import RunConfig
 from dis_cli.config.sweep import Axis, Point, check_points, points_of
 from dis_cli.events import Event, Finished, Note, Wrote
 from dis_cli.metrics.extractors.base import score_names
-from dis_cli.metrics.scores import HIGHER_IS_BETTER
+from dis_cli.metrics.table import METRICS
 from dis_cli.pictures.plot import Curve, curves_png
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.files import atomic_write_bytes
@@ -78,8 +78,7 @@ def sweep(request: Request, axes: Sequence[Axis]) -> Iterator[Event]:
             yield from headlines(scores, model.scorer.extractor)
             sample = loaded.config.sample.model_dump(mode="json")
             rows.append({"settings": point.values, "sample": sample, "ema_decay": loaded.average.decay} | found)
-            higher = first in HIGHER_IS_BETTER
-            best = best_of([row[judged] for row in rows], higher=higher)
+            best = best_of([row[judged] for row in rows], higher=METRICS[first].higher_is_better)
             result |= {"points": rows, "best": best, "notes": model.scorer.told}
             if number < min(num_there, len(points)):
                 continue

@@ -12,13 +12,14 @@ import torch
 from dis_cli.config.schema import RunConfig
 from dis_cli.data.latents.format import VaeRecord
 from dis_cli.data.source import ImageSource
+from dis_cli.errors import UsageError
 from dis_cli.events import Event, Note, Progress, Wrote
 from dis_cli.metrics.extractors.base import Extractor
 from dis_cli.metrics.scores import choose_metrics
+from dis_cli.metrics.table import METRICS, judges, scores_in_results
 from dis_cli.models.backbone import Backbone
 from dis_cli.pictures.grid import grid_png
 from dis_cli.runs.folder import RunDir, read_events
-from dis_cli.runs.summary import DISTANCES
 from dis_cli.runtime.files import atomic_write_bytes, place_for
 from dis_cli.runtime.process_group import ProcessGroup
 from dis_cli.runtime.signals import StopRequest
@@ -50,8 +51,9 @@ class Best:
     step: int
 
     def is_beaten_by(self, value: float) -> bool:
-        """Whether another score of this metric is better: higher for an accuracy, lower for a distance."""
-        return value > self.value if self.metric == "class_accuracy" else value < self.value
+        """Whether another score of this metric is better."""
+        higher = scores_in_results()[self.metric].higher_is_better
+        return value > self.value if higher else value < self.value
 
 
 @dataclass
@@ -93,12 +95,19 @@ class Watcher:
         """Find all that is needed, before anything of the run is changed.
 
         Raises:
+            UsageError: What makes a checkpoint the best is not measured.
             DisError: The VAE, the images to compare with or the weights of Inception are not there.
         """
         train = self.config.train
         if train.preview_every or train.evaluate_every:
             self._codec = build_codec(self.config, self.device, self.vae)
         if train.evaluate_every:
+            measured = self.config.evaluate.metrics
+            if train.best_metric in METRICS and not {train.best_metric, "all"} & {*measured}:
+                raise UsageError(
+                    f"`train.best_metric`: got `{train.best_metric}`, and evaluate.metrics is {', '.join(measured)}",
+                    f"Add `evaluate.metrics={','.join((*measured, train.best_metric))}`",
+                )
             self._source = reference_images(self.config)
             if self.group.is_leader:
                 self._extractor = make_extractor(self.config, None, self.device)
@@ -259,8 +268,7 @@ class Watcher:
         # What is no number is written down as null, and beats nothing.
         if value is None or not math.isfinite(value):
             return
-        wanted = ("class_accuracy",) if self.config.train.best_metric == "class_accuracy" else DISTANCES
-        if name not in wanted:
+        if name not in judges(self.config.train.best_metric):
             return
         key = json.dumps([name, met], sort_keys=True)
         best = self.bests.pop(key, None)
