@@ -9,8 +9,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from dis_cli.scan.contract import compute_dtype
 
-def selective_scan_reference(
+
+def why_not() -> None:
+    """It computes everywhere."""
+
+
+def selective_scan(
     u: Float[Tensor, "b l d"],
     delta: Float[Tensor, "b l d"],
     A: Float[Tensor, "d n"],
@@ -40,6 +46,9 @@ def selective_scan_reference(
         delta_softplus: Whether ``delta`` goes through softplus.
         reverse: Scan from the last token to the first.
     """
+    dtype, compute = u.dtype, compute_dtype(u)
+    u, delta, A, B, C = (tensor.to(compute) for tensor in (u, delta, A, B, C))
+    D, z, delta_bias = (None if tensor is None else tensor.to(compute) for tensor in (D, z, delta_bias))
     if delta_bias is not None:
         delta = delta + delta_bias
     if delta_softplus:
@@ -54,10 +63,10 @@ def selective_scan_reference(
     y = torch.stack(outputs, dim=1)
     if D is not None:
         y = y + u * D
-    return y if z is None else y * F.silu(z)
+    return (y if z is None else y * F.silu(z)).to(dtype)
 
 
-def causal_conv_silu_reference(
+def causal_conv_silu(
     x: Float[Tensor, "b l d"],
     weight: Float[Tensor, "d k"],
     bias: Float[Tensor, " d"],
@@ -72,8 +81,10 @@ def causal_conv_silu_reference(
         bias: Per channel.
         reverse: Look at the tokens that come after instead, as if the sequence were flipped.
     """
+    dtype, compute = x.dtype, compute_dtype(x)
+    x, weight, bias = (tensor.to(compute) for tensor in (x, weight, bias))
     channels, taps = weight.shape
     sequence = x.transpose(1, 2)
     sequence = sequence.flip(-1) if reverse else sequence
     result = F.silu(F.conv1d(F.pad(sequence, (taps - 1, 0)), weight[:, None], bias, groups=channels))
-    return (result.flip(-1) if reverse else result).transpose(1, 2)
+    return (result.flip(-1) if reverse else result).transpose(1, 2).to(dtype)

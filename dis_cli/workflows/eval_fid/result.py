@@ -13,7 +13,7 @@ from dis_cli.events import Metric
 from dis_cli.metrics.extractors.base import Extractor, score_names
 from dis_cli.metrics.inception_score import NUM_SPLITS
 from dis_cli.metrics.kid import NUM_SUBSETS, SUBSET_SEED, subset_size_for
-from dis_cli.scan.engines.choose import Engine
+from dis_cli.scan.engines.choose import ChosenEngine
 from dis_cli.workflows.eval_fid.scorer import Scorer
 
 # What is told as soon as it is known, each with the numbers that give it meaning; so are all metrics.
@@ -37,7 +37,7 @@ def joined(rounds: Sequence[Mapping[str, object]]) -> dict[str, object]:
 
 
 def conditions(
-    config: RunConfig, extractor: Extractor, source: ImageSource | None, engine: Engine, num_samples: int
+    config: RunConfig, extractor: Extractor, source: ImageSource | None, engine: ChosenEngine, num_samples: int
 ) -> dict[str, object]:
     """What a score of a model depends on beside the weights, as result files have it.
 

@@ -220,7 +220,7 @@ def mixer_forward(xz: Tensor, forward: Direction, backward: Direction) -> tuple[
 
 
 def mixer_backward(
-    grad: Tensor, kept: list[Tensor], xz: Tensor, forward: Direction, backward: Direction
+    grad: Tensor, kept: Sequence[Tensor], xz: Tensor, forward: Direction, backward: Direction
 ) -> tuple[Tensor, ...]:
     """Gradients of xz and of the parameters of both directions."""
     grad, xz, forward, backward = _rows(grad), _rows(xz), _contiguous(forward), _contiguous(backward)
@@ -241,7 +241,7 @@ def mixer_backward(
 def _mixer_args(
     xz: Tensor,
     directions: tuple[Direction, Direction],
-    kept: list[Tensor],
+    kept: Sequence[Tensor],
     gradients: Sequence[Tensor] = (),
     **more: Any,
 ) -> MixerArgs:
