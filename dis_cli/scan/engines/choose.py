@@ -1,6 +1,7 @@
 """Which engine runs the scan and the convolution, and why."""
 
 import importlib
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -34,12 +35,17 @@ class SecondChoice(ChosenEngine):
 @torch.compiler.assume_constant_result
 def engine_module(name: str) -> EngineModule:
     """The module of an engine, imported at the first call."""
-    return importlib.import_module(ENGINES[name].module)  # pyright: ignore[reportReturnType]
+    path = ENGINES[name].module
+    return sys.modules.get(path) or importlib.import_module(path)  # pyright: ignore[reportReturnType]
 
 
 def unavailable(name: str, device_type: str) -> str | None:
     """Why an engine cannot compute float32 on this kind of device ("cpu", "cuda"); None when it can."""
-    return ENGINES[name].why_not_on(device_type) or engine_module(name).why_not()
+    engine = ENGINES[name]
+    if engine.computes_on(device_type):
+        return engine_module(name).why_not()
+    devices = " and ".join({"cpu": "the CPU", "cuda": "CUDA"}.get(device, device) for device in engine.devices)
+    return f"it computes on {devices} only, not on {device_type}"
 
 
 def failing(name: str, device: str | torch.device) -> str | None:
@@ -90,7 +96,7 @@ def choose_engine(requested: str, device: str | torch.device, dtype: torch.dtype
     reasons: list[str] = []
     kind = ChosenEngine
     for name in preferred(device_type):
-        reason = unavailable(name, device_type)
+        reason = engine_module(name).why_not()
         if reason is None and (reason := failing(name, device)) is not None:
             kind = SecondChoice
         if reason is None:

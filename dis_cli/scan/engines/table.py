@@ -7,8 +7,6 @@ its module, imported when it is asked for, has the members of ``dis_cli.scan.con
 from dataclasses import dataclass
 from typing import Final
 
-_DEVICES: Final = {"cpu": "the CPU", "cuda": "CUDA"}
-
 
 @dataclass(frozen=True)
 class Engine:
@@ -28,12 +26,9 @@ class Engine:
     compiled: bool = False
     float64: bool = False
 
-    def why_not_on(self, device_type: str) -> str | None:
-        """Why it cannot compute on this kind of device, whatever is installed; None when it can."""
-        if not self.devices or device_type in self.devices:
-            return None
-        devices = " and ".join(_DEVICES.get(device, device) for device in self.devices)
-        return f"it computes on {devices} only, not on {device_type}"
+    def computes_on(self, device_type: str) -> bool:
+        """Whether it can compute on this kind of device at all, whatever is installed."""
+        return not self.devices or device_type in self.devices
 
 
 ENGINES: Final[dict[str, Engine]] = {
@@ -59,10 +54,8 @@ def allowed() -> list[str]:
 
 def preferred(device_type: str) -> list[str]:
     """What "auto" tries on this kind of device, the fastest first."""
-    # Tuples of plain values, which torch.compile can sort.
-    places = [
-        (-engine.preference, name)
-        for name, engine in ENGINES.items()
-        if engine.preference and engine.why_not_on(device_type) is None
-    ]
-    return [name for _, name in sorted(places)]
+    found = [name for name, engine in ENGINES.items() if engine.preference and engine.computes_on(device_type)]
+    # Most often there is one. torch.compile can sort plain values only.
+    return (
+        found if len(found) < 2 else [name for _, name in sorted((-ENGINES[name].preference, name) for name in found)]
+    )
