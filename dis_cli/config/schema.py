@@ -201,7 +201,7 @@ class RunConfig(Section):
     engine: str = Field(
         default=engines.AUTO,
         description="what computes the scan; 'auto' takes the fastest that works. See `dis doctor`",
-        json_schema_extra=lambda schema: schema.update(enum=engines.allowed()),
+        json_schema_extra=lambda schema: schema.update(enum=[*engines.allowed()]),
     )
     model: ModelSection = Field(default_factory=DisConfig, description="the backbone")
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig, description="the diffusion process")

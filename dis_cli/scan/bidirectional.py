@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from dis_cli.scan.contract import Direction, EngineModule, ScanInputs, compute_dtype
+from dis_cli.scan.contract import Direction, ScanInputs, compute_dtype
 from dis_cli.scan.engines.choose import engine_module, runs_eagerly
 from dis_cli.scan.ops import conv_flops, scan_flops
 
@@ -71,7 +71,7 @@ def _directions(parameters: Sequence[Tensor]) -> tuple[Direction, Direction]:
     return Direction(*parameters[:half]), Direction(*parameters[half:])
 
 
-def _runs_whole(module: EngineModule, xz: Tensor) -> bool:
+def _runs_whole(module: Any, xz: Tensor) -> bool:
     return hasattr(module, "mixer_forward") and module.runs_whole_mixer(xz)
 
 
@@ -141,7 +141,7 @@ def _direction_gradients(
     grad_xz: Tensor,
     direction: Direction,
     index: int,
-    module: EngineModule,
+    module: Any,
 ) -> Direction:
     """Gradients of one direction's parameters; writes that of xz, or adds to it in the second direction.
 

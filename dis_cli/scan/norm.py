@@ -58,12 +58,14 @@ def _(hidden, residual, weight, epsilon, engine):  # noqa: ARG001 # pyright: ign
     return hidden.new_empty(hidden.shape), hidden.new_empty(hidden.shape), hidden.new_empty(hidden.shape[:-1])
 
 
-@torch.library.custom_op("dis::add_rms_norm_backward", mutates_args=())
-def _backward_op(
+def _backward(
     grad_normed: Tensor, grad_total: Tensor | None, total: Tensor, scale: Tensor, weight: Tensor, engine: str
 ) -> tuple[Tensor, Tensor]:
     """Gradients of hidden, which is also that of residual, and of weight."""
     return engine_module(engine).norm_backward(grad_normed, grad_total, total, scale, weight)
+
+
+_backward_op = torch.library.custom_op("dis::add_rms_norm_backward", _backward, mutates_args=())
 
 
 @_backward_op.register_fake
@@ -81,7 +83,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], total: Tensor, scale: Tensor) -> No
 def _gradients(ctx: Any, grad_normed: Tensor | None, grad_total: Tensor | None, backward: Any) -> tuple[Any, ...]:
     if grad_normed is None:
         return grad_total, grad_total if ctx.has_residual else None, None, None, None
-    grad, grad_weight = backward(grad_normed, grad_total, *ctx.saved_tensors)
+    grad, grad_weight = backward(grad_normed, grad_total, *ctx.saved_tensors, ctx.engine)
     return grad, grad if ctx.has_residual else None, grad_weight, None, None
 
 
@@ -101,13 +103,13 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
+        ctx: Any, hidden: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float, engine: str
     ) -> tuple[Tensor, Tensor]:
-        normed, total, scale = kernel.norm_forward(hidden, residual, weight, epsilon)
-        _save(ctx, residual, weight, total, scale)
+        normed, total, scale = engine_module(engine).norm_forward(hidden, residual, weight, epsilon)
+        _save(ctx, (hidden, residual, weight, epsilon, engine), total, scale)
         return normed, total
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # its type hides the arguments' names
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _gradients(ctx, grads[0], grads[1], kernel.norm_backward)
+        return _gradients(ctx, grads[0], grads[1], _backward)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dis_cli.scan import selective_scan
 from dis_cli.scan.engines import torch_engine
-from dis_cli.scan.engines.reference import selective_scan as selective_scan_reference
+from dis_cli.scan.engines.reference import selective_scan_reference
 
 case = case_fixture(IMPLEMENTATIONS)
 single = pytest.mark.parametrize("case", parameters(SINGLE), indirect=True)

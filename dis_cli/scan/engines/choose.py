@@ -1,14 +1,16 @@
 """Which engine runs the scan and the convolution, and why."""
 
 import importlib
-import sys
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from dis_cli.scan.contract import EngineModule
 from dis_cli.scan.engines import proof
 from dis_cli.scan.engines.table import AUTO, ENGINES, LAST_RESORT, allowed, preferred
+
+# Imported now: torch.compile cannot trace an import. Packages that may be missing are imported by ``why_not``.
+_modules: dict[str, Any] = {engine.module: importlib.import_module(engine.module) for engine in ENGINES.values()}
 
 # Whether compiled code works, by engine and kind of device.
 _failures: dict[tuple[str, str], str | None] = {}
@@ -31,12 +33,12 @@ class SecondChoice(ChosenEngine):
     """One that was chosen because a faster one is installed and does not work, which its user should know."""
 
 
-# torch.compile cannot trace an import.
-@torch.compiler.assume_constant_result
-def engine_module(name: str) -> EngineModule:
-    """The module of an engine, imported at the first call."""
+def engine_module(name: str) -> Any:
+    """The module of an engine: a `dis_cli.scan.contract.EngineModule`."""
     path = ENGINES[name].module
-    return sys.modules.get(path) or importlib.import_module(path)  # pyright: ignore[reportReturnType]
+    if path not in _modules:
+        _modules[path] = importlib.import_module(path)
+    return _modules[path]
 
 
 def unavailable(name: str, device_type: str) -> str | None:

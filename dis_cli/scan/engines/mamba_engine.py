@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from dis_cli.scan.engines import reference
+from dis_cli.scan.engines.reference import selective_scan_reference
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 CONV_TAPS = range(2, 5)
@@ -123,9 +123,9 @@ def selective_scan(
         raise ValueError(f"mamba-ssm scans at most {MAX_STATES} states per channel, got {A.shape[1]}")
     if u.shape[0] == 0:
         # A CUDA grid cannot be empty. The recurrence gives the right shapes, and zeros for the gradients of A and D.
-        return reference.selective_scan(
+        return selective_scan_reference(
             u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus, reverse=reverse
-        )
+        ).to(u.dtype)
     same = all(tensor is None or tensor.dtype == u.dtype for tensor in (delta, B, C, z))
     dtype = u.dtype if same else torch.float32
 

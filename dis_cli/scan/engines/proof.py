@@ -4,10 +4,12 @@ A package may import and then lack the code for this GPU, or be built for anothe
 `dis doctor` measures the error of an engine; this only tells one that works from one that does not.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from dis_cli.scan.contract import EngineModule, ScanInputs
+from dis_cli.scan.contract import ScanInputs
 from dis_cli.scan.engines import reference
 
 # Far above float32's rounding and TF32's, far below what a wrong kernel does.
@@ -15,13 +17,13 @@ _TOLERANCE = 0.02
 _BATCH, _LENGTH, _CHANNELS, _STATES, _TAPS = 2, 5, 8, 4, 4
 
 
-def failure(engine: EngineModule, device: torch.device) -> str | None:
+def failure(engine: Any, device: torch.device) -> str | None:
     """What goes wrong when an engine computes a scan, a convolution and their gradients; None when nothing does.
 
     No random number is drawn.
 
     Args:
-        engine: One that is available on the device.
+        engine: The module of one that is available on the device (``dis_cli.scan.contract.EngineModule``).
         device: Where it computes; it is waited for.
     """
     # Whoever asks may be sampling, or under autocast.
@@ -39,7 +41,7 @@ def failure(engine: EngineModule, device: torch.device) -> str | None:
     return None
 
 
-def _results(engine: EngineModule, device: torch.device) -> list[Tensor]:
+def _results(engine: Any, device: torch.device) -> list[Tensor]:
     """The scan, the convolution and their gradients, on the CPU."""
 
     def values(*shape: int, phase: float) -> Tensor:

@@ -4,6 +4,8 @@ Symbols (Mamba, arXiv 2312.00752): ``u`` input, ``delta`` time step, ``A`` state
 ``C`` output projection, ``D`` skip, ``z`` gate, ``h`` state.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -12,11 +14,7 @@ from torch import Tensor
 from dis_cli.scan.contract import compute_dtype
 
 
-def why_not() -> None:
-    """It computes everywhere."""
-
-
-def selective_scan(
+def selective_scan_reference(
     u: Float[Tensor, "b l d"],
     delta: Float[Tensor, "b l d"],
     A: Float[Tensor, "d n"],
@@ -46,9 +44,6 @@ def selective_scan(
         delta_softplus: Whether ``delta`` goes through softplus.
         reverse: Scan from the last token to the first.
     """
-    dtype, compute = u.dtype, compute_dtype(u)
-    u, delta, A, B, C = (tensor.to(compute) for tensor in (u, delta, A, B, C))
-    D, z, delta_bias = (None if tensor is None else tensor.to(compute) for tensor in (D, z, delta_bias))
     if delta_bias is not None:
         delta = delta + delta_bias
     if delta_softplus:
@@ -63,10 +58,10 @@ def selective_scan(
     y = torch.stack(outputs, dim=1)
     if D is not None:
         y = y + u * D
-    return (y if z is None else y * F.silu(z)).to(dtype)
+    return y if z is None else y * F.silu(z)
 
 
-def causal_conv_silu(
+def causal_conv_silu_reference(
     x: Float[Tensor, "b l d"],
     weight: Float[Tensor, "d k"],
     bias: Float[Tensor, " d"],
@@ -81,10 +76,28 @@ def causal_conv_silu(
         bias: Per channel.
         reverse: Look at the tokens that come after instead, as if the sequence were flipped.
     """
-    dtype, compute = x.dtype, compute_dtype(x)
-    x, weight, bias = (tensor.to(compute) for tensor in (x, weight, bias))
     channels, taps = weight.shape
     sequence = x.transpose(1, 2)
     sequence = sequence.flip(-1) if reverse else sequence
     result = F.silu(F.conv1d(F.pad(sequence, (taps - 1, 0)), weight[:, None], bias, groups=channels))
-    return (result.flip(-1) if reverse else result).transpose(1, 2).to(dtype)
+    return (result.flip(-1) if reverse else result).transpose(1, 2)
+
+
+# The engine: the same for tensors of any dtype.
+
+
+def why_not() -> None:
+    """It computes everywhere."""
+
+
+def selective_scan(u: Tensor, *sequences: Tensor, **options: Any) -> Tensor:
+    """``dis_cli.scan.selective_scan`` by the recurrence."""
+    dtype = compute_dtype(u)
+    options = {name: value.to(dtype) if isinstance(value, Tensor) else value for name, value in options.items()}
+    return selective_scan_reference(u.to(dtype), *(tensor.to(dtype) for tensor in sequences), **options).to(u.dtype)
+
+
+def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, *, reverse: bool) -> Tensor:
+    """``dis_cli.scan.causal_conv_silu`` by torch's convolution."""
+    tensors = [tensor.to(compute_dtype(x)) for tensor in (x, weight, bias)]
+    return causal_conv_silu_reference(*tensors, reverse=reverse).to(x.dtype)

@@ -1,7 +1,7 @@
 """The engines: one row each, the only place outside an engine's own files that names it. No torch.
 
 An engine computes what a block needs between its linear layers. Another one is a folder beside ``cpu/`` and a row here:
-its module, imported when it is asked for, has the members of ``dis_cli.scan.contract.EngineModule``.
+its module, which has to import on every machine, has the members of ``dis_cli.scan.contract.EngineModule``.
 """
 
 from dataclasses import dataclass
