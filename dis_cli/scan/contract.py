@@ -130,7 +130,17 @@ class EngineModule(Protocol):
         grad_z: Tensor | None = None,
         add_to_z: bool = False,
     ) -> ScanGradients:
-        """Gradients of all inputs, three of them written (that of z also added) to tensors where given."""
+        """Gradients of all inputs.
+
+        Args:
+            grad: Gradient of the result (b, l, d).
+            ends: From ``scan_forward``.
+            inputs: Those of ``scan_forward``.
+            grad_B: Where to write that gradient; None makes a tensor. Channels contiguous.
+            grad_C: Likewise.
+            grad_z: Likewise.
+            add_to_z: Whether to add to ``grad_z`` instead.
+        """
         ...
 
     def conv_silu_forward(self, x: Tensor, weight: Tensor, bias: Tensor, *, reverse: bool) -> Tensor:
