@@ -6,7 +6,8 @@ and refuse unknown keys, so a typing error can never be a silently ignored setti
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from dis_cli.config.backbones import DisConfig, ModelSection
 from dis_cli.config.generation import EvaluateConfig, SampleConfig
@@ -22,6 +23,7 @@ from dis_cli.config.section import (
     Section,
 )
 from dis_cli.metrics.table import METRICS
+from dis_cli.scan.engines import table as engines
 
 
 class DiffusionConfig(Section):
@@ -199,8 +201,10 @@ class RunConfig(Section):
     )
     description: str = Field(default="", description="one line on what it is for")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(default=0, description="seed of the weights and of every draw")
-    engine: Literal["auto", "kernel", "torch", "reference", "mamba_ssm"] = Field(
-        default="auto", description="what computes the scan; 'auto' takes the fastest that works. See `dis doctor`"
+    engine: str = Field(
+        default=engines.AUTO,
+        description="what computes the scan; 'auto' takes the fastest that works. See `dis doctor`",
+        json_schema_extra=lambda schema: schema.update(enum=[*engines.allowed()]),
     )
     model: ModelSection = Field(default_factory=DisConfig, description="the backbone")
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig, description="the diffusion process")
@@ -209,6 +213,14 @@ class RunConfig(Section):
     train: TrainConfig = Field(default_factory=TrainConfig, description="the optimisation")
     sample: SampleConfig = Field(default_factory=SampleConfig, description="the generation of images")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="the scoring")
+
+    @field_validator("engine")
+    @classmethod
+    def _engine_exists(cls, name: str) -> str:
+        if name not in engines.allowed():
+            # Told like any other choice (`dis_cli.config.settings.wrong_value`).
+            raise PydanticCustomError("unknown_engine", "engine must be one of {names}", {"names": engines.allowed()})
+        return name
 
     @property
     def pixel_size(self) -> int:

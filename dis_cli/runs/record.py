@@ -17,7 +17,7 @@ from dis_cli.runs.trackers import Trackers
 from dis_cli.runtime.files import atomic_write_text
 from dis_cli.runtime.precision import Precision
 from dis_cli.runtime.process_group import ProcessGroup
-from dis_cli.scan.engines.choose import Engine
+from dis_cli.scan.engines.choose import ChosenEngine
 from dis_cli.version import __version__
 
 
@@ -64,7 +64,7 @@ def write_run_json(
     device: torch.device,
     group: ProcessGroup,
     parameters: int,
-    engine: Engine,
+    engine: ChosenEngine,
     precision: Precision,
 ) -> None:
     """Write down what this start of the run works with; its settings too, since people edit ``config.toml``."""

@@ -23,7 +23,8 @@ from dis_cli.events import Note
 from dis_cli.models.backbone import Backbone
 from dis_cli.runtime.precision import Precision, choose_precision
 from dis_cli.runtime.seed import Stream, generator
-from dis_cli.scan.engines.choose import ENGINES, Engine, SecondChoice, choose_engine, failing, unavailable
+from dis_cli.scan.engines.choose import ChosenEngine, SecondChoice, choose_engine, failing, unavailable
+from dis_cli.scan.engines.table import ENGINES
 from dis_cli.workflows.cost import model_family, model_shape
 from dis_cli.workflows.preflight import named_vae
 
@@ -153,7 +154,7 @@ def require_vae(record: VaeRecord, vae: str, made: str) -> None:
         )
 
 
-def pick_engine(config: RunConfig, device: torch.device) -> Engine:
+def pick_engine(config: RunConfig, device: torch.device) -> ChosenEngine:
     """What will compute the scan on a device, and why.
 
     Raises:
@@ -162,11 +163,7 @@ def pick_engine(config: RunConfig, device: torch.device) -> Engine:
     try:
         return choose_engine(config.engine, device)
     except ValueError as error:
-        usable = [
-            name
-            for name in ENGINES
-            if name != "auto" and unavailable(name, device.type) is None and failing(name, device) is None
-        ]
+        usable = [name for name in ENGINES if unavailable(name, device.type) is None and failing(name, device) is None]
         raise ConfigError(
             f"`engine`: got `{config.engine}`, allowed on {device.type} here: auto, {', '.join(usable)}. {error}",
             "`engine=auto` takes the fastest that works; see `dis doctor`",
@@ -184,13 +181,13 @@ def pick_precision(requested: str, config: RunConfig, device: torch.device) -> P
     return choose_precision(requested, device, model_shape(config).width)
 
 
-def engine_note(engine: Engine) -> Note:
+def engine_note(engine: ChosenEngine) -> Note:
     """Which engine was chosen and why; a warning when one that is installed does not work."""
     level = "warning" if isinstance(engine, SecondChoice) else "info"
     return Note(message=f"engine {engine.name}: {engine.reason}", level=level)
 
 
-def choices(engine: Engine, precision: Precision) -> list[Note]:
+def choices(engine: ChosenEngine, precision: Precision) -> list[Note]:
     """What the machine decided, to be told once when the work begins."""
     return [
         engine_note(engine),

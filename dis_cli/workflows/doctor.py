@@ -15,8 +15,9 @@ from dis_cli.models.dis.parity import PARITY_LIMIT, parity_error
 from dis_cli.runtime import machine, openmp
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.precision import best_seconds, choose_precision, cpu_bf16_instructions
-from dis_cli.scan.engines.choose import ENGINES, choose_engine, unavailable
+from dis_cli.scan.engines.choose import choose_engine, unavailable
 from dis_cli.scan.engines.cpu import kernel
+from dis_cli.scan.engines.table import ENGINES
 from dis_cli.version import __version__
 from dis_cli.workflows.cost import model_shape
 
@@ -51,7 +52,7 @@ def diagnose(*, device: str | None = None) -> Iterator[Event]:
         except Exception as exception:  # noqa: BLE001
             problems.append(f"{place}: {_raised(exception)}")
             continue
-        checked = {name: _check_engine(name, place) for name in ENGINES if name != "auto"}
+        checked = {name: _check_engine(name, place) for name in ENGINES}
         problems += [f"engine {name} on {place}: {problem}" for name, (_, problem) in checked.items() if problem]
         engines[str(place)] = {name: facts for name, (facts, _) in checked.items()}
     free_disk = shutil.disk_usage(Path.cwd()).free

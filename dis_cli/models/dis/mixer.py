@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dis_cli.scan import Direction, bidirectional_scan, causal_conv_silu, choose_engine, selective_scan
+from dis_cli.scan.engines.choose import engine_module
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 
@@ -52,7 +53,7 @@ class Mixer(nn.Module):
     def forward(self, tokens: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         xz = self.in_proj(tokens)
         engine = choose_engine(self.engine, xz.device.type, xz.dtype).name
-        if engine in ("kernel", "torch"):
+        if hasattr(engine_module(engine), "scan_forward"):
             y = bidirectional_scan(xz, self._direction(reverse=False), self._direction(reverse=True), engine=engine)
         else:
             y = self.scan(xz, reverse=False) + self.scan(xz, reverse=True)

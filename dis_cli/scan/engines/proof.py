@@ -4,26 +4,26 @@ A package may import and then lack the code for this GPU, or be built for anothe
 `dis doctor` measures the error of an engine; this only tells one that works from one that does not.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from dis_cli.scan.contract import ScanInputs
-from dis_cli.scan.engines import mamba_engine
-from dis_cli.scan.engines.cpu import kernel
-from dis_cli.scan.engines.reference import causal_conv_silu_reference, selective_scan_reference
+from dis_cli.scan.engines import reference
 
 # Far above float32's rounding and TF32's, far below what a wrong kernel does.
 _TOLERANCE = 0.02
 _BATCH, _LENGTH, _CHANNELS, _STATES, _TAPS = 2, 5, 8, 4, 4
 
 
-def failure(engine: str, device: torch.device) -> str | None:
+def failure(engine: Any, device: torch.device) -> str | None:
     """What goes wrong when an engine computes a scan, a convolution and their gradients; None when nothing does.
 
     No random number is drawn.
 
     Args:
-        engine: "kernel" or "mamba_ssm", available on the device.
+        engine: The module of one that is available on the device (``dis_cli.scan.contract.EngineModule``).
         device: Where it computes; it is waited for.
     """
     # Whoever asks may be sampling, or under autocast.
@@ -33,7 +33,7 @@ def failure(engine: str, device: torch.device) -> str | None:
         except Exception as error:  # noqa: BLE001 - compiled code raises what it likes
             first_line = str(error).strip().partition("\n")[0]
             return f"it fails at its first computation: {type(error).__name__}: {first_line}"
-        expected = _results("reference", torch.device("cpu"))
+        expected = _results(reference, torch.device("cpu"))
     for got, wanted in zip(found, expected, strict=True):
         # Not `error > limit`: a NaN is wrong, too.
         if not (got - wanted).abs().max() <= _TOLERANCE * wanted.abs().max():
@@ -41,7 +41,7 @@ def failure(engine: str, device: torch.device) -> str | None:
     return None
 
 
-def _results(engine: str, device: torch.device) -> list[Tensor]:
+def _results(engine: Any, device: torch.device) -> list[Tensor]:
     """The scan, the convolution and their gradients, on the CPU."""
 
     def values(*shape: int, phase: float) -> Tensor:
@@ -56,23 +56,20 @@ def _results(engine: str, device: torch.device) -> list[Tensor]:
     D, delta_bias, conv_bias = (values(_CHANNELS, phase=phase) for phase in (6.0, 7.0, 8.0))
     taps = values(_CHANNELS, _TAPS, phase=9.0)
     conv_inputs = [u, taps, conv_bias]
-    if engine == "kernel":
+    if hasattr(engine, "scan_forward"):
         # Past autograd and torch's dispatcher, as the model calls it: the way through a custom operator imports torch's
         # compiler, which takes seconds.
         with torch.no_grad():
             inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, True, False)
-            scanned, ends = kernel.scan_forward(inputs)
-            scan_gradients = kernel.scan_backward(2 * scanned, ends, inputs)
-            convolved = kernel.conv_silu_forward(*conv_inputs, reverse=False)
-            conv_gradients = kernel.conv_silu_backward(2 * convolved, *conv_inputs, reverse=False)
+            scanned, ends = engine.scan_forward(inputs)
+            scan_gradients = engine.scan_backward(2 * scanned, ends, inputs)
+            convolved = engine.conv_silu_forward(*conv_inputs, reverse=False)
+            conv_gradients = engine.conv_silu_backward(2 * convolved, *conv_inputs, reverse=False)
     else:
-        scan, conv = (
-            (mamba_engine.selective_scan, mamba_engine.causal_conv_silu)
-            if engine == "mamba_ssm"
-            else (selective_scan_reference, causal_conv_silu_reference)
+        scanned = engine.selective_scan(
+            u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias, delta_softplus=True, reverse=False
         )
-        scanned = scan(u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias, delta_softplus=True, reverse=False)
-        convolved = conv(*conv_inputs, reverse=False)
+        convolved = engine.causal_conv_silu(*conv_inputs, reverse=False)
         scan_gradients = torch.autograd.grad((scanned * scanned).sum(), [u, delta, A, B, C, D, z, delta_bias])
         conv_gradients = torch.autograd.grad((convolved * convolved).sum(), conv_inputs)
     found = (scanned, convolved, *scan_gradients, *conv_gradients)

@@ -4,10 +4,14 @@ Symbols (Mamba, arXiv 2312.00752): ``u`` input, ``delta`` time step, ``A`` state
 ``C`` output projection, ``D`` skip, ``z`` gate, ``h`` state.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+from dis_cli.scan.contract import compute_dtype
 
 
 def selective_scan_reference(
@@ -77,3 +81,23 @@ def causal_conv_silu_reference(
     sequence = sequence.flip(-1) if reverse else sequence
     result = F.silu(F.conv1d(F.pad(sequence, (taps - 1, 0)), weight[:, None], bias, groups=channels))
     return (result.flip(-1) if reverse else result).transpose(1, 2)
+
+
+# The engine: the same for tensors of any dtype.
+
+
+def why_not() -> None:
+    """It computes everywhere."""
+
+
+def selective_scan(u: Tensor, *sequences: Tensor, **options: Any) -> Tensor:
+    """``dis_cli.scan.selective_scan`` by the recurrence."""
+    dtype = compute_dtype(u)
+    options = {name: value.to(dtype) if isinstance(value, Tensor) else value for name, value in options.items()}
+    return selective_scan_reference(u.to(dtype), *(tensor.to(dtype) for tensor in sequences), **options).to(u.dtype)
+
+
+def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor, *, reverse: bool) -> Tensor:
+    """``dis_cli.scan.causal_conv_silu`` by torch's convolution."""
+    tensors = [tensor.to(compute_dtype(x)) for tensor in (x, weight, bias)]
+    return causal_conv_silu_reference(*tensors, reverse=reverse).to(x.dtype)

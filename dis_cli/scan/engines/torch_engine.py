@@ -22,6 +22,10 @@ CHUNK_ELEMENTS = 1 << 20
 MIN_CHUNK_LENGTH = 16
 
 
+def why_not() -> None:
+    """It computes everywhere."""
+
+
 @dataclass(frozen=True)
 class _Chunk:
     """A rectangle of (batch, time); ``order`` walks its times, relative to its start, in scan direction."""
@@ -129,15 +133,6 @@ def scan_backward(
     """Gradients of all inputs.
 
     The adjoint of the recurrence is a scan in the other direction: ``g_t = C_t grad_t + exp(delta_{t+1} A) g_{t+1}``.
-
-    Args:
-        grad: Gradient of the result (b, l, d).
-        ends: From ``scan_forward``.
-        inputs: Those of ``scan_forward``.
-        grad_B: Where to write that gradient; None makes a tensor.
-        grad_C: Likewise.
-        grad_z: Likewise.
-        add_to_z: Whether to add to ``grad_z`` instead.
     """
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, A_is_log = inputs
     batch, length, _ = u.shape

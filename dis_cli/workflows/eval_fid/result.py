@@ -12,7 +12,7 @@ from dis_cli.data.source import ImageSource
 from dis_cli.events import Metric
 from dis_cli.metrics.extractors.base import Extractor, score_names
 from dis_cli.metrics.table import DIGIT_SCORES, METRICS, load
-from dis_cli.scan.engines.choose import Engine
+from dis_cli.scan.engines.choose import ChosenEngine
 from dis_cli.workflows.eval_fid.scorer import Scorer
 
 
@@ -29,7 +29,7 @@ def joined(rounds: Sequence[Mapping[str, object]]) -> dict[str, object]:
 
 
 def conditions(
-    config: RunConfig, extractor: Extractor, source: ImageSource | None, engine: Engine, num_samples: int
+    config: RunConfig, extractor: Extractor, source: ImageSource | None, engine: ChosenEngine, num_samples: int
 ) -> dict[str, object]:
     """What a score of a model depends on beside the weights, as result files have it.
 

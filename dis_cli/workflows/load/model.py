@@ -11,7 +11,7 @@ from dis_cli.config.presets import load_preset
 from dis_cli.config.schema import RunConfig
 from dis_cli.data.latents.format import VaeRecord
 from dis_cli.models.backbone import Backbone
-from dis_cli.scan.engines.choose import Engine
+from dis_cli.scan.engines.choose import ChosenEngine
 from dis_cli.workflows.build import build_model, pick_engine
 from dis_cli.workflows.load.averages import Average
 from dis_cli.workflows.load.identity import with_absolute_paths
@@ -44,7 +44,7 @@ class LoadedModel:
     average: Average
     saved_config: RunConfig
     config: RunConfig
-    engine: Engine
+    engine: ChosenEngine
     form: Form
     path: Path
     sha256: str

@@ -21,7 +21,7 @@ from dis_cli.runtime.machine import memory_in_use
 from dis_cli.runtime.precision import Precision
 from dis_cli.runtime.process_group import ProcessGroup
 from dis_cli.runtime.signals import StopRequest
-from dis_cli.scan.engines.choose import Engine
+from dis_cli.scan.engines.choose import ChosenEngine
 from dis_cli.training.loop import train_steps
 from dis_cli.training.parallel import all_equal
 from dis_cli.training.state import TrainingState
@@ -44,7 +44,7 @@ class Job:
     run: RunDir
     group: ProcessGroup
     device: torch.device
-    engine: Engine
+    engine: ChosenEngine
     precision: Precision
     source: ImageSource
     identity: dict[str, str]

@@ -23,7 +23,7 @@ from dis_cli.runs.folder import RunDir, read_events
 from dis_cli.runtime.files import atomic_write_bytes, place_for
 from dis_cli.runtime.process_group import ProcessGroup
 from dis_cli.runtime.signals import StopRequest
-from dis_cli.scan.engines.choose import Engine
+from dis_cli.scan.engines.choose import ChosenEngine
 from dis_cli.training.state import TrainingState
 from dis_cli.version import __version__
 from dis_cli.workflows.build import Codec, build_codec, build_model, pick_precision
@@ -79,7 +79,7 @@ class Watcher:
     run: RunDir
     group: ProcessGroup
     device: torch.device
-    engine: Engine
+    engine: ChosenEngine
     class_names: Sequence[str]
     vae: VaeRecord | None
     stop: StopRequest

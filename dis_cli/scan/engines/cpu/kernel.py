@@ -120,17 +120,7 @@ def scan_backward(
     grad_z: Tensor | None = None,
     add_to_z: bool = False,
 ) -> ScanGradients:
-    """Gradients of all inputs.
-
-    Args:
-        grad: Gradient of the result (b, l, d).
-        ends: From ``scan_forward``.
-        inputs: Those of ``scan_forward``.
-        grad_B: Where to write that gradient; None makes a tensor. Channels contiguous.
-        grad_C: Likewise.
-        grad_z: Likewise.
-        add_to_z: Whether to add to ``grad_z`` instead.
-    """
+    """Gradients of all inputs."""
     inputs, grad = _readable(inputs), _rows(grad)
     gradients = ScanGradients(
         u=inputs.u.new_empty(inputs.u.shape),
@@ -220,7 +210,7 @@ def mixer_forward(xz: Tensor, forward: Direction, backward: Direction) -> tuple[
 
 
 def mixer_backward(
-    grad: Tensor, kept: list[Tensor], xz: Tensor, forward: Direction, backward: Direction
+    grad: Tensor, kept: Sequence[Tensor], xz: Tensor, forward: Direction, backward: Direction
 ) -> tuple[Tensor, ...]:
     """Gradients of xz and of the parameters of both directions."""
     grad, xz, forward, backward = _rows(grad), _rows(xz), _contiguous(forward), _contiguous(backward)
@@ -241,7 +231,7 @@ def mixer_backward(
 def _mixer_args(
     xz: Tensor,
     directions: tuple[Direction, Direction],
-    kept: list[Tensor],
+    kept: Sequence[Tensor],
     gradients: Sequence[Tensor] = (),
     **more: Any,
 ) -> MixerArgs:
