@@ -222,9 +222,11 @@ def eval_fid(
 
     # Before torch is imported, which takes seconds.
     from dis_cli.config.sweep import check_points, parse_axes, points_of
+    from dis_cli.workflows.load.opened import open_checkpoint
 
     axes = parse_axes(axis_texts)
-    config = _config(ckpt, preset, settings, step)
+    opened = None if ckpt is None else open_checkpoint(ckpt, settings, step)
+    config = _config(preset, settings) if opened is None else opened.config
     if config is not None:
         check_points(config, points_of(axes))
     fetch(download, inception)
@@ -235,13 +237,12 @@ def eval_fid(
     from dis_cli.workflows.eval_fid.sweep import sweep as run_sweep
 
     request = Request(
-        checkpoint=ckpt,
+        opened=opened,
         images=images,
         ref=ref,
         inception=inception,
         overrides=settings,
         preset=preset,
-        step=step,
         out=out,
         device=device,
         interval=interval,
@@ -304,11 +305,7 @@ def _metric_names(text: str) -> str:
     return ",".join("inception_score" if name == "is" else name for name in text.replace(" ", "").split(","))
 
 
-def _config(ckpt: Path | None, preset: str | None, settings: list[str], step: int | None) -> Any:
-    if ckpt is not None:
-        from dis_cli.workflows.load.locate import read_config
-
-        return read_config(ckpt, settings, step)
+def _config(preset: str | None, settings: list[str]) -> Any:
     from dis_cli.config.overrides import apply_overrides
     from dis_cli.config.presets import load_preset
     from dis_cli.config.schema import RunConfig

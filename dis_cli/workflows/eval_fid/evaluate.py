@@ -48,6 +48,7 @@ from dis_cli.workflows.eval_fid.save_scored import SavedImages
 from dis_cli.workflows.eval_fid.scorer import Scorer, foreign_features, make_scorer, notes_on_images
 from dis_cli.workflows.load.identity import require_same_as_run, require_same_images, require_there
 from dis_cli.workflows.load.model import LoadedModel, load_model
+from dis_cli.workflows.load.opened import Opened
 from dis_cli.workflows.sample.facts import choose_form
 
 # How many images are generated when neither the user nor the reference says: as many as papers take.
@@ -59,15 +60,14 @@ class Request:
     """What is to be scored, and how.
 
     Attributes:
-        checkpoint: Run folder, checkpoint folder, exported file or folder, or published ``.pt`` file; or None.
+        opened: A checkpoint, from `open_checkpoint`, with settings such as ``evaluate.num_samples=10000``; or None.
         images: A folder, archive or npz file of images, in its place.
         ref: What they are compared with: "data" (that of the run or preset), or a path; None is the data of a
             checkpoint.
         inception: The weights of Inception; None takes those in torch's cache where they are needed.
         extractor: One of the caller's own, such as `FunctionFeatures`, in the place of those that settings name.
-        overrides: ``KEY=VALUE`` on the checkpoint's or preset's settings, such as ``evaluate.num_samples=10000``.
+        overrides: ``KEY=VALUE`` on the preset's settings, for images.
         preset: The preset that the checkpoint must belong to, or whose data images are compared with.
-        step: The checkpoint of a run folder to take instead of its newest sound one.
         out: The result file; None puts it into the run's ``evaluations``.
         device: "auto", "cpu", "cuda" or "cuda:N".
         interval: Give a confidence interval of the Frechet distance, by the bootstrap.
@@ -78,14 +78,13 @@ class Request:
         dry_run: Only say what would be done.
     """
 
-    checkpoint: Path | None = None
+    opened: Opened | None = None
     images: Path | None = None
     ref: str | None = None
     inception: Path | None = None
     extractor: Extractor | None = None
     overrides: Sequence[str] = ()
     preset: str | None = None
-    step: int | None = None
     out: Path | None = None
     device: str = "auto"
     interval: bool = False
@@ -113,11 +112,11 @@ def evaluate(request: Request) -> Iterator[Event]:
     place = pick_device(request.device)
     with contextlib.ExitStack() as held:
         group, stop = yield from work_together(request, place, held)
-        if request.checkpoint is None:
+        if request.opened is None:
             yield from _evaluate_images(request, place, group, stop)
             return
-        loaded = load_model(request.checkpoint, place, request.overrides, request.preset, request.step)
-        yield from (Note(message=note, level="warning") for note in loaded.notes)
+        loaded = load_model(request.opened, place, request.preset)
+        yield from (Note(message=note, level="warning") for note in loaded.saved.notes)
         model = ScoredModel(loaded, request, place, group, stop)
         yield from model.notes()
         settings = model.settings(loaded)
@@ -176,10 +175,10 @@ class ScoredModel:
         self._device = device
         self._ref = request.ref or DATA
         if self._ref == DATA:
-            require_there(config, loaded.saved_config, loaded.path)
+            require_there(config, loaded.saved.config, loaded.saved.path)
         compared = find_reference(self._ref, config)
         if self._ref == DATA:
-            require_same_images(config, loaded.images_fingerprint, loaded.path)
+            require_same_images(config, loaded.saved.images_fingerprint, loaded.saved.path)
         self.scorer = _scorer_of(request, config, compared, device, group, stop)
         self.scorer.told += foreign_features(self.scorer.extractor, config)
         # The classes of the data, as often as they are in it; of another reference nothing is known.
@@ -207,7 +206,7 @@ class ScoredModel:
 
     def name_parts(self, loaded: LoadedModel) -> tuple[str, ...]:
         """What a result depends on beside the weights, for its name."""
-        how = how_generated(loaded.config, loaded.average.name_parts, self._precision.name)
+        how = how_generated(loaded.config, loaded.saved.average.name_parts, self._precision.name)
         return (self.scorer.extractor.name, *how, *self.scored_parts(loaded.config))
 
     def scored_parts(self, config: RunConfig) -> tuple[str, ...]:
@@ -222,10 +221,10 @@ class ScoredModel:
         return {
             "schema": 1,
             "dis": __version__,
-            "checkpoint": str(loaded.path),
-            "checkpoint_sha256": loaded.sha256,
-            "step": loaded.step,
-            "ema_decay": loaded.average.decay,
+            "checkpoint": str(loaded.saved.path),
+            "checkpoint_sha256": loaded.saved.sha256,
+            "step": loaded.saved.step,
+            "ema_decay": loaded.saved.average.decay,
             **conditions(config, scorer.extractor, self._source, loaded.engine, self.num_samples),
             "seeds": f"{first}-{first + self.num_samples * request.repeat - 1}",
             "repeat": request.repeat,
@@ -248,7 +247,7 @@ class ScoredModel:
     def score(self, loaded: LoadedModel) -> Generator[Event, None, dict[str, object] | None]:
         """Generate and score, as often as asked for; the result on the leader, None on other ranks."""
         request, config, scorer = self._request, loaded.config, self.scorer
-        codec = build_codec(config, self._device, loaded.vae)
+        codec = build_codec(config, self._device, loaded.saved.vae)
         if self._knows_digits and scorer.group.is_leader and scorer.digits is None:
             assert isinstance(scorer.extractor, DigitFeatures)
             scorer.digits = DigitScores(scorer.extractor, config.pixel_size)

@@ -35,15 +35,15 @@ def sweep(request: Request, axes: Sequence[Axis]) -> Iterator[Event]:
         UsageError: A point cannot run.
         DisError: As for `evaluate`.
     """
-    assert request.checkpoint is not None
+    assert request.opened is not None
     require_places(request)
     place = pick_device(request.device)
     points = points_of(axes)
     with contextlib.ExitStack() as held:
         group, stop = yield from work_together(request, place, held)
-        loaded = load_model(request.checkpoint, place, request.overrides, request.preset, request.step)
-        yield from (Note(message=note, level="warning") for note in loaded.notes)
-        asked = apply_overrides(loaded.saved_config, request.overrides)
+        loaded = load_model(request.opened, place, request.preset)
+        yield from (Note(message=note, level="warning") for note in loaded.saved.notes)
+        asked = loaded.saved.asked_config
         check_points(asked, points)
         model = ScoredModel(loaded, request, place, group, stop)
         yield from model.notes()
@@ -77,7 +77,7 @@ def sweep(request: Request, axes: Sequence[Axis]) -> Iterator[Event]:
             scores = {name: value for name, value in found.items() if isinstance(value, float)}
             yield from headlines(scores, model.scorer.extractor)
             sample = loaded.config.sample.model_dump(mode="json")
-            rows.append({"settings": point.values, "sample": sample, "ema_decay": loaded.average.decay} | found)
+            rows.append({"settings": point.values, "sample": sample, "ema_decay": loaded.saved.average.decay} | found)
             higher = first in HIGHER_IS_BETTER
             best = best_of([row[judged] for row in rows], higher=higher)
             result |= {"points": rows, "best": best, "notes": model.scorer.told}
@@ -134,12 +134,11 @@ def sweep_png(axes: Sequence[Axis], rows: Sequence[Mapping[str, Any]], judged: s
 
 def _at(loaded: LoadedModel, request: Request, point: Point) -> LoadedModel:
     """The model with the settings of a point; read anew where these name other weights."""
-    overrides = [*request.overrides, *point.overrides]
-    config = apply_overrides(loaded.saved_config, overrides).settled()
+    config = apply_overrides(loaded.saved.asked_config, point.overrides).settled()
     if config.sample.ema != loaded.config.sample.ema:
-        assert request.checkpoint is not None
+        assert request.opened is not None
         device = next(loaded.model.parameters()).device
-        return load_model(request.checkpoint, device, overrides, request.preset, request.step)
+        return load_model(request.opened.asking(point.overrides), device, request.preset)
     return replace(loaded, config=config)
 
 
@@ -151,7 +150,7 @@ def _name_parts(model: ScoredModel, loaded: LoadedModel, axes: Sequence[Axis]) -
         sampler = sample.sampler.replace("+", "p")
         parts.append(sampler if "sample.steps" in keys else f"{sampler}-{sample.steps}")
     parts += [] if "sample.cfg_scale" in keys or sample.cfg_scale == 1 else [f"cfg-{sample.cfg_scale:g}"]
-    parts += [] if "sample.ema" in keys else loaded.average.name_parts
+    parts += [] if "sample.ema" in keys else loaded.saved.average.name_parts
     return [*parts, *model.scored_parts(loaded.config)]
 
 

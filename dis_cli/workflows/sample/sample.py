@@ -24,6 +24,7 @@ from dis_cli.runtime.signals import StopRequest, stop_on_signals
 from dis_cli.runtime.targets import followed, require_writable
 from dis_cli.workflows.build import Codec, build_codec, choices
 from dis_cli.workflows.load.model import LoadedModel, load_model
+from dis_cli.workflows.load.opened import Opened
 from dis_cli.workflows.preflight import look_for_vae
 from dis_cli.workflows.sample.batch_size import pick_batch_size
 from dis_cli.workflows.sample.facts import (
@@ -55,15 +56,13 @@ _POLL_SECONDS = 0.05
 
 
 def sample(
-    checkpoint: Path,
+    opened: Opened,
     *,
     num_images: int | None = None,
     seed: int | None = None,
     seeds: str | None = None,
     classes: Sequence[str] = (),
-    overrides: Sequence[str] = (),
     preset: str | None = None,
-    step: int | None = None,
     out: Path | None = None,
     form: Format | None = None,
     trajectory: Trajectory | None = None,
@@ -76,14 +75,12 @@ def sample(
     Under `torchrun` every process calls this; they must share a file system.
 
     Args:
-        checkpoint: Run folder, checkpoint folder, exported file or folder, or published ``.pt`` file.
+        opened: The checkpoint, from `open_checkpoint`, with settings such as ``sample.steps=50``.
         num_images: How many; None takes as many as there are ``seeds``, else 16.
         seed: Seed of the first image; None is 0.
         seeds: All seeds instead, such as "0-15,40".
         classes: Numbers, names, ranges or "all"; several take turns. None lets each image's seed choose uniformly.
-        overrides: ``KEY=VALUE`` on the checkpoint's settings, such as ``sample.steps=50``.
         preset: The preset that the checkpoint must belong to; None accepts any.
-        step: The checkpoint of a run folder to take instead of its newest sound one.
         out: The folder or file to write; None puts it into the run's ``samples``.
         form: "png" is a folder with a grid, "npz" one array, "zip" one archive of PNGs; None goes by ``out``.
         trajectory: Also show how the first images came about; with "png" only.
@@ -105,13 +102,13 @@ def sample(
         # A process that only looks needs no others.
         meeting = None if dry_run else (yield from meet(stop))
         group = held.enter_context(join_process_group(place, meeting)) if meeting else ProcessGroup()
-        loaded = load_model(checkpoint, place, overrides, preset, step)
-        yield from (Note(message=note, level="warning") for note in loaded.notes)
+        loaded = load_model(opened, place, preset)
+        yield from (Note(message=note, level="warning") for note in loaded.saved.notes)
         config = loaded.config
         if not dry_run:
             # Of a published file this is known only now; what is built next takes seconds.
             look_for_vae(config, None)
-        asked = parse_classes(classes, loaded.class_names, loaded.saved_config.model.num_classes)
+        asked = parse_classes(classes, loaded.saved.class_names, loaded.saved.config.model.num_classes)
         yield from (Note(message=note) for note in asked.notes)
         chosen = asked.places
         named = f"seeds-{as_ranges(chosen_seeds)}" if seeds else f"seed-{chosen_seeds[0]}"
@@ -132,7 +129,7 @@ def sample(
             facts=facts,
             settings=sample_settings(loaded, facts, chosen_seeds, chosen),
             seeds=chosen_seeds,
-            class_names=loaded.class_names,
+            class_names=loaded.saved.class_names,
             num_classes=config.model.num_classes,
             shape=(config.pixel_size, config.pixel_size, config.pixel_channels),
         )
@@ -143,7 +140,7 @@ def sample(
             yield Finished(result=job.summary() | {"dry_run": True, **job.plan()})
             return
         # All that may be wrong is told before anything is written.
-        codec = build_codec(config, place, loaded.vae)
+        codec = build_codec(config, place, loaded.saved.vae)
         if compile_model:
             require_compiler(place, "`--compile` was given")
             loaded.model.compile()
