@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dis_cli.config.overrides import apply_overrides
+from dis_cli.config.overrides import apply_overrides, as_overrides
 from dis_cli.config.schema import RunConfig
-from dis_cli.config.settings import as_text
 from dis_cli.errors import UsageError
 from dis_cli.models.backbone import Backbone
 from dis_cli.paths import home_path
@@ -76,7 +75,7 @@ def load_model(
         DisError: `UsageError` where the arguments are wrong, `CheckpointError` where the file is damaged,
             `MismatchError` where it is sound and of something else.
     """
-    asked = [*overrides, *([] if ema is None else [f"sample.ema={as_text(ema)}"])]
+    asked = [*overrides, *as_overrides({"sample.ema": ema})]
     place = pick_device(device)
     loaded = load.load_model(open_checkpoint(home_path(os.fspath(path)), asked, step), place)
     model = loaded.model
@@ -123,14 +122,12 @@ def sample_images(
     """
     loaded = model.origin
     options = {
-        # The run's number of steps is that of its own sampler.
-        "sample.steps": "auto" if steps is None and sampler is not None else steps,
+        "sample.steps": steps,
         "sample.sampler": sampler,
         "sample.cfg_scale": cfg_scale,
         "codec.vae": None if vae is None else os.fspath(vae),
     }
-    asked = [f"{key}={value}" for key, value in options.items() if value is not None]
-    config = apply_overrides(loaded.config, [*asked, *overrides])
+    config = apply_overrides(loaded.config, [*as_overrides(options), *overrides])
     seeds = _seeds(n, seeds)
     wanted = [classes] if isinstance(classes, int | np.integer | str) else classes
     asked_classes = [str(entry) for entry in wanted]

@@ -206,8 +206,9 @@ def eval_fid(
         "evaluate.seed": seed,
         "evaluate.metrics": None if metrics is None else _metric_names(metrics),
     }
-    settings = [f"{key}={value}" for key, value in options.items() if value is not None]
-    settings += evaluate_settings(features, split)
+    from dis_cli.config.overrides import as_overrides
+
+    settings = as_overrides(options) + evaluate_settings(features, split)
     settings += sample_settings(
         steps=steps,
         sampler=sampler,

@@ -1,7 +1,7 @@
 """Sampling: a checkpoint, seeds and classes in; images with their settings out, as PNGs and a grid, or in one file.
 
-Finished batches are kept beside the result until it is whole (see `unfinished_samples`), so that the same command
-continues after a kill. Under `torchrun` every process makes a share of the batches, and the leader the result.
+Finished batches are kept beside the result until it is whole (see `unfinished`), so that the same command continues
+after a kill. A small result is written from memory all the same, and of one batch nothing is kept unless it must be. Under `torchrun` every process makes a share of the batches, and the leader the result.
 """
 
 import contextlib
@@ -42,6 +42,7 @@ from dis_cli.workflows.sample.output import (
     GRID_FILE,
     TRAJECTORY_FILES,
     Format,
+    Part,
     Result,
     Trajectory,
     read_facts,
@@ -52,6 +53,8 @@ from dis_cli.workflows.sample.unfinished import Images, UnfinishedSamples, missi
 
 TRAJECTORY_IMAGES = 8
 TRAJECTORY_STEPS = 10
+# A result of so many bytes is written from memory.
+_MOST_BYTES_IN_MEMORY = 32_000_000
 _POLL_SECONDS = 0.05
 
 
@@ -167,6 +170,8 @@ class _Job:
     def __post_init__(self) -> None:
         self.unfinished = UnfinishedSamples(self.result.out)
         self.count = len(self.result.seeds)
+        # What this process made, when that is all and it is small.
+        self.made: list[Part] | None = None
 
     def run(self, codec: Codec) -> Iterator[Event]:
         """Make what is missing, then the result."""
@@ -184,15 +189,21 @@ class _Job:
         details |= {"processes": self.group.world_size} if self.group.world_size > 1 else {}
         yield Started(what="sampling", total=self.count, unit="images", first=kept, details=details)
         yield from choices(self.loaded.engine, self.precision)
-        yield from self._fill(batches, kept, codec)
-        if self.group.is_leader:
-            extras = {} if self.trajectory is None else self._trajectory(codec, self.trajectory)
-            self.stop.obey(self._state(self.count))
-            try:
-                self.result.write(self.unfinished.parts(), self.unfinished.result, extras)
-            except BaseException:
+        if self.group.world_size == 1 and not kept and self.result.size_bytes <= _MOST_BYTES_IN_MEMORY:
+            self.made = []
+        try:
+            yield from self._fill(batches, kept, codec)
+            if self.group.is_leader:
+                extras = {} if self.trajectory is None else self._trajectory(codec, self.trajectory)
+                self.stop.obey(self._state(self.count))
+                parts = self.unfinished.parts() if self.made is None else self.made
+                self.result.write(parts, self.unfinished.result, extras)
+        except BaseException:
+            if self.group.is_leader:
                 self.unfinished.discard_result()
-                raise
+                self._keep()
+            raise
+        if self.group.is_leader:
             self.unfinished.remove()
         self.group.wait_for_leader(self.stop, self._state(self.count))
         yield Wrote(what="images", path=self.result.out)
@@ -259,7 +270,11 @@ class _Job:
             ):
                 if step.images is not None:
                     own = None if step.labels is None else np.asarray(step.labels, dtype=np.int64)
-                    self.unfinished.add(batch.start, step.images.numpy(), own)
+                    part = (batch.start, step.images.numpy(), own)
+                    if self.made is not None:
+                        self.made.append(part)
+                    if self.made is None or len(batches) > 1:
+                        self.unfinished.add(*part)
                     done = kept + self._num_done(sizes)
                     yield Progress(done=done, total=self.count, unit="images")
                 else:
@@ -275,7 +290,15 @@ class _Job:
             time.sleep(_POLL_SECONDS)
 
     def _num_done(self, sizes: dict[int, int]) -> int:
-        return sum(sizes.get(start, 0) for start in self.unfinished.starts())
+        starts = self.unfinished.starts() if self.made is None else {start for start, _, _ in self.made}
+        return sum(sizes.get(start, 0) for start in starts)
+
+    def _keep(self) -> None:
+        """Put on the disk what is only in memory, for the next start."""
+        there = self.unfinished.starts()
+        for part in self.made or ():
+            if part[0] not in there:
+                self.unfinished.add(*part)
 
     def _state(self, done: int) -> str:
         return f"{done} of {self.count} images are finished and kept in `{self.unfinished.path}`"
