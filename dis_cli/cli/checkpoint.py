@@ -89,6 +89,8 @@ def export_checkpoint(
     Example: dis checkpoint export runs/dis-xs-digits --out digits.safetensors sample.steps=50
     """
     opened = _open(path, overrides, step)
+    # What is wrong with the settings is told before torch is imported.
+    _ = opened.settings
 
     from dis_cli.workflows.checkpoint.export import export
 

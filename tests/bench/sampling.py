@@ -25,7 +25,7 @@ from dis_cli.config.schema import RunConfig
 from dis_cli.metrics.extractors.digits import DigitFeatures
 from dis_cli.models.dis.backbone import DiS
 from dis_cli.workflows.build import build_guidance, build_model, build_sampler
-from dis_cli.workflows.eval_fid.evaluate import class_labels, reference_images
+from dis_cli.workflows.eval_fid.references import class_labels, reference_images
 from dis_cli.workflows.eval_fid.scorer import score
 from dis_cli.workflows.load.model import load_model
 from dis_cli.workflows.load.opened import open_checkpoint

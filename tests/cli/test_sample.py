@@ -16,6 +16,7 @@ from dis_cli.config.schema import DataConfig, RunConfig, TrainConfig
 from dis_cli.errors import ConfigError
 from dis_cli.workflows.build import build_model
 from dis_cli.workflows.load.opened import open_checkpoint
+from dis_cli.workflows.load.saved import read_saved
 
 
 @pytest.fixture(scope="module")
@@ -335,12 +336,12 @@ def test_an_average_that_was_not_kept_is_refused(tmp_path, capsys) -> None:
     # The run's averages are those it kept, whatever is said of its training now; told also without reading weights.
     asked = ["sample.ema=0.5", "train.ema_more=0.5"]
     with pytest.raises(ConfigError, match=r"allowed: 0\.9999, 0\.9, 0\.99, 0"):
-        open_checkpoint(path, asked)
+        assert open_checkpoint(path, asked).config
     with pytest.raises(ConfigError, match=r"allowed: 0\.9999, 0\.9, 0\.99, 0"):
-        open_checkpoint(path).asking(asked)
+        read_saved(open_checkpoint(path, asked))
     torch.save(weights(1), tmp_path / "x.pt")
     with pytest.raises(ConfigError, match=r"allowed: 0\.9999, 0 "):
-        open_checkpoint(tmp_path / "x.pt", asked)
+        assert open_checkpoint(tmp_path / "x.pt", asked).config
     # Settings name one that the folder does not have.
     config = averages_config(ema_more=MORE)
     write_checkpoint(tmp_path / "less", 1, {"ema": weights(2)}, {"config": config.model_dump(mode="json")})

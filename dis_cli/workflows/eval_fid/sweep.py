@@ -12,12 +12,14 @@ from dis_cli.events import Event, Finished, Note, Wrote
 from dis_cli.metrics.extractors.base import score_names
 from dis_cli.metrics.scores import HIGHER_IS_BETTER
 from dis_cli.pictures.plot import Curve, curves_png
-from dis_cli.runtime.device import pick_device
+from dis_cli.runtime.device import join_job, pick_device
 from dis_cli.runtime.files import atomic_write_bytes
 from dis_cli.runtime.machine import cache_folder
-from dis_cli.workflows.eval_fid.evaluate import Request, ScoredModel, agreed, require_places, work_together
+from dis_cli.workflows.eval_fid.evaluate import agreed
 from dis_cli.workflows.eval_fid.place import default_path, find_place, listed_values, points_there, write_result
+from dis_cli.workflows.eval_fid.request import Request, require_places
 from dis_cli.workflows.eval_fid.result import headlines
+from dis_cli.workflows.eval_fid.scored_model import ScoredModel
 from dis_cli.workflows.load.model import LoadedModel, load_model
 
 
@@ -40,12 +42,12 @@ def sweep(request: Request, axes: Sequence[Axis]) -> Iterator[Event]:
     place = pick_device(request.device)
     points = points_of(axes)
     with contextlib.ExitStack() as held:
-        group, stop = yield from work_together(request, place, held)
+        process = yield from join_job(place, held, alone=request.dry_run)
         loaded = load_model(request.opened, place, request.preset)
         yield from (Note(message=note, level="warning") for note in loaded.saved.notes)
         asked = loaded.saved.asked_config
         check_points(asked, points)
-        model = ScoredModel(loaded, request, place, group, stop)
+        model = ScoredModel(loaded, request, process)
         yield from model.notes()
         usual = default_path(loaded, _name_parts(model, loaded, axes))
         first = model.scorer.metrics[0]
@@ -55,13 +57,15 @@ def sweep(request: Request, axes: Sequence[Axis]) -> Iterator[Event]:
         result = {key: value for key, value in model.settings(loaded).items() if key not in varies}
         result |= {"fixed": _fixed(asked, axes), "axes": {axis.name: list(axis.values) for axis in axes}}
         result |= {"judged_by": judged, "plot": ""}
-        path = group.from_leader(lambda: find_place(request.out or usual, result, is_named=request.out is not None))
+        path = process.group.from_leader(
+            lambda: find_place(request.out or usual, result, is_named=request.out is not None)
+        )
         picture = path.with_suffix(".png")
         result |= {"result_file": str(path), "plot": str(picture), "points": []}
         if request.dry_run:
             yield Finished(result=result | {"dry_run": True, "num_points": len(points)})
             return
-        group.require_agreement(agreed(result))
+        process.group.require_agreement(agreed(result))
         yield from model.scorer.prepare()
         # Until there are more, the points that a sweep that was stopped has left stay.
         num_there = points_there(path)
@@ -90,7 +94,7 @@ def sweep(request: Request, axes: Sequence[Axis]) -> Iterator[Event]:
         if rows:
             atomic_write_bytes(picture, sweep_png(axes, rows, judged, best))
             yield Wrote(what="plot", path=picture)
-        group.wait_for_leader(stop, "all points are done")
+        process.wait_for_leader("all points are done")
         yield Finished(result=result)
 
 

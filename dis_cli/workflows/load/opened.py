@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,8 +51,7 @@ class Opened:
         overrides: ``KEY=VALUE`` on the settings saved with it.
         asked_step: The step of a run that was asked for; None takes the newest sound checkpoint.
         checkpoint: Of a run, without tensors.
-        record: Of an exported file or folder, what was saved beside its weights.
-        settings: None for a ``.pt`` file, which only torch reads.
+        record: Of an exported file or folder, what was saved beside its weights. Damage is told when these are read.
     """
 
     named: Path
@@ -60,41 +60,35 @@ class Opened:
     asked_step: int | None = None
     checkpoint: Checkpoint | None = None
     record: Mapping[str, Any] | None = None
-    settings: Settings | None = None
 
-    @property
-    def config(self) -> RunConfig | None:
-        """The settings that a command works with; None while they are not known."""
-        return None if self.settings is None else self.settings.config
-
-    def asking(self, overrides: Sequence[str]) -> "Opened":
-        """The same with further overrides.
+    @cached_property
+    def settings(self) -> Settings | None:
+        """The settings; None of a ``.pt`` file, which only torch reads.
 
         Raises:
-            UsageError: One is wrong, or there is no such average of its weights.
+            UsageError: An override is wrong, or there is no such average of its weights.
+            MismatchError: They are of another version, or it is of something else.
         """
-        return replace(self, overrides=(*self.overrides, *overrides))._with_settings()
-
-    def of_checkpoint(self, checkpoint: Checkpoint) -> "Opened":
-        """The same of another checkpoint of its run."""
-        return replace(self, checkpoint=checkpoint)._with_settings()
-
-    def of_record(self, record: Mapping[str, Any]) -> "Opened":
-        """The same of what is known of an exported model: all of a ``.pt`` that torch has read."""
-        return self if record == self.record else replace(self, record=record)._with_settings()
-
-    def _with_settings(self) -> "Opened":
         if self.checkpoint is not None:
             saved = saved_config(self.checkpoint.path, self.checkpoint.meta)
             config = apply_overrides(saved, self.overrides)
-            average = choose_average(saved, config.sample.ema)
-        elif self.record is not None:
+            return Settings(saved, config, choose_average(saved, config.sample.ema))
+        if self.record is not None:
             saved = saved_config(self.named, self.record)
             config = apply_overrides(saved, self.overrides)
-            average = choose_held(self.record["ema_decay"], config.sample.ema)
-        else:
-            return self
-        return replace(self, settings=Settings(saved, config, average))
+            return Settings(saved, config, choose_held(self.record["ema_decay"], config.sample.ema))
+        if self.form == "published":
+            choose_published(self.overrides)
+        return None
+
+    @property
+    def config(self) -> RunConfig | None:
+        """The settings that a command works with; None while they are not known. Errors are those of ``settings``."""
+        return None if self.settings is None else self.settings.config
+
+    def asking(self, overrides: Sequence[str]) -> "Opened":
+        """The same with further overrides."""
+        return replace(self, overrides=(*self.overrides, *overrides))
 
 
 def open_checkpoint(path: Path, overrides: Sequence[str] = (), step: int | None = None) -> Opened:
@@ -106,20 +100,23 @@ def open_checkpoint(path: Path, overrides: Sequence[str] = (), step: int | None 
         step: The checkpoint of a run to take instead of its newest.
 
     Raises:
-        UsageError: There is no such path or step, an override is wrong, or there is no such average of its weights.
+        UsageError: There is no such path or step.
         CheckpointError: It is damaged, or not a checkpoint.
-        MismatchError: It is of something else, or of another version.
+        MismatchError: It is of something else.
+        RefusedError: It is made to do harm.
     """
     opened = Opened(named=path, form=_form_of(path), overrides=tuple(overrides), asked_step=step)
     if opened.form == "run":
-        return opened.of_checkpoint(resolve_checkpoint(path, (), step))
+        return replace(opened, checkpoint=resolve_checkpoint(path, (), step))
     if step is not None:
         raise UsageError(f"`{path}` is one model, not a run with step {step}", "Leave `--step` out")
-    if opened.form == "published":
-        choose_published(overrides)
-    if opened.form in ("pt", "published"):
-        return opened
-    return opened.of_record(read_folder_record(path) if opened.form == "folder" else read_record(path))
+    match opened.form:
+        case "folder":
+            return replace(opened, record=read_folder_record(path))
+        case "safetensors":
+            return replace(opened, record=read_record(path))
+        case _:
+            return opened
 
 
 def _form_of(path: Path) -> Form:

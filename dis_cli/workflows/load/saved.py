@@ -133,7 +133,7 @@ def _read_run(opened: Opened) -> SavedModel:
     except CheckpointError:
         # An older one, where the newest weights are damaged, may have kept its averages in another order.
         checkpoint = resolve_checkpoint(opened.named, (group,), opened.asked_step)
-        opened = opened.of_checkpoint(checkpoint)
+        opened = replace(opened, checkpoint=checkpoint)
         group = _group_in(opened)
         if group not in checkpoint.tensors:
             checkpoint = checkpoint.with_groups((group,))
@@ -179,7 +179,8 @@ def _group_in(opened: Opened) -> str:
 
 def _of_portable(opened: Opened, portable: Portable) -> SavedModel:
     path, record = opened.named, portable.record
-    settings = _settings_of(opened.of_record(record))
+    # The record of a .pt is known now; that of another form is another when it was replaced since.
+    settings = _settings_of(opened if record == opened.record else replace(opened, record=record))
     return SavedModel(
         form=opened.form,
         path=path,

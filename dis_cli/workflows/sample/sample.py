@@ -1,7 +1,8 @@
 """Sampling: a checkpoint, seeds and classes in; images with their settings out, as PNGs and a grid, or in one file.
 
 Finished batches are kept beside the result until it is whole (see `unfinished`), so that the same command continues
-after a kill. A small result is written from memory all the same, and of one batch nothing is kept unless it must be. Under `torchrun` every process makes a share of the batches, and the leader the result.
+after a kill. A small result is written from memory all the same, and of a single batch nothing is kept unless the start
+ends early. Under `torchrun` every process makes a share of the batches, and the leader the result.
 """
 
 import contextlib
@@ -12,15 +13,12 @@ from pathlib import Path
 
 import filelock
 import numpy as np
-import torch
 
 from dis_cli.errors import StorageError
 from dis_cli.events import Event, Finished, Note, Progress, Started, Wrote
-from dis_cli.runtime.device import pick_device, require_compiler
+from dis_cli.runtime.device import Process, join_job, pick_device, require_compiler
 from dis_cli.runtime.files import atomic_write_bytes, storage_error
 from dis_cli.runtime.precision import Precision
-from dis_cli.runtime.process_group import ProcessGroup, join_process_group, meet
-from dis_cli.runtime.signals import StopRequest, stop_on_signals
 from dis_cli.runtime.targets import followed, require_writable
 from dis_cli.workflows.build import Codec, build_codec, choices
 from dis_cli.workflows.load.model import LoadedModel, load_model
@@ -101,10 +99,8 @@ def sample(
     chosen_form = choose_form(form, out, trajectory)
     place = pick_device(device)
     with contextlib.ExitStack() as held:
-        stop = held.enter_context(stop_on_signals())
-        # A process that only looks needs no others.
-        meeting = None if dry_run else (yield from meet(stop))
-        group = held.enter_context(join_process_group(place, meeting)) if meeting else ProcessGroup()
+        process = yield from join_job(place, held, alone=dry_run)
+        group = process.group
         loaded = load_model(opened, place, preset)
         yield from (Note(message=note, level="warning") for note in loaded.saved.notes)
         config = loaded.config
@@ -137,7 +133,7 @@ def sample(
             shape=(config.pixel_size, config.pixel_size, config.pixel_channels),
         )
         batch_size = pick_batch_size(loaded.model, config, place)
-        job = _Job(loaded, result, group, stop, place, precision, chosen, batch_size, trajectory, compile_model)
+        job = _Job(loaded, result, process, precision, chosen, batch_size, trajectory, compile_model)
         group.require_agreement(facts | {"out": str(path)})
         if dry_run:
             yield Finished(result=job.summary() | {"dry_run": True, **job.plan()})
@@ -158,9 +154,7 @@ class _Job:
 
     loaded: LoadedModel
     result: Result
-    group: ProcessGroup
-    stop: StopRequest
-    device: torch.device
+    process: Process
     precision: Precision
     classes: list[int]
     batch_size: int
@@ -176,7 +170,7 @@ class _Job:
     def run(self, codec: Codec) -> Iterator[Event]:
         """Make what is missing, then the result."""
         began = time.monotonic()
-        places = self.group.from_leader(self._begin)
+        places = self.process.group.from_leader(self._begin)
         if places is None:
             yield from self._add_trajectory(codec)
             yield Finished(result=self.summary() | {"images_generated": 0, "images_kept": self.count})
@@ -184,28 +178,32 @@ class _Job:
         batches = missing(places, self.count, self.batch_size)
         kept = self.count - sum(map(len, batches))
         sample = self.loaded.config.sample
-        details: dict[str, object] = {"sampler": sample.sampler, "steps": sample.steps, "device": str(self.device)}
+        details: dict[str, object] = {
+            "sampler": sample.sampler,
+            "steps": sample.steps,
+            "device": str(self.process.device),
+        }
         details |= {"batch size": self.batch_size}
-        details |= {"processes": self.group.world_size} if self.group.world_size > 1 else {}
+        details |= {"processes": self.process.group.world_size} if self.process.group.world_size > 1 else {}
         yield Started(what="sampling", total=self.count, unit="images", first=kept, details=details)
         yield from choices(self.loaded.engine, self.precision)
-        if self.group.world_size == 1 and not kept and self.result.size_bytes <= _MOST_BYTES_IN_MEMORY:
+        if self.process.group.world_size == 1 and not kept and self.result.size_bytes <= _MOST_BYTES_IN_MEMORY:
             self.made = []
         try:
             yield from self._fill(batches, kept, codec)
-            if self.group.is_leader:
+            if self.process.group.is_leader:
                 extras = {} if self.trajectory is None else self._trajectory(codec, self.trajectory)
-                self.stop.obey(self._state(self.count))
+                self.process.stop.obey(self._state(self.count))
                 parts = self.unfinished.parts() if self.made is None else self.made
                 self.result.write(parts, self.unfinished.result, extras)
         except BaseException:
-            if self.group.is_leader:
+            if self.process.group.is_leader:
                 self.unfinished.discard_result()
                 self._keep()
             raise
-        if self.group.is_leader:
+        if self.process.group.is_leader:
             self.unfinished.remove()
-        self.group.wait_for_leader(self.stop, self._state(self.count))
+        self.process.wait_for_leader(self._state(self.count))
         yield Wrote(what="images", path=self.result.out)
         if self.trajectory is not None:
             yield Wrote(what="trajectory", path=self.result.out / TRAJECTORY_FILES[self.trajectory])
@@ -255,7 +253,7 @@ class _Job:
         """Generate this rank's batches and keep them; the leader then waits for those of the others."""
         done = kept
         sizes = {batch.start: len(batch) for batch in batches}
-        for batch in batches[self.group.rank :: self.group.world_size]:
+        for batch in batches[self.process.group.rank :: self.process.group.world_size]:
             labels = [self.classes[index % len(self.classes)] for index in batch] if self.classes else None
             for step in generate(
                 self.loaded.model,
@@ -263,7 +261,7 @@ class _Job:
                 self.loaded.config,
                 seeds=[self.result.seeds[index] for index in batch],
                 classes=labels,
-                device=self.device,
+                device=self.process.device,
                 precision=self.precision.name,
                 batch_size=self.batch_size,
                 whole_batches=self.compiled,
@@ -279,14 +277,14 @@ class _Job:
                     yield Progress(done=done, total=self.count, unit="images")
                 else:
                     yield Progress(done=done + step.num_done, total=self.count, unit="images")
-                self.stop.obey(self._state(done))
-        if self.group.world_size == 1 or not self.group.is_leader:
+                self.process.stop.obey(self._state(done))
+        if self.process.group.world_size == 1 or not self.process.group.is_leader:
             return
         while (now := kept + self._num_done(sizes)) < self.count:
             if now > done:
                 done = now
                 yield Progress(done=done, total=self.count, unit="images")
-            self.stop.obey(self._state(done))
+            self.process.stop.obey(self._state(done))
             time.sleep(_POLL_SECONDS)
 
     def _num_done(self, sizes: dict[int, int]) -> int:
@@ -310,11 +308,11 @@ class _Job:
             yield Note(message=f"`{out}` holds these samples already: nothing to do")
             return
         path = out / TRAJECTORY_FILES[wanted]
-        if self.group.is_leader:
+        if self.process.group.is_leader:
             require_writable(path, "file", suffixes=(path.suffix,))
             (data,) = self._trajectory(codec, wanted).values()
             atomic_write_bytes(path, data)
-        self.group.wait_for_leader(self.stop, self._state(self.count))
+        self.process.wait_for_leader(self._state(self.count))
         yield Wrote(what="trajectory", path=path)
 
     def _trajectory(self, codec: Codec, trajectory: Trajectory) -> dict[str, bytes]:
@@ -327,14 +325,14 @@ class _Job:
             self.loaded.config,
             seeds=[self.result.seeds[index] for index in few],
             classes=[self.classes[index % len(self.classes)] for index in few] if self.classes else None,
-            device=self.device,
+            device=self.process.device,
             precision=self.precision.name,
             batch_size=len(few),
             estimates=min(TRAJECTORY_STEPS, self.loaded.config.sampling[1]),
         ):
             if step.estimate is not None:
                 estimates.append(step.estimate.numpy())
-            self.stop.obey(self._state(self.count))
+            self.process.stop.obey(self._state(self.count))
         return trajectory_images(estimates, trajectory)
 
 
