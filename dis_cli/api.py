@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dis_cli.config.overrides import apply_overrides
+from dis_cli.config.overrides import apply_overrides, as_overrides
 from dis_cli.config.schema import RunConfig
-from dis_cli.config.settings import as_text
 from dis_cli.errors import UsageError
 from dis_cli.models.backbone import Backbone
 from dis_cli.paths import home_path
@@ -19,6 +18,7 @@ from dis_cli.runtime.device import pick_device
 from dis_cli.workflows.build import build_codec, pick_precision
 from dis_cli.workflows.load import model as load
 from dis_cli.workflows.load.model import LoadedModel
+from dis_cli.workflows.load.opened import open_checkpoint
 from dis_cli.workflows.sample.generate import generate
 from dis_cli.workflows.sample.requests import parse_classes
 
@@ -38,12 +38,12 @@ class TrainedDiS(Backbone):
     @property
     def step(self) -> int | None:
         """Optimizer steps it was trained for; None when unknown."""
-        return self.origin.step
+        return self.origin.saved.step
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """One name a class; empty when unknown."""
-        return self.origin.class_names
+        return self.origin.saved.class_names
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Its class is made when it is needed, so that pickle has to be told where it comes from.
@@ -75,8 +75,9 @@ def load_model(
         DisError: `UsageError` where the arguments are wrong, `CheckpointError` where the file is damaged,
             `MismatchError` where it is sound and of something else.
     """
-    asked = [*overrides, *([] if ema is None else [f"sample.ema={as_text(ema)}"])]
-    loaded = load.load_model(home_path(os.fspath(path)), pick_device(device), asked, step=step)
+    asked = [*overrides, *as_overrides({"sample.ema": ema})]
+    place = pick_device(device)
+    loaded = load.load_model(open_checkpoint(home_path(os.fspath(path)), asked, step), place)
     model = loaded.model
     model.__class__ = _trained(type(model))
     assert isinstance(model, TrainedDiS)
@@ -121,21 +122,19 @@ def sample_images(
     """
     loaded = model.origin
     options = {
-        # The run's number of steps is that of its own sampler.
-        "sample.steps": "auto" if steps is None and sampler is not None else steps,
+        "sample.steps": steps,
         "sample.sampler": sampler,
         "sample.cfg_scale": cfg_scale,
         "codec.vae": None if vae is None else os.fspath(vae),
     }
-    asked = [f"{key}={value}" for key, value in options.items() if value is not None]
-    config = apply_overrides(loaded.config, [*asked, *overrides])
+    config = apply_overrides(loaded.config, [*as_overrides(options), *overrides])
     seeds = _seeds(n, seeds)
     wanted = [classes] if isinstance(classes, int | np.integer | str) else classes
     asked_classes = [str(entry) for entry in wanted]
-    chosen = parse_classes(asked_classes, loaded.class_names, loaded.saved_config.model.num_classes).places
+    chosen = parse_classes(asked_classes, loaded.saved.class_names, loaded.saved.config.model.num_classes).places
     batches = generate(
         model,
-        build_codec(config, model.device, loaded.vae),
+        build_codec(config, model.device, loaded.saved.vae),
         config,
         seeds=seeds,
         classes=[chosen[index % len(chosen)] for index in range(len(seeds))] if chosen else None,

@@ -19,7 +19,7 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeGuard
 
 from safetensors import SafetensorError
 
@@ -28,7 +28,7 @@ from dis_cli.checkpoints.tensors import bytes_of, stored
 from dis_cli.errors import CheckpointError, MismatchError, RefusedError
 from dis_cli.models.families import DEFAULT, FAMILIES
 from dis_cli.runtime.safetensors_layout import layout
-from dis_cli.runtime.untrusted import MAX_HEADER_BYTES, MAX_PICKLE_BYTES, check_safetensors
+from dis_cli.runtime.untrusted import MAX_HEADER_BYTES, MAX_PICKLE_BYTES, check_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +45,8 @@ _FOREIGN_HINT = "Give a run folder of `dis train`, or a file that `dis checkpoin
 _DAMAGED_HINT = "Copy or download the file again, or export it once more"
 
 Record = dict[str, Any]
+# Which file it is; one that is none of the forms counts as published.
+FileForm = Literal["safetensors", "pt", "published"]
 
 
 @dataclass(frozen=True)
@@ -158,27 +160,22 @@ def is_folder(path: Path) -> bool:
     return (path / FOLDER_CONFIG).is_file() or (path / FOLDER_WEIGHTS).is_file()
 
 
-def is_safetensors(path: Path) -> bool:
-    """Whether a file is named like a safetensors file, or begins like one."""
+def file_form(path: Path) -> FileForm:
+    """What a file looks like, told without torch: one of these models, or else "published"."""
     if path.suffix == ".safetensors":
-        return True
+        return "safetensors"
     try:
         with path.open("rb") as file:
-            return file.read(9)[8:] == b"{"
-    except OSError:
-        return False
-
-
-def mentions_record(path: Path) -> bool:
-    """Whether a ``.pt`` file looks like one of these models, told without torch."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            pickles = [record for record in archive.infolist() if record.filename.endswith("/data.pkl")]
-            small = [record for record in pickles if record.file_size <= MAX_PICKLE_BYTES]
-            return any(f'"format":"{FORMAT}"'.encode() in archive.read(record) for record in small)
+            if file.read(9)[8:] == b"{":
+                return "safetensors"
+            with zipfile.ZipFile(file) as archive:
+                pickles = [record for record in archive.infolist() if record.filename.endswith("/data.pkl")]
+                small = [record for record in pickles if record.file_size <= MAX_PICKLE_BYTES]
+                is_own = any(f'"format":"{FORMAT}"'.encode() in archive.read(record) for record in small)
+                return "pt" if is_own else "published"
     # A damaged archive can raise anything; who reads it in earnest says what is wrong.
     except Exception:  # noqa: BLE001
-        return False
+        return "published"
 
 
 def read_folder_record(path: Path) -> Record:
@@ -218,13 +215,18 @@ def read_record(path: Path) -> Record:
         MismatchError: It is of something else, or of another version of the format.
         RefusedError: It is made to do harm.
     """
-    check_safetensors(path)
     try:
         with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            text = file.read(size)
+            return _record_in(path, file)
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def _record_in(path: Path, file: BinaryIO) -> Record:
+    check_header(path, file)
+    file.seek(0)
+    size = int.from_bytes(file.read(8), "little")
+    text = file.read(size)
     if size == 0 or len(text) < size:
         raise CheckpointError(f"`{path}` is damaged or not a safetensors file: it ends in its header", _DAMAGED_HINT)
     metadata = parse_json(path, text).get("__metadata__")
@@ -242,11 +244,13 @@ def read_safetensors(path: Path) -> Portable:
     """
     from safetensors.torch import load
 
-    record = read_record(path)
     try:
-        weights = load(path.read_bytes())
+        data = path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from error
+    record = _record_in(path, io.BytesIO(data))
+    try:
+        weights = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"`{path}` is damaged: {error}", _DAMAGED_HINT) from error
     return _verified(path, record, weights)

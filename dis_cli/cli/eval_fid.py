@@ -213,8 +213,9 @@ def eval_fid(
         "evaluate.seed": seed,
         "evaluate.metrics": None if metrics is None else _metric_names(metrics),
     }
-    settings = [f"{key}={value}" for key, value in options.items() if value is not None]
-    settings += evaluate_settings(features, split)
+    from dis_cli.config.overrides import as_overrides
+
+    settings = as_overrides(options) + evaluate_settings(features, split)
     settings += sample_settings(
         steps=steps,
         sampler=sampler,
@@ -229,9 +230,11 @@ def eval_fid(
 
     # Before torch is imported, which takes seconds.
     from dis_cli.config.sweep import check_points, parse_axes, points_of
+    from dis_cli.workflows.load.opened import open_checkpoint
 
     axes = parse_axes(axis_texts)
-    config = _config(ckpt, preset, settings, step)
+    opened = None if ckpt is None else open_checkpoint(ckpt, settings, step)
+    config = _config(preset, settings) if opened is None else opened.config
     if config is not None:
         check_points(config, points_of(axes))
     fetch(download, inception)
@@ -242,13 +245,12 @@ def eval_fid(
     from dis_cli.workflows.eval_fid.sweep import sweep as run_sweep
 
     request = Request(
-        checkpoint=ckpt,
+        opened=opened,
         images=images,
         ref=ref,
         inception=inception,
         overrides=settings,
         preset=preset,
-        step=step,
         out=out,
         device=device,
         interval=interval,
@@ -314,11 +316,7 @@ def _metric_names(text: str) -> str:
     return ",".join(map(full_name, text.replace(" ", "").split(",")))
 
 
-def _config(ckpt: Path | None, preset: str | None, settings: list[str], step: int | None) -> Any:
-    if ckpt is not None:
-        from dis_cli.workflows.load.locate import read_config
-
-        return read_config(ckpt, settings, step)
+def _config(preset: str | None, settings: list[str]) -> Any:
     from dis_cli.config.overrides import apply_overrides
     from dis_cli.config.presets import load_preset
     from dis_cli.config.schema import RunConfig

@@ -33,8 +33,9 @@ DownloadFlag = Annotated[
 
 def evaluate_settings(features: str | None, split: str | None) -> list[str]:
     """The settings that options stand for, as overrides."""
-    options = {"evaluate.features": features, "evaluate.split": split}
-    return [f"{key}={value}" for key, value in options.items() if value is not None]
+    from dis_cli.config.overrides import as_overrides
+
+    return as_overrides({"evaluate.features": features, "evaluate.split": split})
 
 
 def fetch(download: bool, inception: Path | None) -> None:

@@ -114,26 +114,24 @@ def sample(
         overrides=given,
     )
 
-    from dis_cli.workflows.load.locate import read_config
+    from dis_cli.workflows.load.opened import open_checkpoint
     from dis_cli.workflows.preflight import look_for_vae
 
     # Before torch is imported, which takes seconds.
-    config = read_config(Path(path), settings, step)
+    opened = open_checkpoint(Path(path), settings, step)
     if not dry_run:
-        look_for_vae(config, vae)
+        look_for_vae(opened.config, vae)
 
     from dis_cli.workflows.sample.sample import sample as run_sampling
 
     result = output.render(
         run_sampling(
-            Path(path),
+            opened,
             num_images=num_images,
             seed=seed,
             seeds=seeds,
             classes=classes or (),
-            overrides=settings,
             preset=preset,
-            step=step,
             out=out,
             form=form,
             trajectory=trajectory,

@@ -75,6 +75,15 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     return result
 
 
+def as_overrides(options: Mapping[str, object]) -> list[str]:
+    """What was given of some options by the keys of their settings; None stands for what was not."""
+    options = dict(options)
+    if options.get("sample.steps") is None and options.get("sample.sampler") is not None:
+        # The run's number of steps is that of its own sampler.
+        options["sample.steps"] = "auto"
+    return [f"{key}={as_text(value)}" for key, value in options.items() if value is not None]
+
+
 def describe_keys() -> list[tuple[str, str, str, str]]:
     """Every key with what it allows, its default as KEY=VALUE has it, and its meaning, in the schema's order.
 

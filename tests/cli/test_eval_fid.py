@@ -14,7 +14,7 @@ from dis_cli.data.images.digits import DigitsSource
 from dis_cli.metrics.digit_scores import DigitScores, digit_images
 from dis_cli.metrics.extractors.digits import DigitFeatures, as_digits
 from dis_cli.workflows.eval_fid import sweep
-from dis_cli.workflows.eval_fid.evaluate import class_labels
+from dis_cli.workflows.eval_fid.references import class_labels
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,8 @@ from dis_cli.metrics.statistics_file import read_reference
 from dis_cli.runtime.process_group import ProcessGroup
 from dis_cli.runtime.signals import StopRequest
 from dis_cli.workflows.eval_fid import references
-from dis_cli.workflows.eval_fid.evaluate import Request, evaluate
+from dis_cli.workflows.eval_fid.evaluate import evaluate
+from dis_cli.workflows.eval_fid.request import Request
 from dis_cli.workflows.eval_fid.stats import make_statistics
 
 COUNTS = {"a": 140, "b": 150}

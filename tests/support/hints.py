@@ -62,7 +62,7 @@ RAISED_BY = {
     "workflows/checkpoint/import_model.py": ("checkpoint import",),
     "workflows/latents.py": (ENCODE,),
     "workflows/eval_fid/references.py": (SCORE,),
-    "workflows/load/locate.py": (SAMPLE, SCORE),
+    "workflows/load/opened.py": (SAMPLE, SCORE),
     "workflows/train/resume.py": (TRAIN,),
     "workflows/sample/sample.py": (SAMPLE,),
     "workflows/sample/facts.py": (SAMPLE,),

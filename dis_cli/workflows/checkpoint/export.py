@@ -3,7 +3,7 @@
 import contextlib
 import json
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,6 @@ from dis_cli.checkpoints.portable import (
     safetensors_chunks,
     torch_bytes,
 )
-from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.schema import RunConfig
 from dis_cli.errors import UsageError
 from dis_cli.events import Event, Finished, Note, Wrote
@@ -29,6 +28,7 @@ from dis_cli.runtime.targets import followed, is_folder, require_writable
 from dis_cli.version import __version__
 from dis_cli.workflows.checkpoint.model_card import model_card, scores_of, true_description
 from dis_cli.workflows.load.mismatch import check_overrides
+from dis_cli.workflows.load.opened import Opened
 from dis_cli.workflows.load.saved import SavedModel, read_saved
 
 Format = Literal["safetensors", "pt", "diffusers"]
@@ -41,13 +41,11 @@ _Content = tuple[Iterable[bytes | memoryview], int]
 
 
 def export(
-    path: Path,
+    opened: Opened,
     out: Path,
     *,
     form: Format | None = None,
     dtype: str = "fp32",
-    overrides: Sequence[str] = (),
-    step: int | None = None,
     force: bool = False,
     dry_run: bool = False,
 ) -> Iterator[Event]:
@@ -57,13 +55,10 @@ def export(
     the name is left.
 
     Args:
-        path: Whatever ``--ckpt`` takes.
+        opened: The checkpoint, from `open_checkpoint`, with the settings that are written.
         out: The file or folder to write.
         form: What to write; None tells it by the suffix of ``out``.
         dtype: A key of `DTYPES`, for the weights; all but "fp32" round them.
-        overrides: ``KEY=VALUE`` on the settings saved with it, which the written ones then are. ``sample.ema`` says
-            which weights are taken.
-        step: The checkpoint of a run folder to take instead of its newest sound one.
         force: Replace an earlier export.
         dry_run: Only say what would be done.
 
@@ -79,9 +74,9 @@ def export(
         require_writable(out, "file", suffixes=(out.suffix.lower(),))
     out = followed(out)
     replaces = _check_free(out, form, force=force)
-    saved = read_saved(path, overrides, step)
+    saved = read_saved(opened)
     yield from (Note(message=note, level="warning") for note in saved.notes)
-    config = _portable_config(saved, overrides)
+    config = _portable_config(saved)
     weights = _cast(saved, dtype)
     versions = {"dis": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
     record = make_record(
@@ -154,9 +149,9 @@ def _is_export(folder: Path) -> bool:
     return False
 
 
-def _portable_config(saved: SavedModel, overrides: Sequence[str]) -> RunConfig:
+def _portable_config(saved: SavedModel) -> RunConfig:
     """The settings to be written: those asked for, without what is true of this machine or of other weights only."""
-    config = apply_overrides(saved.config, overrides)
+    config = saved.asked_config
     check_overrides(saved.path, saved.config, config)
     return config.model_copy(
         update={

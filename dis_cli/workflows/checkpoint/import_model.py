@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from dis_cli.checkpoints.store import write_checkpoint
-from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.presets import dump_toml
 from dis_cli.config.schema import RunConfig
 from dis_cli.config.settings import as_text
@@ -21,36 +20,37 @@ from dis_cli.runtime.targets import followed, require_writable
 from dis_cli.version import __version__
 from dis_cli.workflows.load.averages import averages_kept
 from dis_cli.workflows.load.mismatch import check_overrides
+from dis_cli.workflows.load.opened import Opened
 from dis_cli.workflows.load.saved import SavedModel, read_saved
 
 
-def import_model(path: Path, out: Path, *, overrides: Sequence[str] = (), dry_run: bool = False) -> Iterator[Event]:
+def import_model(opened: Opened, out: Path, *, dry_run: bool = False) -> Iterator[Event]:
     """Make a run folder of a file, or of an exported folder, so that samples and scores of it have a place.
 
     It has all the weights that there are: of a published file its average and the weights as they were trained. What
     the optimizer needs is not kept, so that it cannot be trained further.
 
     Args:
-        path: A published ``.pt``, or what `export` wrote.
+        opened: A published ``.pt``, or what `export` wrote, with the settings that the run then has.
         out: The run folder to be; must not exist, or be empty.
-        overrides: ``KEY=VALUE`` on the settings saved with it, which the run then has.
         dry_run: Only say what would be done.
 
     Raises:
-        UsageError: ``out`` holds something, or ``path`` is a run already.
+        UsageError: ``out`` holds something, or it is a run already.
         DisError: The file or the disk do not allow it.
     """
     require_writable(out, "folder")
     out = followed(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"`{out}` exists", "Choose another folder with `--out DIR`: nothing is overwritten")
-    saved = read_saved(path, overrides)
-    if saved.form == "run":
+    path = opened.named
+    if opened.form == "run":
         raise UsageError(f"`{path}` is a run of `dis train` already", f"Sample it as it is: `dis sample --ckpt {path}`")
+    saved = read_saved(opened)
     yield from (Note(message=note, level="warning") for note in saved.notes)
     others = [decay for decay in saved.held if decay != saved.average.decay]
-    found = [saved, *(read_saved(path, [*overrides, f"sample.ema={as_text(decay)}"]) for decay in others)]
-    config = _imported_config(saved, overrides, [each.average.decay for each in found])
+    found = [saved, *(read_saved(opened.asking([f"sample.ema={as_text(decay)}"])) for decay in others)]
+    config = _imported_config(saved, [each.average.decay for each in found])
     kept = averages_kept(config)
     groups = {kept[each.average.decay]: each.weights for each in found}
     step = saved.step or 0
@@ -88,9 +88,9 @@ def import_model(path: Path, out: Path, *, overrides: Sequence[str] = (), dry_ru
     yield Finished(result=result)
 
 
-def _imported_config(saved: SavedModel, overrides: Sequence[str], decays: Sequence[float]) -> RunConfig:
+def _imported_config(saved: SavedModel, decays: Sequence[float]) -> RunConfig:
     """The settings of the run to be: those that lead to the weights that there are, of which ``saved`` is usual."""
-    config = apply_overrides(saved.config, overrides)
+    config = saved.asked_config
     check_overrides(saved.path, saved.config, config)
     if not averages_kept(config).keys() >= set(decays):
         config = config.model_copy(update={"train": config.train.model_copy(update={"ema_decay": max(decays)})})

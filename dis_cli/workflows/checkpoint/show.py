@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,18 @@ from dis_cli.checkpoints.portable import FOLDER_CONFIG, FOLDER_WEIGHTS
 from dis_cli.checkpoints.store import checkpoints_of, is_checkpoint_folder, steps_in
 from dis_cli.errors import CheckpointError
 from dis_cli.runtime.files import sha256_file
+from dis_cli.workflows.load.opened import Opened
 from dis_cli.workflows.load.saved import SavedModel, read_saved
 
 
-def describe(path: Path, overrides: Sequence[str] = (), step: int | None = None) -> dict[str, Any]:
-    """What a checkpoint is, after it was verified as if it were to be used; the arguments are `read_saved`'s.
+def describe(opened: Opened) -> dict[str, Any]:
+    """What a checkpoint is, after it was verified as if it were to be used.
 
     Raises:
         DisError: As in `read_saved`. Files of a checkpoint folder that its weights do not need may be damaged: see
             "verified" of each.
     """
-    saved = read_saved(path, overrides, step)
+    saved, path = read_saved(opened), opened.named
     is_run = saved.form == "run" and not is_checkpoint_folder(path)
     files = _files(saved)
     return {

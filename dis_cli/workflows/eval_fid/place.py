@@ -94,15 +94,15 @@ def default_path(loaded: LoadedModel, parts: Sequence[str]) -> Path:
         loaded: The model.
         parts: What the result depends on beside the weights; see `how_generated` and `how_scored`.
     """
-    root = loaded.run_folder / "evaluations" if loaded.run_folder else Path("evaluations")
+    root = loaded.saved.run_folder / "evaluations" if loaded.saved.run_folder else Path("evaluations")
     return root / ("_".join([origin_of(loaded), *parts]) + ".json")
 
 
 def origin_of(loaded: LoadedModel) -> str:
     """What the results of a model are called after: its step in a run, else its file."""
-    if loaded.run_folder is None or loaded.step is None:
-        return loaded.path.name if loaded.path.is_dir() else loaded.path.stem
-    return f"step-{loaded.step:08d}"
+    if loaded.saved.run_folder is None or loaded.saved.step is None:
+        return loaded.saved.path.name if loaded.saved.path.is_dir() else loaded.saved.path.stem
+    return f"step-{loaded.saved.step:08d}"
 
 
 def find_place(path: Path, settings: Mapping[str, object], *, is_named: bool) -> Path:

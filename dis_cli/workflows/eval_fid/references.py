@@ -14,6 +14,7 @@ import PIL
 import torch
 
 from dis_cli.config.schema import RunConfig
+from dis_cli.data.source import ImageSource
 from dis_cli.errors import UsageError
 from dis_cli.events import Event, Started
 from dis_cli.metrics.cache import Key, ScoreCache
@@ -25,8 +26,7 @@ from dis_cli.metrics.scores import Collected, Collector, Needs
 from dis_cli.metrics.statistics import Statistics
 from dis_cli.metrics.statistics_file import Reference, read_reference, require_same_extractor
 from dis_cli.metrics.table import METRICS
-from dis_cli.runtime.process_group import ProcessGroup
-from dis_cli.runtime.signals import StopRequest
+from dis_cli.runtime.device import Process
 from dis_cli.workflows.build import build_image_source
 from dis_cli.workflows.eval_fid.images import open_images
 
@@ -120,14 +120,34 @@ def usual_split(config: RunConfig) -> str:
     return "test" if config.data.source == "digits" else "train"
 
 
+def reference_images(config: RunConfig) -> ImageSource:
+    """The data whose size and classes generated images take after: all digits, or the training images of other data.
+
+    Raises:
+        UsageError: The run was trained on latents, and no images were given.
+        DataError: They are missing or unreadable.
+    """
+    return build_image_source(config, split=size_split(config))
+
+
+def size_split(config: RunConfig) -> str:
+    """The part of the data whose size and classes generated images take after."""
+    if config.data.source == "digits":
+        return "all"
+    return "train" if config.evaluate.split == "auto" else config.evaluate.split
+
+
+def class_labels(source: ImageSource, num_samples: int) -> npt.NDArray[np.int64]:
+    """Labels with the source's own class frequencies, whatever the number of samples: its labels, sorted, resampled."""
+    positions = (np.arange(num_samples) * len(source)) // num_samples
+    return np.sort(source.labels)[positions]
+
+
 def collect(
     compared: Compared,
     needs: Needs,
     extractor: Extractor,
-    *,
-    device: torch.device,
-    group: ProcessGroup,
-    stop: StopRequest,
+    process: Process,
 ) -> Generator[Event, None, Collected | None]:
     """What the metrics need of a reference: read, kept from before, or measured now and kept.
 
@@ -135,9 +155,7 @@ def collect(
         compared: The reference.
         needs: What of it; see `reference_needs`.
         extractor: What looks at it.
-        device: Where that runs.
-        group: All ranks; each has to call this.
-        stop: Signals that this rank received.
+        process: Each of the job has to call this.
 
     Returns:
         On the leader; None on the others.
@@ -152,21 +170,21 @@ def collect(
         result = replace(result, statistics=compared.file.statistics, spatial=compared.file.spatial)
         needs = replace(needs, statistics=False, spatial=False)
     if compared.images is None or not needs.outputs:
-        return result if group.is_leader else None
+        return result if process.group.is_leader else None
     images = compared.images
-    entries = _Entries(images, extractor, device)
-    missing = group.from_leader(lambda: entries.load(needs, result))
+    entries = _Entries(images, extractor, process.device)
+    missing = process.group.from_leader(lambda: entries.load(needs, result))
     if missing.outputs:
         yield Started(what=f"looking at {images.name}", total=len(images), unit="images")
-        collector = Collector(missing, extractor, images, device)
-        for item in extract(images, extractor, missing.outputs, group, stop):
+        collector = Collector(missing, extractor, images, process.device)
+        for item in extract(images, extractor, missing.outputs, process.group, process.stop):
             if isinstance(item, Part):
                 collector.add(item)
             else:
                 yield item
-        if group.is_leader:
+        if process.group.is_leader:
             entries.keep(missing, collector.collected(), result)
-    return result if group.is_leader else None
+    return result if process.group.is_leader else None
 
 
 class _Entries:

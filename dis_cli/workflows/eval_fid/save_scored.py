@@ -52,7 +52,7 @@ class SavedImages:
             facts=facts,
             settings=sample_settings(loaded, facts, seeds, ()),
             seeds=seeds,
-            class_names=loaded.class_names,
+            class_names=loaded.saved.class_names,
             num_classes=config.model.num_classes,
             shape=(config.pixel_size, config.pixel_size, config.pixel_channels),
         )

@@ -36,9 +36,9 @@ from dis_cli.metrics.scores import (
 )
 from dis_cli.metrics.statistics_file import require_same_extractor
 from dis_cli.metrics.table import METRICS
-from dis_cli.runtime.process_group import ProcessGroup
-from dis_cli.runtime.signals import StopRequest
+from dis_cli.runtime.device import Process
 from dis_cli.workflows.eval_fid.references import Compared, collect
+from dis_cli.workflows.eval_fid.request import Request
 
 T = TypeVar("T")
 
@@ -51,9 +51,7 @@ class Scorer:
         extractor: What looks at the images.
         metrics: What is measured.
         compared: What they are compared with; None when no metric needs it.
-        device: Where the extractor runs.
-        group: All ranks.
-        stop: Signals that this rank received.
+        process: Where the extractor runs.
         interval: Whether to give the confidence interval of the Frechet distance.
         digits: What is known of digits, on the leader, when generated ones are scored.
         told: The notes that the user was given already.
@@ -62,9 +60,7 @@ class Scorer:
     extractor: Extractor
     metrics: tuple[str, ...]
     compared: Compared | None
-    device: torch.device
-    group: ProcessGroup
-    stop: StopRequest
+    process: Process
     interval: bool = False
     digits: DigitScores | None = None
     told: list[str] = field(default_factory=list[str])
@@ -74,12 +70,7 @@ class Scorer:
         """Look at what the images are compared with, once."""
         if self.compared is not None:
             self._reference = yield from collect(
-                self.compared,
-                reference_needs(self.metrics),
-                self.extractor,
-                device=self.device,
-                group=self.group,
-                stop=self.stop,
+                self.compared, reference_needs(self.metrics), self.extractor, self.process
             )
 
     def score(
@@ -105,15 +96,15 @@ class Scorer:
         """
         yield Started(what="scoring", total=len(images), unit="images", details=dict(details))
         needs = needs_of(self.metrics, interval=self.interval)
-        with_digits = self.group.from_leader(lambda: self.digits is not None)
-        collector = Collector(needs, self.extractor, images, self.device)
+        with_digits = self.process.group.from_leader(lambda: self.digits is not None)
+        collector = Collector(needs, self.extractor, images, self.process.device)
         small: list[Tensor] = []
         for item in extract(
             images,
             self.extractor,
             needs.outputs,
-            self.group,
-            self.stop,
+            self.process.group,
+            self.process.stop,
             keep_images=keep_images or with_digits,
         ):
             if not isinstance(item, Part):
@@ -124,10 +115,12 @@ class Scorer:
                 small.append(as_digits(item.images))
             if item.images is not None and save is not None:
                 save(item.first, item.images)
-        if not self.group.is_leader:
+        if not self.process.group.is_leader:
             return None
         scored = collector.collected()
-        found: dict[str, object] = dict(numbers(self.metrics, scored, self._reference, self.extractor, self.device))
+        found: dict[str, object] = dict(
+            numbers(self.metrics, scored, self._reference, self.extractor, self.process.device)
+        )
         if self.digits is not None:
             report = self.digits.score(torch.cat(small), labels)
             found = report | {name: value for name, value in found.items() if name not in report}
@@ -145,39 +138,25 @@ class Scorer:
                 yield Note(message=note, level="warning")
 
 
-def make_scorer(
-    config: RunConfig,
-    compared: Compared | None,
-    *,
-    inception: Path | None,
-    extractor: Extractor | None,
-    device: torch.device,
-    group: ProcessGroup,
-    stop: StopRequest,
-    interval: bool,
-) -> Scorer:
+def make_scorer(config: RunConfig, compared: Compared | None, request: Request, process: Process) -> Scorer:
     """A scorer of what a configuration asks for.
 
     Args:
         config: Its ``evaluate`` section.
         compared: What images are compared with, or None.
-        inception: Weights of Inception that the user named.
-        extractor: One of the caller's own, or None.
-        device: Where it runs.
-        group: All ranks.
-        stop: Signals.
-        interval: Whether to give a confidence interval.
+        request: May name the extractor, or the weights of Inception, and ask for a confidence interval.
+        process: Where it runs.
 
     Raises:
         UsageError: A metric cannot be had with this extractor or reference.
         MismatchError: The statistics to compare with were made by another extractor.
         MissingResourceError: Weights are not there.
     """
-    own = extractor or make_extractor(config, inception, device)
+    own = request.extractor or make_extractor(config, request.inception, process.device)
     metrics = choose_metrics(config.evaluate.metrics, own, compared and compared.available)
-    if interval and "fid" not in metrics:
+    if request.interval and "fid" not in metrics:
         raise UsageError("`--interval` is that of the Frechet distance, which is not asked for", "Add fid to --metrics")
-    scorer = Scorer(own, metrics, compared, device, group, stop, interval)
+    scorer = Scorer(own, metrics, compared, process, request.interval)
     if isinstance(own, InceptionFeatures) and not own.published:
         scorer.told.append(
             "These weights are not the published Inception's: no score is called FID, nor comparable with papers'"
@@ -242,7 +221,7 @@ def score(
     compared = compared_with(source, extractor)
     chosen = choose_metrics(metrics, extractor, compared.available)
     device = next(iter(look(extractor, list(generated[:1])).values())).device
-    scorer = Scorer(extractor, chosen, compared, device, ProcessGroup(), StopRequest(), digits=digits)
+    scorer = Scorer(extractor, chosen, compared, Process(device), digits=digits)
     _result_of(scorer.prepare())
     found = _result_of(scorer.score(TensorImages(generated), details={}, labels=labels))
     assert found is not None

@@ -13,10 +13,9 @@ from dis_cli.metrics.extractors.base import SPATIAL, Extractor, identity
 from dis_cli.metrics.images.sets import StoredImages
 from dis_cli.metrics.scores import Needs, notes_on, require_enough
 from dis_cli.metrics.statistics_file import read_reference, write_reference
-from dis_cli.runtime.device import pick_device
+from dis_cli.runtime.device import join_job, pick_device
 from dis_cli.runtime.files import numbered
 from dis_cli.runtime.targets import require_writable
-from dis_cli.workflows.eval_fid.evaluate import Request, work_together
 from dis_cli.workflows.eval_fid.references import collect, find_reference, reference_file
 from dis_cli.workflows.eval_fid.result import looked_at_by
 from dis_cli.workflows.eval_fid.scorer import make_extractor, notes_on_images
@@ -59,7 +58,7 @@ def make_statistics(
     config = apply_overrides(base, overrides)
     require_same_as_run(preset, base, config)
     with contextlib.ExitStack() as held:
-        group, stop = yield from work_together(Request(dry_run=dry_run), place, held)
+        process = yield from join_job(place, held, alone=dry_run)
         compared = find_reference(data, config)
         if compared.images is None or compared.file is not None:
             raise UsageError(f"`{data}` holds statistics already", "Give images with `--data`")
@@ -69,20 +68,20 @@ def make_statistics(
         facts: dict[str, object] = {"schema": 1, "out": str(out), "data": compared.name, "n": len(compared.images)}
         facts |= {} if compared.split is None else {"split": compared.split}
         facts |= looked_at_by(own)
-        group.from_leader(lambda: _require_same(out, compared.images, own))
+        process.group.from_leader(lambda: _require_same(out, compared.images, own))
         if dry_run:
             yield Finished(result=facts | {"dry_run": True})
             return
-        group.require_agreement(facts)
+        process.group.require_agreement(facts)
         needs = Needs(statistics=True, spatial=SPATIAL in own.sizes)
-        found = yield from collect(compared, needs, own, device=place, group=group, stop=stop)
+        found = yield from collect(compared, needs, own, process)
         if found is not None:
             sha256 = compared.images.sha256()
             yield from (Note(message=note, level="warning") for note in notes_on(found, None, what="measured"))
             write_reference(out, reference_file(found, compared, own, sha256))
             yield Wrote(what="statistics", path=out)
             facts |= {"data_sha256": sha256}
-        group.wait_for_leader(stop, "all images were looked at")
+        process.wait_for_leader("all images were looked at")
         yield Finished(result=facts)
 
 

@@ -12,12 +12,14 @@ from dis_cli.events import Event, Finished, Note, Wrote
 from dis_cli.metrics.extractors.base import score_names
 from dis_cli.metrics.table import METRICS
 from dis_cli.pictures.plot import Curve, curves_png
-from dis_cli.runtime.device import pick_device
+from dis_cli.runtime.device import join_job, pick_device
 from dis_cli.runtime.files import atomic_write_bytes
 from dis_cli.runtime.machine import cache_folder
-from dis_cli.workflows.eval_fid.evaluate import Request, ScoredModel, agreed, require_places, work_together
+from dis_cli.workflows.eval_fid.evaluate import agreed
 from dis_cli.workflows.eval_fid.place import default_path, find_place, listed_values, points_there, write_result
+from dis_cli.workflows.eval_fid.request import Request, require_places
 from dis_cli.workflows.eval_fid.result import headlines
+from dis_cli.workflows.eval_fid.scored_model import ScoredModel
 from dis_cli.workflows.load.model import LoadedModel, load_model
 
 
@@ -35,17 +37,17 @@ def sweep(request: Request, axes: Sequence[Axis]) -> Iterator[Event]:
         UsageError: A point cannot run.
         DisError: As for `evaluate`.
     """
-    assert request.checkpoint is not None
+    assert request.opened is not None
     require_places(request)
     place = pick_device(request.device)
     points = points_of(axes)
     with contextlib.ExitStack() as held:
-        group, stop = yield from work_together(request, place, held)
-        loaded = load_model(request.checkpoint, place, request.overrides, request.preset, request.step)
-        yield from (Note(message=note, level="warning") for note in loaded.notes)
-        asked = apply_overrides(loaded.saved_config, request.overrides)
+        process = yield from join_job(place, held, alone=request.dry_run)
+        loaded = load_model(request.opened, place, request.preset)
+        yield from (Note(message=note, level="warning") for note in loaded.saved.notes)
+        asked = loaded.saved.asked_config
         check_points(asked, points)
-        model = ScoredModel(loaded, request, place, group, stop)
+        model = ScoredModel(loaded, request, process)
         yield from model.notes()
         usual = default_path(loaded, _name_parts(model, loaded, axes))
         first = model.scorer.metrics[0]
@@ -55,13 +57,15 @@ def sweep(request: Request, axes: Sequence[Axis]) -> Iterator[Event]:
         result = {key: value for key, value in model.settings(loaded).items() if key not in varies}
         result |= {"fixed": _fixed(asked, axes), "axes": {axis.name: list(axis.values) for axis in axes}}
         result |= {"judged_by": judged, "plot": ""}
-        path = group.from_leader(lambda: find_place(request.out or usual, result, is_named=request.out is not None))
+        path = process.group.from_leader(
+            lambda: find_place(request.out or usual, result, is_named=request.out is not None)
+        )
         picture = path.with_suffix(".png")
         result |= {"result_file": str(path), "plot": str(picture), "points": []}
         if request.dry_run:
             yield Finished(result=result | {"dry_run": True, "num_points": len(points)})
             return
-        group.require_agreement(agreed(result))
+        process.group.require_agreement(agreed(result))
         yield from model.scorer.prepare()
         # Until there are more, the points that a sweep that was stopped has left stay.
         num_there = points_there(path)
@@ -77,7 +81,7 @@ def sweep(request: Request, axes: Sequence[Axis]) -> Iterator[Event]:
             scores = {name: value for name, value in found.items() if isinstance(value, float)}
             yield from headlines(scores, model.scorer.extractor)
             sample = loaded.config.sample.model_dump(mode="json")
-            rows.append({"settings": point.values, "sample": sample, "ema_decay": loaded.average.decay} | found)
+            rows.append({"settings": point.values, "sample": sample, "ema_decay": loaded.saved.average.decay} | found)
             best = best_of([row[judged] for row in rows], higher=METRICS[first].higher_is_better)
             result |= {"points": rows, "best": best, "notes": model.scorer.told}
             if number < min(num_there, len(points)):
@@ -89,7 +93,7 @@ def sweep(request: Request, axes: Sequence[Axis]) -> Iterator[Event]:
         if rows:
             atomic_write_bytes(picture, sweep_png(axes, rows, judged, best))
             yield Wrote(what="plot", path=picture)
-        group.wait_for_leader(stop, "all points are done")
+        process.wait_for_leader("all points are done")
         yield Finished(result=result)
 
 
@@ -133,12 +137,11 @@ def sweep_png(axes: Sequence[Axis], rows: Sequence[Mapping[str, Any]], judged: s
 
 def _at(loaded: LoadedModel, request: Request, point: Point) -> LoadedModel:
     """The model with the settings of a point; read anew where these name other weights."""
-    overrides = [*request.overrides, *point.overrides]
-    config = apply_overrides(loaded.saved_config, overrides).settled()
+    config = apply_overrides(loaded.saved.asked_config, point.overrides).settled()
     if config.sample.ema != loaded.config.sample.ema:
-        assert request.checkpoint is not None
+        assert request.opened is not None
         device = next(loaded.model.parameters()).device
-        return load_model(request.checkpoint, device, overrides, request.preset, request.step)
+        return load_model(request.opened.asking(point.overrides), device, request.preset)
     return replace(loaded, config=config)
 
 
@@ -150,7 +153,7 @@ def _name_parts(model: ScoredModel, loaded: LoadedModel, axes: Sequence[Axis]) -
         sampler = sample.sampler.replace("+", "p")
         parts.append(sampler if "sample.steps" in keys else f"{sampler}-{sample.steps}")
     parts += [] if "sample.cfg_scale" in keys or sample.cfg_scale == 1 else [f"cfg-{sample.cfg_scale:g}"]
-    parts += [] if "sample.ema" in keys else loaded.average.name_parts
+    parts += [] if "sample.ema" in keys else loaded.saved.average.name_parts
     return [*parts, *model.scored_parts(loaded.config)]
 
 

@@ -1,6 +1,6 @@
 """Which model a user asks about: a named size, a preset or a checkpoint, with what other options change.
 
-No torch, but for a published checkpoint, whose settings are told from its weights.
+No torch, but for a ``.pt`` file, whose settings only torch reads.
 """
 
 import dataclasses
@@ -165,19 +165,14 @@ def _from_preset(name: str) -> AskedModel:
 
 
 def _from_checkpoint(path: Path) -> AskedModel:
-    from dis_cli.workflows.load.locate import read_config
+    from dis_cli.workflows.load.opened import open_checkpoint
 
-    config = read_config(path, ())
-    if config is not None:
-        return _of_config(config)
-    from dis_cli.checkpoints.published import read_reference
+    opened = open_checkpoint(path)
+    if opened.config is not None:
+        return _of_config(opened.config)
+    from dis_cli.workflows.load.saved import read_saved
 
-    reference = read_reference(path)
-    family = FAMILIES[reference.backbone]
-    shape = family.shape(**reference.model_kwargs)
-    # The published code trains with four channels on latents only.
-    pixels_per_latent = PIXELS_PER_LATENT if shape.in_channels == LATENT_CHANNELS else 1
-    return AskedModel(family, shape, shape.image_size * pixels_per_latent, pixels_per_latent)
+    return _of_config(read_saved(opened).config)
 
 
 def _of_config(config: "RunConfig") -> AskedModel:

@@ -13,7 +13,7 @@ from dis_cli.data.source import ImageSource
 from dis_cli.errors import DataError, MismatchError
 from dis_cli.paths import home_path
 from dis_cli.workflows.build import build_image_source
-from dis_cli.workflows.load.locate import saved_config
+from dis_cli.workflows.load.opened import saved_config
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:

@@ -1,13 +1,13 @@
 """What ``--ckpt`` names: weights and the settings saved with them, whatever form they are in."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from dis_cli.checkpoints.manifest import MANIFEST, Entries, read_manifest, unreadable
+from dis_cli.checkpoints.manifest import unreadable
 from dis_cli.checkpoints.portable import (
     FOLDER_WEIGHTS,
     Portable,
@@ -17,19 +17,19 @@ from dis_cli.checkpoints.portable import (
     read_safetensors,
 )
 from dis_cli.checkpoints.published import Source, check_finite, own_copies, parse_reference
-from dis_cli.checkpoints.store import Checkpoint, read_checkpoint, resolve_checkpoint
+from dis_cli.checkpoints.store import resolve_checkpoint
 from dis_cli.checkpoints.torch_file import read_torch_file
 from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.schema import RunConfig
 from dis_cli.config.settings import as_text
 from dis_cli.data.latents.format import VaeRecord, parse_vae
-from dis_cli.errors import MismatchError
+from dis_cli.errors import CheckpointError, MismatchError
 from dis_cli.models.families import FAMILIES
 from dis_cli.runtime.files import sha256_file
-from dis_cli.workflows.load.averages import Average, averages_kept, choose_average, choose_held, choose_published
+from dis_cli.workflows.load.averages import Average, averages_kept, choose_average, choose_published
 from dis_cli.workflows.load.identity import recorded_images
-from dis_cli.workflows.load.locate import Form, form_of, parse_settings, refuse_step, saved_config
 from dis_cli.workflows.load.mismatch import check_weights
+from dis_cli.workflows.load.opened import Form, Opened, Settings, parse_settings
 
 PUBLISHED_VAE = "stabilityai/sd-vae-ft-ema"
 
@@ -42,6 +42,7 @@ class SavedModel:
         form: What they were found in; "published" for a file of the published code.
         path: The checkpoint, file or folder read.
         config: The settings of the run; for a published checkpoint those of the published code.
+        asked_config: These with what was asked for instead.
         average: Which of the checkpoint's weights these are.
         held: The decays of all averages that are there, 0 for the weights as they were trained.
         weights: By name, float32 on the CPU.
@@ -58,6 +59,7 @@ class SavedModel:
     form: Form
     path: Path
     config: RunConfig
+    asked_config: RunConfig
     average: Average
     held: tuple[float, ...]
     weights: dict[str, Tensor]
@@ -89,104 +91,107 @@ def run_of(form: Form, path: Path) -> Path | None:
     return folder if form == "run" and (folder / "config.toml").exists() else None
 
 
-def read_saved(path: Path, overrides: Sequence[str] = (), step: int | None = None) -> SavedModel:
-    """Read a run folder, a checkpoint folder, a file or folder of `dis checkpoint export`, or a published ``.pt``.
+def read_saved(opened: Opened) -> SavedModel:
+    """Read the weights of what was looked at, and verify them.
 
-    Args:
-        path: One of these; of a run the newest sound checkpoint is read.
-        overrides: ``KEY=VALUE`` on the settings saved with it, of which ``sample.ema`` says which weights are read.
-        step: The checkpoint of a run to read instead of the newest.
+    What a training or an export has replaced or deleted since is looked for anew: of a run, the newest sound
+    checkpoint is taken.
 
     Raises:
-        UsageError: There is no such path, step or average, or an override is wrong.
         CheckpointError: It is damaged, its weights are NaN or infinite, or it cannot be told to be one of these.
         MismatchError: It is sound and of something else, or its weights do not fit the settings saved with them.
+        UsageError: There is no such average of its weights.
         RefusedError: It is made to do harm.
     """
-    form = form_of(path)
-    if form != "run":
-        refuse_step(path, step)
-    match form:
+    path = opened.named
+    match opened.form:
         case "run":
-            saved = _read_own(path, overrides, step)
+            saved = _read_run(opened)
         case "folder":
-            # It has one more file that may be wrong; the weights' file says it all again.
-            read_folder_record(path)
-            saved = replace(_of_portable(path, form, read_safetensors(path / FOLDER_WEIGHTS), overrides), path=path)
+            portable = read_safetensors(path / FOLDER_WEIGHTS)
+            if portable.record != opened.record:
+                # It has one more file that may be wrong.
+                read_folder_record(path)
+            saved = _of_portable(opened, portable)
         case "safetensors":
-            saved = _of_portable(path, form, read_safetensors(path), overrides)
+            saved = _of_portable(opened, read_safetensors(path))
         case _:
             content = read_torch_file(path)
-            if has_record(content):
-                saved = _of_portable(path, form, parse_torch(path, content), overrides)
-            else:
-                saved = _of_published(path, content, overrides)
+            if not has_record(content):
+                return _of_published(replace(opened, form="published"), content)
+            saved = _of_portable(replace(opened, form="pt"), parse_torch(path, content))
     check_finite(saved.path, saved.weights)
     check_weights(saved.path, saved.weights, saved.config)
     return saved
 
 
-def _read_own(path: Path, overrides: Sequence[str], step: int | None) -> SavedModel:
-    average = _average_in(resolve_checkpoint(path, (), step), overrides)
-    checkpoint = resolve_checkpoint(path, (average.group,), step)
-    # Where the newest weights are damaged it is an older checkpoint, which may have kept its averages in another order.
-    own = _average_in(checkpoint, overrides)
-    tensors = checkpoint.tensors
-    if own.group != average.group:
-        tensors = read_checkpoint(checkpoint.path, names=(own.group,)).tensors
-    config = saved_config(checkpoint.path, checkpoint.meta)
-    groups = _groups(read_manifest(checkpoint.path))
-    weights = tensors[own.group]
+def _read_run(opened: Opened) -> SavedModel:
+    assert opened.checkpoint is not None
+    group = _group_in(opened)
+    try:
+        checkpoint = opened.checkpoint.with_groups((group,))
+    except CheckpointError:
+        # An older one, where the newest weights are damaged, may have kept its averages in another order.
+        checkpoint = resolve_checkpoint(opened.named, (group,), opened.asked_step)
+        opened = replace(opened, checkpoint=checkpoint)
+        group = _group_in(opened)
+        if group not in checkpoint.tensors:
+            checkpoint = checkpoint.with_groups((group,))
+    path, meta = checkpoint.path, checkpoint.meta
+    settings = _settings_of(opened)
+    weights = checkpoint.tensors[group]
     return SavedModel(
         form="run",
-        path=checkpoint.path,
-        config=config,
-        average=own,
-        held=tuple(decay for decay, group in averages_kept(config).items() if group in groups),
+        path=path,
+        config=settings.saved,
+        asked_config=settings.config,
+        average=settings.average,
+        held=tuple(decay for decay, kept in averages_kept(settings.saved).items() if kept in checkpoint.groups),
         weights=weights,
         step=checkpoint.step,
-        class_names=_class_names(checkpoint.path, checkpoint.meta, config),
-        vae=_vae(checkpoint.path, checkpoint.meta),
+        class_names=_class_names(path, meta, settings.saved),
+        vae=_vae(path, meta),
         versions={},
         dtype=_dtype(weights),
-        sha256=sha256_file(checkpoint.path / MANIFEST),
+        sha256=checkpoint.sha256,
         notes=checkpoint.notes,
-        images_fingerprint=recorded_images(checkpoint.meta, config),
+        images_fingerprint=recorded_images(meta, settings.saved),
     )
 
 
-def _average_in(checkpoint: Checkpoint, overrides: Sequence[str]) -> Average:
-    """Which weights of a checkpoint are asked for; by its settings, and by its files."""
-    saved = saved_config(checkpoint.path, checkpoint.meta)
-    average = choose_average(saved, apply_overrides(saved, overrides).sample.ema)
-    groups = _groups(read_manifest(checkpoint.path))
+def _settings_of(opened: Opened) -> Settings:
+    assert opened.settings is not None
+    return opened.settings
+
+
+def _group_in(opened: Opened) -> str:
+    """The group of the weights that are asked for; by the settings of a checkpoint, and by its files."""
+    assert opened.checkpoint is not None
+    average, groups = _settings_of(opened).average, sorted(opened.checkpoint.groups)
     if average.group not in groups:
         raise MismatchError(
-            f"By its settings `{checkpoint.path}` holds an average of decay {as_text(average.decay)} "
+            f"By its settings `{opened.checkpoint.path}` holds an average of decay {as_text(average.decay)} "
             f"(`{average.group}`), but there are only {', '.join(groups)}",
             "Take another with sample.ema=DECAY, or a later checkpoint of the run",
         )
-    return average
+    return average.group
 
 
-def _groups(entries: Entries) -> list[str]:
-    return sorted(name.removesuffix(".safetensors") for name in entries if name.endswith(".safetensors"))
-
-
-def _of_portable(path: Path, form: Form, portable: Portable, overrides: Sequence[str]) -> SavedModel:
-    record = portable.record
-    config = saved_config(path, record)
-    average = choose_held(portable.ema_decay, apply_overrides(config, overrides).sample.ema)
+def _of_portable(opened: Opened, portable: Portable) -> SavedModel:
+    path, record = opened.named, portable.record
+    # The record of a .pt is known now; that of another form is another when it was replaced since.
+    settings = _settings_of(opened if record == opened.record else replace(opened, record=record))
     return SavedModel(
-        form=form,
+        form=opened.form,
         path=path,
-        config=config,
-        average=average,
+        config=settings.saved,
+        asked_config=settings.config,
+        average=settings.average,
         held=(portable.ema_decay,),
         # Those of a .pt are mapped; of the other forms they are in memory already.
-        weights=own_copies(portable.weights) if form == "pt" else _in_float32(portable.weights),
+        weights=own_copies(portable.weights) if opened.form == "pt" else _in_float32(portable.weights),
         step=portable.step,
-        class_names=_class_names(path, record, config),
+        class_names=_class_names(path, record, settings.saved),
         vae=_vae(path, record),
         versions={str(name): str(version) for name, version in record["versions"].items()},
         dtype=_dtype(portable.weights),
@@ -194,22 +199,23 @@ def _of_portable(path: Path, form: Form, portable: Portable, overrides: Sequence
     )
 
 
-def _of_published(path: Path, content: object, overrides: Sequence[str]) -> SavedModel:
-    asked = choose_published(overrides)
+def _of_published(opened: Opened, content: object) -> SavedModel:
+    path = opened.named
+    asked = choose_published(opened.overrides)
     source: Source | None = None if asked is None else "ema" if asked.decay else "model"
     reference = parse_reference(path, content, source)
     kwargs: dict[str, Any] = dict(reference.model_kwargs)
     learn_sigma = kwargs.pop("learn_sigma")
     latent = kwargs["in_channels"] == 4
-    settings = {
-        "name": "published",
-        "model": {"backbone": reference.backbone, **kwargs},
-        "diffusion": {"variance": "learned_range" if learn_sigma else "fixed_large"},
-        "codec": {"kind": "vae", "vae": PUBLISHED_VAE} if latent else {},
-        "data": {"source": "latents" if latent else "folder"},
-    }
+    # Told from the weights, so that these need not be compared with them.
     config = parse_settings(
-        settings,
+        {
+            "name": "published",
+            "model": {"backbone": reference.backbone, **kwargs},
+            "diffusion": {"variance": "learned_range" if learn_sigma else "fixed_large"},
+            "codec": {"kind": "vae", "vae": PUBLISHED_VAE} if latent else {},
+            "data": {"source": "latents" if latent else "folder"},
+        },
         f"`{path}` holds a {FAMILIES[reference.backbone].title} model of sizes that this version does not build",
         "`dis presets keys` lists the settings and their bounds",
     )
@@ -219,6 +225,7 @@ def _of_published(path: Path, content: object, overrides: Sequence[str]) -> Save
         form="published",
         path=path,
         config=config,
+        asked_config=apply_overrides(config, opened.overrides),
         average=replace(average, is_default=reference.source == reference.held[0]),
         held=tuple(decays[source] for source in reference.held),
         weights=reference.state_dict,

@@ -34,19 +34,19 @@ def choose_sample_precision(out: Path, config: RunConfig, device: torch.device) 
 
 def default_path(loaded: LoadedModel, seeds: str, num_images: int, classes: list[int], form: Format) -> Path:
     """Where samples go unless told: the run's ``samples`` (or ./samples), under a name that says what is in it."""
-    root = loaded.run_folder / "samples" if loaded.run_folder else Path("samples")
+    root = loaded.saved.run_folder / "samples" if loaded.saved.run_folder else Path("samples")
     sample = loaded.config.sample
-    origin = loaded.path.stem if loaded.step is None else f"step-{loaded.step:08d}"
+    origin = loaded.saved.path.stem if loaded.saved.step is None else f"step-{loaded.saved.step:08d}"
     # A list of many seeds would be too long for a name.
     seeds = seeds if len(seeds) <= 40 else f"{seeds[:37]}..."
     parts = [origin, sample.sampler.replace("+", "p"), f"{sample.steps}", seeds, f"n-{num_images}"]
     if sample.cfg_scale != 1:
         parts.append(f"cfg-{sample.cfg_scale:g}")
-    parts += (*sample.name_parts, *loaded.average.name_parts)
+    parts += (*sample.name_parts, *loaded.saved.average.name_parts)
     parts += [sample.precision] if sample.precision == "bf16" else []
     if classes:
         all_of_them = classes == list(range(loaded.config.model.num_classes))
-        labels = file_labels(loaded.class_names, loaded.config.model.num_classes)
+        labels = file_labels(loaded.saved.class_names, loaded.config.model.num_classes)
         told = "-".join(labels[place] for place in classes[:8])
         # A list of long names would be too long for a name.
         told = told if len(told) <= 60 else "-".join(map(str, classes[:8]))
@@ -129,9 +129,9 @@ def all_facts(
     config: RunConfig = loaded.config
     facts: dict[str, object] = {
         "dis": __version__,
-        "checkpoint_sha256": loaded.sha256,
-        "step": loaded.step,
-        "ema_decay": loaded.average.decay,
+        "checkpoint_sha256": loaded.saved.sha256,
+        "step": loaded.saved.step,
+        "ema_decay": loaded.saved.average.decay,
         "seeds": as_ranges(seeds),
         "classes": as_ranges(classes) if classes else None,
         "format": form,
@@ -152,9 +152,9 @@ def sample_settings(
     timesteps = build_sampler(loaded.config).timesteps
     return {
         "schema": 1,
-        "checkpoint": str(loaded.path),
-        "step": loaded.step,
-        "ema_decay": loaded.average.decay,
+        "checkpoint": str(loaded.saved.path),
+        "step": loaded.saved.step,
+        "ema_decay": loaded.saved.average.decay,
         "seed": seeds[0],
         "num_images": len(seeds),
         "classes": list(classes) or None,

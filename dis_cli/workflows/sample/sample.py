@@ -1,7 +1,8 @@
 """Sampling: a checkpoint, seeds and classes in; images with their settings out, as PNGs and a grid, or in one file.
 
-Finished batches are kept beside the result until it is whole (see `unfinished_samples`), so that the same command
-continues after a kill. Under `torchrun` every process makes a share of the batches, and the leader the result.
+Finished batches are kept beside the result until it is whole (see `unfinished`), so that the same command continues
+after a kill. A small result is written from memory all the same, and of a single batch nothing is kept unless the start
+ends early. Under `torchrun` every process makes a share of the batches, and the leader the result.
 """
 
 import contextlib
@@ -12,18 +13,16 @@ from pathlib import Path
 
 import filelock
 import numpy as np
-import torch
 
 from dis_cli.errors import StorageError
 from dis_cli.events import Event, Finished, Note, Progress, Started, Wrote
-from dis_cli.runtime.device import pick_device, require_compiler
+from dis_cli.runtime.device import Process, join_job, pick_device, require_compiler
 from dis_cli.runtime.files import atomic_write_bytes, storage_error
 from dis_cli.runtime.precision import Precision
-from dis_cli.runtime.process_group import ProcessGroup, join_process_group, meet
-from dis_cli.runtime.signals import StopRequest, stop_on_signals
 from dis_cli.runtime.targets import followed, require_writable
 from dis_cli.workflows.build import Codec, build_codec, choices
 from dis_cli.workflows.load.model import LoadedModel, load_model
+from dis_cli.workflows.load.opened import Opened
 from dis_cli.workflows.preflight import look_for_vae
 from dis_cli.workflows.sample.batch_size import pick_batch_size
 from dis_cli.workflows.sample.facts import (
@@ -41,6 +40,7 @@ from dis_cli.workflows.sample.output import (
     GRID_FILE,
     TRAJECTORY_FILES,
     Format,
+    Part,
     Result,
     Trajectory,
     read_facts,
@@ -51,19 +51,19 @@ from dis_cli.workflows.sample.unfinished import Images, UnfinishedSamples, missi
 
 TRAJECTORY_IMAGES = 8
 TRAJECTORY_STEPS = 10
+# A result of so many bytes is written from memory.
+_MOST_BYTES_IN_MEMORY = 32_000_000
 _POLL_SECONDS = 0.05
 
 
 def sample(
-    checkpoint: Path,
+    opened: Opened,
     *,
     num_images: int | None = None,
     seed: int | None = None,
     seeds: str | None = None,
     classes: Sequence[str] = (),
-    overrides: Sequence[str] = (),
     preset: str | None = None,
-    step: int | None = None,
     out: Path | None = None,
     form: Format | None = None,
     trajectory: Trajectory | None = None,
@@ -76,14 +76,12 @@ def sample(
     Under `torchrun` every process calls this; they must share a file system.
 
     Args:
-        checkpoint: Run folder, checkpoint folder, exported file or folder, or published ``.pt`` file.
+        opened: The checkpoint, from `open_checkpoint`, with settings such as ``sample.steps=50``.
         num_images: How many; None takes as many as there are ``seeds``, else 16.
         seed: Seed of the first image; None is 0.
         seeds: All seeds instead, such as "0-15,40".
         classes: Numbers, names, ranges or "all"; several take turns. None lets each image's seed choose uniformly.
-        overrides: ``KEY=VALUE`` on the checkpoint's settings, such as ``sample.steps=50``.
         preset: The preset that the checkpoint must belong to; None accepts any.
-        step: The checkpoint of a run folder to take instead of its newest sound one.
         out: The folder or file to write; None puts it into the run's ``samples``.
         form: "png" is a folder with a grid, "npz" one array, "zip" one archive of PNGs; None goes by ``out``.
         trajectory: Also show how the first images came about; with "png" only.
@@ -101,17 +99,15 @@ def sample(
     chosen_form = choose_form(form, out, trajectory)
     place = pick_device(device)
     with contextlib.ExitStack() as held:
-        stop = held.enter_context(stop_on_signals())
-        # A process that only looks needs no others.
-        meeting = None if dry_run else (yield from meet(stop))
-        group = held.enter_context(join_process_group(place, meeting)) if meeting else ProcessGroup()
-        loaded = load_model(checkpoint, place, overrides, preset, step)
-        yield from (Note(message=note, level="warning") for note in loaded.notes)
+        process = yield from join_job(place, held, alone=dry_run)
+        group = process.group
+        loaded = load_model(opened, place, preset)
+        yield from (Note(message=note, level="warning") for note in loaded.saved.notes)
         config = loaded.config
         if not dry_run:
             # Of a published file this is known only now; what is built next takes seconds.
             look_for_vae(config, None)
-        asked = parse_classes(classes, loaded.class_names, loaded.saved_config.model.num_classes)
+        asked = parse_classes(classes, loaded.saved.class_names, loaded.saved.config.model.num_classes)
         yield from (Note(message=note) for note in asked.notes)
         chosen = asked.places
         named = f"seeds-{as_ranges(chosen_seeds)}" if seeds else f"seed-{chosen_seeds[0]}"
@@ -132,18 +128,18 @@ def sample(
             facts=facts,
             settings=sample_settings(loaded, facts, chosen_seeds, chosen),
             seeds=chosen_seeds,
-            class_names=loaded.class_names,
+            class_names=loaded.saved.class_names,
             num_classes=config.model.num_classes,
             shape=(config.pixel_size, config.pixel_size, config.pixel_channels),
         )
         batch_size = pick_batch_size(loaded.model, config, place)
-        job = _Job(loaded, result, group, stop, place, precision, chosen, batch_size, trajectory, compile_model)
+        job = _Job(loaded, result, process, precision, chosen, batch_size, trajectory, compile_model)
         group.require_agreement(facts | {"out": str(path)})
         if dry_run:
             yield Finished(result=job.summary() | {"dry_run": True, **job.plan()})
             return
         # All that may be wrong is told before anything is written.
-        codec = build_codec(config, place, loaded.vae)
+        codec = build_codec(config, place, loaded.saved.vae)
         if compile_model:
             require_compiler(place, "`--compile` was given")
             loaded.model.compile()
@@ -158,9 +154,7 @@ class _Job:
 
     loaded: LoadedModel
     result: Result
-    group: ProcessGroup
-    stop: StopRequest
-    device: torch.device
+    process: Process
     precision: Precision
     classes: list[int]
     batch_size: int
@@ -170,11 +164,13 @@ class _Job:
     def __post_init__(self) -> None:
         self.unfinished = UnfinishedSamples(self.result.out)
         self.count = len(self.result.seeds)
+        # What this process made, when that is all and it is small.
+        self.made: list[Part] | None = None
 
     def run(self, codec: Codec) -> Iterator[Event]:
         """Make what is missing, then the result."""
         began = time.monotonic()
-        places = self.group.from_leader(self._begin)
+        places = self.process.group.from_leader(self._begin)
         if places is None:
             yield from self._add_trajectory(codec)
             yield Finished(result=self.summary() | {"images_generated": 0, "images_kept": self.count})
@@ -182,22 +178,32 @@ class _Job:
         batches = missing(places, self.count, self.batch_size)
         kept = self.count - sum(map(len, batches))
         sample = self.loaded.config.sample
-        details: dict[str, object] = {"sampler": sample.sampler, "steps": sample.steps, "device": str(self.device)}
+        details: dict[str, object] = {
+            "sampler": sample.sampler,
+            "steps": sample.steps,
+            "device": str(self.process.device),
+        }
         details |= {"batch size": self.batch_size}
-        details |= {"processes": self.group.world_size} if self.group.world_size > 1 else {}
+        details |= {"processes": self.process.group.world_size} if self.process.group.world_size > 1 else {}
         yield Started(what="sampling", total=self.count, unit="images", first=kept, details=details)
         yield from choices(self.loaded.engine, self.precision)
-        yield from self._fill(batches, kept, codec)
-        if self.group.is_leader:
-            extras = {} if self.trajectory is None else self._trajectory(codec, self.trajectory)
-            self.stop.obey(self._state(self.count))
-            try:
-                self.result.write(self.unfinished.parts(), self.unfinished.result, extras)
-            except BaseException:
+        if self.process.group.world_size == 1 and not kept and self.result.size_bytes <= _MOST_BYTES_IN_MEMORY:
+            self.made = []
+        try:
+            yield from self._fill(batches, kept, codec)
+            if self.process.group.is_leader:
+                extras = {} if self.trajectory is None else self._trajectory(codec, self.trajectory)
+                self.process.stop.obey(self._state(self.count))
+                parts = self.unfinished.parts() if self.made is None else self.made
+                self.result.write(parts, self.unfinished.result, extras)
+        except BaseException:
+            if self.process.group.is_leader:
                 self.unfinished.discard_result()
-                raise
+                self._keep()
+            raise
+        if self.process.group.is_leader:
             self.unfinished.remove()
-        self.group.wait_for_leader(self.stop, self._state(self.count))
+        self.process.wait_for_leader(self._state(self.count))
         yield Wrote(what="images", path=self.result.out)
         if self.trajectory is not None:
             yield Wrote(what="trajectory", path=self.result.out / TRAJECTORY_FILES[self.trajectory])
@@ -247,7 +253,7 @@ class _Job:
         """Generate this rank's batches and keep them; the leader then waits for those of the others."""
         done = kept
         sizes = {batch.start: len(batch) for batch in batches}
-        for batch in batches[self.group.rank :: self.group.world_size]:
+        for batch in batches[self.process.group.rank :: self.process.group.world_size]:
             labels = [self.classes[index % len(self.classes)] for index in batch] if self.classes else None
             for step in generate(
                 self.loaded.model,
@@ -255,30 +261,42 @@ class _Job:
                 self.loaded.config,
                 seeds=[self.result.seeds[index] for index in batch],
                 classes=labels,
-                device=self.device,
+                device=self.process.device,
                 precision=self.precision.name,
                 batch_size=self.batch_size,
                 whole_batches=self.compiled,
             ):
                 if step.images is not None:
                     own = None if step.labels is None else np.asarray(step.labels, dtype=np.int64)
-                    self.unfinished.add(batch.start, step.images.numpy(), own)
+                    part = (batch.start, step.images.numpy(), own)
+                    if self.made is not None:
+                        self.made.append(part)
+                    if self.made is None or len(batches) > 1:
+                        self.unfinished.add(*part)
                     done = kept + self._num_done(sizes)
                     yield Progress(done=done, total=self.count, unit="images")
                 else:
                     yield Progress(done=done + step.num_done, total=self.count, unit="images")
-                self.stop.obey(self._state(done))
-        if self.group.world_size == 1 or not self.group.is_leader:
+                self.process.stop.obey(self._state(done))
+        if self.process.group.world_size == 1 or not self.process.group.is_leader:
             return
         while (now := kept + self._num_done(sizes)) < self.count:
             if now > done:
                 done = now
                 yield Progress(done=done, total=self.count, unit="images")
-            self.stop.obey(self._state(done))
+            self.process.stop.obey(self._state(done))
             time.sleep(_POLL_SECONDS)
 
     def _num_done(self, sizes: dict[int, int]) -> int:
-        return sum(sizes.get(start, 0) for start in self.unfinished.starts())
+        starts = self.unfinished.starts() if self.made is None else {start for start, _, _ in self.made}
+        return sum(sizes.get(start, 0) for start in starts)
+
+    def _keep(self) -> None:
+        """Put on the disk what is only in memory, for the next start."""
+        there = self.unfinished.starts()
+        for part in self.made or ():
+            if part[0] not in there:
+                self.unfinished.add(*part)
 
     def _state(self, done: int) -> str:
         return f"{done} of {self.count} images are finished and kept in `{self.unfinished.path}`"
@@ -290,11 +308,11 @@ class _Job:
             yield Note(message=f"`{out}` holds these samples already: nothing to do")
             return
         path = out / TRAJECTORY_FILES[wanted]
-        if self.group.is_leader:
+        if self.process.group.is_leader:
             require_writable(path, "file", suffixes=(path.suffix,))
             (data,) = self._trajectory(codec, wanted).values()
             atomic_write_bytes(path, data)
-        self.group.wait_for_leader(self.stop, self._state(self.count))
+        self.process.wait_for_leader(self._state(self.count))
         yield Wrote(what="trajectory", path=path)
 
     def _trajectory(self, codec: Codec, trajectory: Trajectory) -> dict[str, bytes]:
@@ -307,14 +325,14 @@ class _Job:
             self.loaded.config,
             seeds=[self.result.seeds[index] for index in few],
             classes=[self.classes[index % len(self.classes)] for index in few] if self.classes else None,
-            device=self.device,
+            device=self.process.device,
             precision=self.precision.name,
             batch_size=len(few),
             estimates=min(TRAJECTORY_STEPS, self.loaded.config.sampling[1]),
         ):
             if step.estimate is not None:
                 estimates.append(step.estimate.numpy())
-            self.stop.obey(self._state(self.count))
+            self.process.stop.obey(self._state(self.count))
         return trajectory_images(estimates, trajectory)
 
 

@@ -18,7 +18,7 @@ from dis_cli.runs.folder import RunDir
 from dis_cli.runtime.precision import Precision
 from dis_cli.workflows.build import encodes_first, pick_precision
 from dis_cli.workflows.load.identity import recorded_images
-from dis_cli.workflows.load.locate import saved_config
+from dis_cli.workflows.load.opened import saved_config
 from dis_cli.workflows.train.build import build_learning_rate
 
 # Settings that may change between two starts of a run, because they change nothing that was computed so far, or, like

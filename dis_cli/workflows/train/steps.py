@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
-import torch
-
 from dis_cli.checkpoints.background import CheckpointWriter
 from dis_cli.checkpoints.store import checkpoint_bytes
 from dis_cli.config.schema import RunConfig
@@ -16,11 +14,10 @@ from dis_cli.data.source import ImageSource
 from dis_cli.errors import DisError, Interrupted, is_out_of_memory
 from dis_cli.events import Event, Note, Saved, Step, Stopped
 from dis_cli.runs.folder import RunDir
+from dis_cli.runtime.device import Process
 from dis_cli.runtime.faults import reach
 from dis_cli.runtime.machine import memory_in_use
 from dis_cli.runtime.precision import Precision
-from dis_cli.runtime.process_group import ProcessGroup
-from dis_cli.runtime.signals import StopRequest
 from dis_cli.scan.engines.choose import ChosenEngine
 from dis_cli.training.loop import train_steps
 from dis_cli.training.parallel import all_equal
@@ -42,13 +39,11 @@ class Job:
 
     config: RunConfig
     run: RunDir
-    group: ProcessGroup
-    device: torch.device
+    process: Process
     engine: ChosenEngine
     precision: Precision
     source: ImageSource
     identity: dict[str, str]
-    stop: StopRequest
     began: float
 
 
@@ -76,7 +71,7 @@ class Steps:
         # What a kill between a checkpoint and its picture has left undone.
         yield from self._look()
         for step in self._steps():
-            yield replace(step, memory_bytes=memory_in_use(job.device), mfu=self._utilisation(step))
+            yield replace(step, memory_bytes=memory_in_use(job.process.device), mfu=self._utilisation(step))
             if step.skipped:
                 message = f"The loss or the gradient of step {step.step} is not finite: its update was left out"
                 yield Note(message=f"{message} ({state.num_skipped} so far)", level="warning")
@@ -111,7 +106,7 @@ class Steps:
 
     def _interrupt(self, signal_number: int) -> NoReturn:
         # No rank may go before the leader has saved: `torchrun` would not wait long for it.
-        self.job.group.barrier()
+        self.job.process.group.barrier()
         raise Interrupted(
             f"Stopped at step {self.state.step} of {self.job.config.train.steps}, which is saved",
             signal_number,
@@ -143,10 +138,10 @@ class Steps:
             last_step=train.steps,
             batch_size=train.batch_size,
             accumulation=train.accumulation,
-            num_workers=num_loader_workers(job.config, job.device),
-            pin_memory=job.device.type == "cuda",
-            rank=job.group.rank,
-            world_size=job.group.world_size,
+            num_workers=num_loader_workers(job.config, job.process.device),
+            pin_memory=job.process.device.type == "cuda",
+            rank=job.process.group.rank,
+            world_size=job.process.group.world_size,
         )
         steps = train_steps(
             state,
@@ -155,8 +150,8 @@ class Steps:
             learning_rate=lambda step: build_learning_rate(job.config, step),
             accumulation=train.accumulation,
             clip_norm=train.clip_norm,
-            device=job.device,
-            group=job.group,
+            device=job.process.device,
+            group=job.process.group,
             max_skipped=max_skipped(job.config),
         )
         try:
@@ -179,17 +174,17 @@ class Steps:
         """The signal that any rank has received, and whether the leader's time is over; the same on all ranks."""
         job = self.job
         limit = job.config.train.max_minutes
-        over = limit is not None and job.group.is_leader and time.monotonic() - job.began > limit * 60
-        received = job.stop.requested or 0
-        if job.group.world_size == 1:
+        over = limit is not None and job.process.group.is_leader and time.monotonic() - job.began > limit * 60
+        received = job.process.stop.requested or 0
+        if job.process.group.world_size == 1:
             return received or None, over
-        highest, any_over = job.group.maximum([received, over])
+        highest, any_over = job.process.group.maximum([received, over])
         return int(highest) or None, bool(any_over)
 
     def _begin_save(self) -> None:
         job, state = self.job, self.state
         tensors = state.tensors()
-        if job.group.world_size > 1 and job.config.train.sharding == "ddp":
+        if job.process.group.world_size > 1 and job.config.train.sharding == "ddp":
             # Weights, averages and moments: each is a function of the gradients, which all ranks share.
             own = [tensor for named in tensors.values() for tensor in named.values()]
             if not all_equal(own):
@@ -210,7 +205,7 @@ class Steps:
 
 def _out_of_memory(job: Job, step: int, error: Exception) -> DisError:
     train, model = job.config.train, job.config.model
-    ranks = job.group.world_size
+    ranks = job.process.group.world_size
     more = next(
         (n for n in range(2 * train.accumulation, train.batch_size + 1) if train.batch_size % (n * ranks) == 0), None
     )

@@ -20,14 +20,14 @@ from dis_cli.events import Event, Finished, Note, Started, Stopped
 from dis_cli.runs.folder import RunDir
 from dis_cli.runs.record import Recorder, write_run_json
 from dis_cli.runs.trackers import open_trackers
-from dis_cli.runtime.device import pick_device, require_compiler
+from dis_cli.runtime.device import join_job, pick_device, require_compiler
 from dis_cli.runtime.distributed import Part
 from dis_cli.runtime.files import atomic_write_text
 from dis_cli.runtime.machine import num_cores
 from dis_cli.runtime.peak import matrix_flops_per_second
 from dis_cli.runtime.precision import Precision
-from dis_cli.runtime.process_group import ProcessGroup, join_process_group, meet
-from dis_cli.runtime.signals import StopRequest, stop_on_signals
+from dis_cli.runtime.process_group import ProcessGroup
+from dis_cli.runtime.signals import StopRequest
 from dis_cli.training.parallel import whole
 from dis_cli.training.state import TrainingState
 from dis_cli.version import __version__
@@ -87,10 +87,9 @@ def train(
     config = with_absolute_paths(config)
     run = RunDir(out)
     with contextlib.ExitStack() as held:
-        stop = stop or held.enter_context(stop_on_signals())
-        meeting = yield from meet(stop)
-        group = held.enter_context(join_process_group(place, meeting))
-        group.obey(stop, _UNTRAINED)
+        process = yield from join_job(place, held, stop=stop)
+        group, stop = process.group, process.stop
+        process.obey(_UNTRAINED)
         # Before the leader decides anything for all.
         versions = {"dis": __version__, "torch": str(torch.__version__)}
         group.require_agreement({**versions, **flat_settings(config)})
@@ -107,7 +106,7 @@ def train(
             yield from layout_notes(source, checked=config.data.check)
         if files is not None and group.is_leader:
             source = yield from check_images(files, on_bad=config.data.on_bad, num_workers=num_cores(), stop=stop)
-        group.wait_for_leader(stop, _UNTRAINED)
+        process.wait_for_leader(_UNTRAINED)
         if files is not None and not group.is_leader and config.data.on_bad == "skip":
             # What the leader found is in the cache of checked images.
             source = yield from check_images(files, on_bad="skip", num_workers=num_cores(), stop=stop)
@@ -117,11 +116,11 @@ def train(
         if config.train.compile:
             require_compiler(place)
         vae = source.settings.vae if isinstance(source, LatentSource) else None
-        watcher = Watcher(config.settled(), run, group, place, engine, source.class_names, vae, stop)
+        watcher = Watcher(config.settled(), run, process, engine, source.class_names, vae)
         watcher.prepare()
         # A run begins when all ranks can take part.
-        group.obey(stop, _UNTRAINED)
-        job = Job(config, run, group, place, engine, precision, source, identity, stop, began)
+        process.obey(_UNTRAINED)
+        job = Job(config, run, process, engine, precision, source, identity, began)
         yield from _trained(job, last, encoding, watcher, fresh=fresh)
 
 
@@ -187,7 +186,7 @@ def _encoding(config: RunConfig, run: RunDir, device: str) -> Encoding:
 def _trained(job: Job, last: LastState, encoding: Encoding | None, watcher: Watcher, *, fresh: bool) -> Iterator[Event]:
     """Begin or continue the run and train; on the leader what happens is written down."""
     notes = notes_on_start(job.run, last, job.config)
-    recorder = (yield from _begun(job, last.step, fresh=fresh)) if job.group.is_leader else None
+    recorder = (yield from _begun(job, last.step, fresh=fresh)) if job.process.group.is_leader else None
     state = None
     try:
         for note in notes:
@@ -199,7 +198,7 @@ def _trained(job: Job, last: LastState, encoding: Encoding | None, watcher: Watc
             yield from _recorded(recorder, event)
     except (Exception, KeyboardInterrupt) as error:
         if recorder is not None:
-            stopped = _stopped(last.step if state is None else state.step, job.group.cause_of(error) or error)
+            stopped = _stopped(last.step if state is None else state.step, job.process.group.cause_of(error) or error)
             with contextlib.suppress(DisError):
                 yield from recorder.record(stopped)
         raise
@@ -232,7 +231,7 @@ def _begun(job: Job, step: int, *, fresh: bool) -> Generator[Event, None, Record
         # A kill may have left half a line, and steps that are about to be done again.
         run.truncate_events(step)
         cost = model_cost(config)
-        write_run_json(run, config, job.device, job.group, cost.parameters, job.engine, job.precision)
+        write_run_json(run, config, job.process.device, job.process.group, cost.parameters, job.engine, job.precision)
         atomic_write_text(run.config_path, dump_toml(config))
         if aside is not None:
             yield Note(message=f"Starting over; what was there before is in {aside}")
@@ -250,32 +249,32 @@ def _stopped(step: int, error: BaseException) -> Stopped:
 
 def _encoded(job: Job, encoding: Encoding) -> Generator[Event, None, Job]:
     """The job with the latents of its images, which all ranks encode into the run's folder at its first start."""
-    for event in run_encoding(encoding, Part(job.group.rank, job.group.world_size)):
+    for event in run_encoding(encoding, Part(job.process.group.rank, job.process.group.world_size)):
         if not isinstance(event, Finished):
             yield event
     # Training needs the memory of the VAE.
     del encoding.codec
     source = build_latents(job.config, job.run.latents)
     identity = identity_of(source)
-    job.group.require_agreement({"data": identity["data_fingerprint"]})
+    job.process.group.require_agreement({"data": identity["data_fingerprint"]})
     return replace(job, source=source, identity=identity)
 
 
 def _restored(job: Job, last: LastState) -> TrainingState:
     """The state after the last checkpoint, which the leader has read."""
-    state = build_training_state(job.config, job.device, job.group)
+    state = build_training_state(job.config, job.process.device, job.process.group)
     checkpoint = last.take()
-    step, num_skipped = job.group.from_leader(
+    step, num_skipped = job.process.group.from_leader(
         lambda: (checkpoint.step, int(checkpoint.meta.get("num_skipped", 0))) if checkpoint else (None, 0)
     )
     if step is not None:
-        state.load(checkpoint.tensors if checkpoint else None, job.group)
+        state.load(checkpoint.tensors if checkpoint else None, job.process.group)
         state.step, state.num_skipped = step, num_skipped
     return state
 
 
 def _events(job: Job, state: TrainingState, watcher: Watcher) -> Iterator[Event]:
-    config, group, last_step = job.config, job.group, job.config.train.steps
+    config, group, last_step = job.config, job.process.group, job.config.train.steps
     cost = model_cost(config)
     meta: dict[str, object] = {
         "config": config.model_dump(mode="json"),
@@ -284,7 +283,11 @@ def _events(job: Job, state: TrainingState, watcher: Watcher) -> Iterator[Event]
     }
     if isinstance(job.source, LatentSource):
         meta["vae"] = asdict(job.source.settings.vae)
-    details: dict[str, object] = {"parameters": cost.parameters, "device": str(job.device), "images": len(job.source)}
+    details: dict[str, object] = {
+        "parameters": cost.parameters,
+        "device": str(job.process.device),
+        "images": len(job.source),
+    }
     details |= {"processes": group.world_size} if group.world_size > 1 else {}
     yield Started(
         what=f"training {config.name}",
@@ -333,8 +336,8 @@ def _is_kept(config: RunConfig, watcher: Watcher, step: int) -> bool:
 
 def _peak_flops(job: Job) -> float:
     """The matrix speed of all ranks together, in floating-point operations a second."""
-    peak = matrix_flops_per_second(job.device, job.precision.name, model_shape(job.config).width)
-    return job.group.sum([peak])[0]
+    peak = matrix_flops_per_second(job.process.device, job.precision.name, model_shape(job.config).width)
+    return job.process.group.sum([peak])[0]
 
 
 def plan_training(config: RunConfig, out: Path, *, device: str = "auto", fresh: bool = False) -> dict[str, object]:

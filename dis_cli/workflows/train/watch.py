@@ -20,16 +20,14 @@ from dis_cli.metrics.table import METRICS, judges, scores_in_results
 from dis_cli.models.backbone import Backbone
 from dis_cli.pictures.grid import grid_png
 from dis_cli.runs.folder import RunDir, read_events
+from dis_cli.runtime.device import Process
 from dis_cli.runtime.files import atomic_write_bytes, place_for
-from dis_cli.runtime.process_group import ProcessGroup
-from dis_cli.runtime.signals import StopRequest
 from dis_cli.scan.engines.choose import ChosenEngine
 from dis_cli.training.state import TrainingState
 from dis_cli.version import __version__
 from dis_cli.workflows.build import Codec, build_codec, build_model, pick_precision
-from dis_cli.workflows.eval_fid.evaluate import class_labels, reference_images, size_split
 from dis_cli.workflows.eval_fid.place import how_generated, how_scored, write_result
-from dis_cli.workflows.eval_fid.references import Compared
+from dis_cli.workflows.eval_fid.references import Compared, class_labels, reference_images, size_split
 from dis_cli.workflows.eval_fid.result import conditions, headlines
 from dis_cli.workflows.eval_fid.scorer import compared_with, foreign_features, make_extractor, score
 from dis_cli.workflows.load.averages import choose_average
@@ -65,24 +63,19 @@ class Watcher:
     Attributes:
         config: Its ``sample``, ``evaluate`` and ``train`` sections say how.
         run: Where the results go.
-        group: All ranks.
-        device: Of this rank.
         engine: What computes the scan.
         class_names: One name a class.
         vae: The VAE that the model's latents are of, when known.
-        stop: Signals that this rank received.
         bests: The best score so far of each metric and conditions, on the leader: others cannot be compared. That of
             the conditions that were met last is last.
     """
 
     config: RunConfig
     run: RunDir
-    group: ProcessGroup
-    device: torch.device
+    process: Process
     engine: ChosenEngine
     class_names: Sequence[str]
     vae: VaeRecord | None
-    stop: StopRequest
     bests: dict[str, Best] = field(default_factory=dict[str, Best])
     _model: Backbone | None = None
     _codec: Codec | None = None
@@ -100,7 +93,7 @@ class Watcher:
         """
         train = self.config.train
         if train.preview_every or train.evaluate_every:
-            self._codec = build_codec(self.config, self.device, self.vae)
+            self._codec = build_codec(self.config, self.process.device, self.vae)
         if train.evaluate_every:
             measured = self.config.evaluate.metrics
             if train.best_metric in METRICS and not {train.best_metric, "all"} & {*measured}:
@@ -109,8 +102,8 @@ class Watcher:
                     f"Add `evaluate.metrics={','.join((*measured, train.best_metric))}`",
                 )
             self._source = reference_images(self.config)
-            if self.group.is_leader:
-                self._extractor = make_extractor(self.config, None, self.device)
+            if self.process.group.is_leader:
+                self._extractor = make_extractor(self.config, None, self.process.device)
 
     def recall(self, last_step: int) -> None:
         """Find out what was done before this start.
@@ -118,7 +111,7 @@ class Watcher:
         Args:
             last_step: The step that training continues from.
         """
-        if self.group.is_leader:
+        if self.process.group.is_leader:
             for record in read_events(self.run.events_path):
                 step = record.get("step")
                 if not isinstance(step, int) or step > last_step:
@@ -142,7 +135,7 @@ class Watcher:
         due = [name for name, every in intervals if every is not None and step > 0 and step % every == 0]
         if not due:
             return None
-        made = self.group.from_leader(lambda: self._known)
+        made = self.process.group.from_leader(lambda: self._known)
         wanted = [name for name in due if (name, step) not in made]
         if wanted:
             self._load(state)
@@ -168,7 +161,7 @@ class Watcher:
 
     def _load(self, state: TrainingState) -> None:
         if self._model is None:
-            self._model = build_model(self.config).to(self.device).eval().requires_grad_(False)
+            self._model = build_model(self.config).to(self.process.device).eval().requires_grad_(False)
         parameters = dict(self._model.named_parameters())
         for name, values in state.whole_average(self.config.sample.ema).items():
             parameters[name].copy_(values)
@@ -222,7 +215,7 @@ class Watcher:
         config = self.config
         assert self._source is not None
         average = choose_average(config, config.sample.ema).name_parts
-        how = how_generated(config, average, pick_precision(config.sample.precision, config, self.device).name)
+        how = how_generated(config, average, pick_precision(config.sample.precision, config, self.process.device).name)
         metrics = choose_metrics(config.evaluate.metrics, extractor, compared.available)
         usual = len(self._source)
         scored = how_scored(config, extractor, metrics, compared, num_samples=count, usual_samples=usual)
@@ -237,9 +230,9 @@ class Watcher:
         """
         assert self._model is not None
         assert self._codec is not None
-        group = self.group
+        group = self.process.group
         mine = range(group.rank * len(seeds) // group.world_size, (group.rank + 1) * len(seeds) // group.world_size)
-        precision = pick_precision(self.config.sample.precision, self.config, self.device)
+        precision = pick_precision(self.config.sample.precision, self.config, self.process.device)
         parts: list[npt.NDArray[np.uint8]] = []
         received = 0
         batches = generate(
@@ -248,15 +241,15 @@ class Watcher:
             self.config,
             seeds=[seeds[index] for index in mine],
             classes=None if labels is None else [labels[index] for index in mine],
-            device=self.device,
+            device=self.process.device,
             precision=precision.name,
         )
         for batch in batches:
             yield Progress(done=batch.num_done, total=len(mine), unit="images")
             if batch.images is not None:
                 parts.append(batch.images.numpy())
-            elif self.stop.requested is not None:
-                received = self.stop.requested
+            elif self.process.stop.requested is not None:
+                received = self.process.stop.requested
                 break
         signal_number = int(group.maximum([received])[0])
         if signal_number:
