@@ -32,9 +32,7 @@ from dis_cli.data.latents.format import (
     Shard,
     Skipped,
     damaged,
-    parse_settings,
-    parse_shard,
-    parse_skipped,
+    parse,
     read_manifest,
     read_record,
     shard_name,
@@ -115,8 +113,8 @@ class Unfinished:
         except (FileNotFoundError, NotADirectoryError):
             return None
         try:
-            return Plan(parse_settings(content["settings"]), parse_skipped(content["skipped"]))
-        except (ValueError, KeyError, TypeError) as error:
+            return parse(Plan, content)
+        except ValueError as error:
             raise damaged(path, error) from error
 
     def write_plan(self, plan: Plan) -> None:
@@ -146,8 +144,8 @@ class Unfinished:
             # another process may have finished the folder meanwhile
             with contextlib.suppress(FileNotFoundError):
                 try:
-                    found[number] = parse_shard(read_record(self._record(number)))
-                except (DataError, ValueError, KeyError, TypeError):
+                    found[number] = parse(Shard, read_record(self._record(number)))
+                except (DataError, ValueError):
                     found[number] = None
         return found
 

@@ -22,7 +22,7 @@ from dis_cli.checkpoints.torch_file import read_torch_file
 from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.schema import RunConfig
 from dis_cli.config.settings import as_text
-from dis_cli.data.latents.format import VaeRecord, parse_vae
+from dis_cli.data.latents.format import VaeRecord, parse
 from dis_cli.errors import MismatchError
 from dis_cli.models.families import FAMILIES
 from dis_cli.runtime.files import sha256_file
@@ -245,8 +245,8 @@ def _class_names(path: Path, meta: Mapping[str, Any], config: RunConfig) -> tupl
 def _vae(path: Path, meta: Mapping[str, Any]) -> VaeRecord | None:
     record = meta.get("vae")
     try:
-        return None if record is None else parse_vae(record)
-    except (ValueError, KeyError, TypeError) as error:
+        return None if record is None else parse(VaeRecord, record)
+    except ValueError as error:
         raise MismatchError(f"The VAE in the settings of `{path}` cannot be read: {error}") from error
 
 
