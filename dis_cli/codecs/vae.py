@@ -68,10 +68,6 @@ class VaeCodec:
         posterior = self._module.encode(images.to(self.device, torch.float32)).latent_dist
         return posterior.mean, posterior.std
 
-    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
-        """The posterior's mode, scaled: the same latent every time."""
-        return self.scale * (self.moments(images)[0] - self.shift)
-
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
         """Images in about [-1, 1], not clamped, of scaled latents."""

@@ -198,19 +198,6 @@ def space_timesteps(num_timesteps: int, spec: str) -> list[int]:
     return kept
 
 
-def respace(schedule: Schedule, spec: str) -> Schedule:
-    """The schedule restricted to the timesteps that a respacing keeps.
-
-    Args:
-        schedule: The schedule to restrict; it may have been respaced before.
-        spec: See ``space_timesteps``.
-
-    Raises:
-        ValueError: As ``space_timesteps``.
-    """
-    return schedule.restrict(space_timesteps(schedule.num_timesteps, spec))
-
-
 def check_indices(indices: list[int], num_timesteps: int) -> None:
     """Refuse indices that are no restriction of a process.
 
