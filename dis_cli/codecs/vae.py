@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dis_cli.codecs.locate import WEIGHTS, VaeFiles, locate_vae
-from dis_cli.errors import DataError, RefusedError
+from dis_cli.errors import DataError, RefusedError, first_line
 from dis_cli.runtime.untrusted import check_safetensors
 
 # Images decoded at a time: one activation of the usual VAE's last layers takes 67 MB an image at 256 pixels (256
@@ -98,7 +98,7 @@ def _load(files: VaeFiles) -> Any:
             folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
         )
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:
-        raise DataError(f"VAE unreadable: {folder}: {str(error).strip().splitlines()[0]}") from error
+        raise DataError(f"VAE unreadable: {folder}: {first_line(error)}") from error
     # diffusers only warns about absent weights and leaves them random.
     if report["missing_keys"]:
         raise DataError(

@@ -7,6 +7,8 @@ SamplerName = Literal["ancestral", "ddim", "dpm++", "dpm++sde", "unipc", "heun",
 FLOW_SAMPLERS: Final = ("heun", "euler")
 SCHEDULE_SAMPLERS: Final = ("ancestral", "ddim", "dpm++", "dpm++sde", "unipc", "heun", "euler")
 
+LARGEST_SEED: Final = 2**31 - 1
+
 # Model evaluations per image; the paper's for its sampler.
 USUAL_STEPS: Final[dict[SamplerName, int]] = {
     "ancestral": 250,

@@ -15,6 +15,8 @@ from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import filelock
+
 from dis_cli.errors import StorageError, UsageError
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -233,6 +235,29 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def try_lock(lock: filelock.BaseFileLock) -> bool:
+    """Take a lock without waiting; False while another process holds it.
+
+    Raises:
+        OSError: The file system has no locks, or does not let us.
+    """
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        return False
+    except NotImplementedError as error:
+        raise OSError(str(error)) from error
+    return True
+
+
+def free_bytes(path: Path) -> int | None:
+    """Free bytes on the disk of ``path``, or of its nearest existing parent; None when that cannot be told."""
+    for place in (path, *path.absolute().parents):
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(place).free
+    return None
+
+
 def storage_error(path: Path, error: OSError, needed: int | None = None, *, action: str = "write") -> StorageError:
     """The error to show when the operating system refused to write.
 
@@ -243,7 +268,7 @@ def storage_error(path: Path, error: OSError, needed: int | None = None, *, acti
         action: The verb of the message.
     """
     facts = [] if needed is None else [f"needs {needed:,} bytes"]
-    free = _free_bytes(path)
+    free = free_bytes(path)
     if free is not None:
         facts.append(f"{free:,} bytes free")
     message = f"Cannot {action} `{path}`: {error.strerror or error}" + (f" ({', '.join(facts)})" if facts else "")
@@ -273,14 +298,6 @@ def _durable_file(path: Path, size: int, shown_as: Path) -> Generator[BinaryIO]:
 def _temporary_for(final: Path) -> Path:
     """A fresh temporary name beside ``final``; short, whatever the length of the final name."""
     return final.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
-
-
-def _free_bytes(path: Path) -> int | None:
-    """Free bytes on the disk that holds the nearest existing parent of ``path``, or None when that cannot be told."""
-    for parent in path.absolute().parents:
-        with contextlib.suppress(OSError):
-            return shutil.disk_usage(parent).free
-    return None
 
 
 def _fsync_tree(folder: Path) -> None:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
-from dis_cli.errors import DisError, Interrupted, MismatchError, PeerError
+from dis_cli.errors import DisError, Interrupted, MismatchError, PeerError, first_line
 from dis_cli.events import Waiting
 from dis_cli.runtime.distributed import WORK_ALONE, Part, part_from_environment, require_meeting_place
 from dis_cli.runtime.signals import CONTINUE_HINT, StopRequest
@@ -331,7 +331,7 @@ class _Peers:
         if not is_broken:
             return None
         gone = PeerError(
-            f"Another process of the job is gone without a word: {str(error).strip().splitlines()[0][:200]}",
+            f"Another process of the job is gone without a word: {first_line(error)[:200]}",
             "Look at its own output, and at the system's log if it was killed. Run the same command again to continue",
             1,
         )

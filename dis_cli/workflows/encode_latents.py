@@ -7,7 +7,6 @@ shard's bytes depend neither on how often the work was interrupted, nor on the n
 """
 
 import functools
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -42,6 +41,7 @@ from dis_cli.errors import DataError, StorageError, UsageError
 from dis_cli.events import Event, Finished, Note, Progress, Started, Wrote
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.distributed import WORK_ALONE, Part, part_from_environment
+from dis_cli.runtime.files import free_bytes
 from dis_cli.runtime.signals import StopRequest, stop_on_signals
 from dis_cli.runtime.targets import require_writable
 
@@ -231,7 +231,7 @@ class Encoding:
             "shards_kept": len(mine) - len(missing),
             "shards_to_write": len(missing),
             "bytes_to_write": settings.bytes_per_image * sum(len(settings.indices(number)) for number in missing),
-            "free_bytes": _free_bytes(self.out),
+            "free_bytes": free_bytes(self.out),
             "dry_run": True,
         }
 
@@ -350,13 +350,9 @@ def _require_place(data: Path | None, out: Path) -> None:
 
 def _require_space(out: Path, settings: LatentSettings, num_images: int) -> None:
     """Refuse to begin what the disk cannot hold."""
-    needed, free = settings.bytes_per_image * num_images, _free_bytes(out)
-    if needed > free:
+    needed, free = settings.bytes_per_image * num_images, free_bytes(out)
+    if free is not None and needed > free:
         raise StorageError(
             f"Not enough space for `{out}` (needs {needed:,} bytes, {free:,} bytes free)",
             "Free some space there, or store less with `--no-flip` (or data.hflip=false)",
         )
-
-
-def _free_bytes(folder: Path) -> int:
-    return shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free

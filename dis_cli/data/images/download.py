@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 
 from dis_cli.data.decode import printable
-from dis_cli.errors import MissingResourceError
+from dis_cli.errors import MissingResourceError, first_line
 
 
 @contextmanager
@@ -26,6 +26,5 @@ def downloading(what: str, path: Path, hint: str) -> Generator[None, None, None]
         if isinstance(error, HTTPError):
             error.close()
         # gdown's messages have many lines
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = printable(lines[0] if lines else type(error).__name__)
+        reason = printable(first_line(error).strip())
         raise MissingResourceError(f"{what} cannot be downloaded to `{printable(path)}` ({reason})", hint) from error

@@ -39,7 +39,7 @@ from dis_cli.data.latents.format import (
     write_manifest,
 )
 from dis_cli.errors import DataError, StorageError
-from dis_cli.runtime.files import atomic_write_text, publish, storage_error
+from dis_cli.runtime.files import atomic_write_text, publish, storage_error, try_lock
 
 
 @dataclass(frozen=True)
@@ -209,17 +209,15 @@ class Unfinished:
     def _held(self, name: str) -> Generator[bool]:
         lock = filelock.FileLock(self._progress / f"{name}.lock")
         try:
-            lock.acquire(blocking=False)
-        except filelock.Timeout:
+            held = try_lock(lock)
+        except OSError as error:
+            # the last process of all removes the folder
+            if not (self._folder / MANIFEST).exists():
+                raise storage_error(self._progress, error, action="lock") from error
+            held = False
+        if not held:
             yield False
             return
-        except (OSError, NotImplementedError) as error:
-            # the last process of all removes the folder
-            if (self._folder / MANIFEST).exists():
-                yield False
-                return
-            cause = error if isinstance(error, OSError) else OSError(str(error))
-            raise storage_error(self._progress, cause, action="lock") from error
         try:
             yield True
         finally:

@@ -47,7 +47,6 @@ def image_bytes(config: RunConfig, tokens: int) -> int | None:
 
 
 def _free_bytes(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = memory().free_bytes
-    return None if free is None else free // local_world_size()
+    free = memory(device).free_bytes
+    # All processes of this machine share its main memory.
+    return free if free is None or device.type == "cuda" else free // local_world_size()

@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from dis_cli.config.sampling import LARGEST_SEED
 from dis_cli.errors import MAX_LISTED, UsageError, did_you_mean
 
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
 _RANGE = re.compile(rf"({_NUMBER.pattern})\s*-\s*({_NUMBER.pattern})")
 _MOST_LABEL_LETTERS = 40
-LARGEST_SEED = 2**31 - 1
 MOST_IMAGES = 10_000_000
 
 

@@ -17,7 +17,7 @@ import torch
 from dis_cli.errors import StorageError
 from dis_cli.events import Event, Finished, Note, Progress, Started, Wrote
 from dis_cli.runtime.device import pick_device, require_compiler
-from dis_cli.runtime.files import atomic_write_bytes, storage_error
+from dis_cli.runtime.files import atomic_write_bytes, storage_error, try_lock
 from dis_cli.runtime.precision import Precision
 from dis_cli.runtime.process_group import ProcessGroup, join_process_group, meet
 from dis_cli.runtime.signals import StopRequest, stop_on_signals
@@ -326,14 +326,11 @@ def _lock(out: Path) -> Generator[None]:
     made = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=False)
-    except filelock.Timeout as error:
-        raise StorageError(
-            f"Another process is writing `{out}`", "Wait for it to end, or choose another `--out`"
-        ) from error
-    except (OSError, NotImplementedError) as error:
-        cause = error if isinstance(error, OSError) else OSError(str(error))
-        raise storage_error(out, cause) from error
+        held = try_lock(lock)
+    except OSError as error:
+        raise storage_error(out, error) from error
+    if not held:
+        raise StorageError(f"Another process is writing `{out}`", "Wait for it to end, or choose another `--out`")
     try:
         yield
     finally:
