@@ -151,9 +151,6 @@ def differing(
 
     Args:
         there: Values by key; what only one of both has says nothing.
-        now: What they are compared with.
-        show: How a value is written.
-        words: Whose value is which.
     """
     return [
         f"{key}: {show(value)} {words[0]}, {show(now[key])} {words[1]}"

@@ -25,7 +25,6 @@ class VaeCodec:
     Args:
         vae: A bundled VAE's name, a folder in diffusers' layout, or a hub id that is in the local Hugging Face cache.
         scale: Factor on the VAE's z, which brings latents to about unit variance; None takes the VAE's own.
-        device: Where the VAE lives.
 
     Raises:
         MissingResourceError: No such VAE on this machine.

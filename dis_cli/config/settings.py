@@ -32,8 +32,6 @@ class Setting:
         kind: How it is written: "boolean", "integer", "number", "string", "path", "choice", "array" (of fixed length)
             or "list".
         allowed: Type and bounds, in words.
-        default: The schema's value.
-        description: Meaning and unit.
         choices: The words that it may be, as far as they can be counted.
     """
 

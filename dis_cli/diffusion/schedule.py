@@ -202,7 +202,6 @@ def check_indices(indices: list[int], num_timesteps: int) -> None:
     """Refuse indices that are no restriction of a process.
 
     Args:
-        indices: The indices to keep.
         num_timesteps: Number of steps T of the process.
 
     Raises:
@@ -214,11 +213,6 @@ def check_indices(indices: list[int], num_timesteps: int) -> None:
 
 def check_choice(what: str, got: str, choices: Any) -> None:
     """Refuse a name that is not among the choices.
-
-    Args:
-        what: What the name chooses.
-        got: The name.
-        choices: A ``Literal`` type.
 
     Raises:
         ValueError: It is not; the message lists them.

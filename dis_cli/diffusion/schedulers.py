@@ -67,8 +67,6 @@ def make_scheduler(
 
     Args:
         process: The forward process restricted to the timesteps to visit.
-        name: The sampler.
-        prediction: What the model predicts.
         variance: What it says about the variance of a step; for "ancestral".
         clip: Whether "ancestral" and "ddim" clip their estimates of x_0 to [-1, 1].
     """

@@ -66,10 +66,7 @@ class Collected:
 
     Attributes:
         count: How many there are; None when a file of statistics does not say.
-        statistics: Of the features.
-        spatial: Of the spatial features.
         features: All of them, float32, on the CPU.
-        score: The Inception Score.
         groups: For the bootstrap.
         sizes: How many images there are of each height and width.
         remarks: How many were changed when they were read, by what was done.
@@ -88,14 +85,7 @@ class Collected:
 
 
 class Collector:
-    """Adds the parts of a set in order; its memory grows with the images only where all features are needed.
-
-    Args:
-        needs: What is kept.
-        extractor: Whose outputs come.
-        images: The set.
-        device: Where sums are made.
-    """
+    """Adds the parts of a set in order; its memory grows with the images only where all features are needed."""
 
     def __init__(self, needs: Needs, extractor: Extractor, images: ImageSet, device: torch.device) -> None:
         width = extractor.sizes[FEATURES]
@@ -170,7 +160,6 @@ def choose_metrics(
 
     Args:
         asked: Names, or "all" for those that can be had.
-        extractor: Whose outputs there are.
         available: Those that what is compared with allows.
 
     Raises:
@@ -228,9 +217,7 @@ def numbers(
 
     Args:
         metrics: Which of METRICS.
-        scored: The images that are scored.
         reference: What they are compared with; None when only the Inception Score is asked for.
-        extractor: What looked at both.
         device: Where distances between features are computed.
     """
     names = score_names(extractor)
@@ -270,9 +257,6 @@ def notes_on(
     """What the reader of the numbers should know about the images.
 
     Args:
-        scored: The images.
-        reference: What they are compared with, or None.
-        metrics: What is measured.
         what: What to call the first.
     """
     notes: list[str] = []

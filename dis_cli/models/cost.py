@@ -167,7 +167,6 @@ class Memory:
     """Bytes that a model takes.
 
     Args:
-        weights: The parameters.
         gradients: Of the parameters, at the end of a backward.
         optimizer: AdamW's two moments.
         ema: One average of the weights.

@@ -276,8 +276,6 @@ class Holder:
     """The process that holds a run, as it has noted itself.
 
     Args:
-        pid: Its number on its machine.
-        host: The machine.
         started: When it took the run, as ISO 8601 with the offset from UTC.
     """
 

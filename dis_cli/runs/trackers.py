@@ -59,7 +59,6 @@ class Trackers:
     """Several trackers as one that never fails.
 
     Args:
-        trackers: Opened ones.
         first_step: The step that training continues from.
         notes: What there is to say about their opening; the first ``record`` returns it.
     """
@@ -134,7 +133,6 @@ def open_trackers(names: Sequence[str], run: RunDir, *, config: Mapping[str, obj
 
     Args:
         names: "tensorboard" or "wandb".
-        run: The run's folder, which exists.
         config: The run's settings as a JSON object; ``name`` is shown as the run's.
         first_step: The step that training continues from; what was shown of later ones is taken back or kept, and
             shown once.

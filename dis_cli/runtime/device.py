@@ -48,7 +48,6 @@ def require_compiler(device: torch.device, asked: str = "`train.compile`: got tr
     installed would say less: it also needs Python's headers, and on a GPU Triton.
 
     Args:
-        device: What the model computes on.
         asked: What asked for it, for the beginning of the message.
 
     Raises:

@@ -15,7 +15,6 @@ class Part:
 
     Args:
         index: This part, 0 to count - 1.
-        count: Parts in all.
         together: The other parts are processes of the same job, which end together; else they may run at any time.
     """
 

@@ -36,8 +36,6 @@ def atomic_write_chunks(path: Path, chunks: Iterable[bytes | memoryview], *, siz
     Missing parent folders are made. A symbolic link is followed. The mode follows the umask.
 
     Args:
-        path: The file.
-        chunks: Its content.
         size: Of all of them, in bytes.
 
     Raises:
@@ -84,7 +82,6 @@ def require_replaceable(path: Path, data: bytes, *, option: str) -> None:
 
     Args:
         path: The file that the user named.
-        data: Its content to be.
         option: How the user named it, such as "--plot".
 
     Raises:
@@ -111,7 +108,6 @@ def publish(temporary: Path, final: Path) -> None:
 
     Args:
         temporary: The file or folder, on the same file system.
-        final: Its name to be.
 
     Raises:
         OSError: The old content of ``final`` is untouched.
@@ -156,7 +152,6 @@ def write_durably(path: Path, data: bytes, *, shown_as: Path | None = None) -> N
 
     Args:
         path: The file, which must not exist.
-        data: Its content.
         shown_as: The path to name in an error; None names ``path``.
 
     Raises:
@@ -171,7 +166,6 @@ def write_hashed(path: Path, chunks: Iterable[bytes | memoryview], *, size: int,
 
     Args:
         path: The file, which must not exist.
-        chunks: Its content.
         size: Of all of them, in bytes.
         shown_as: The path to name in an error.
 
@@ -263,9 +257,7 @@ def storage_error(path: Path, error: OSError, needed: int | None = None, *, acti
 
     Args:
         path: What was to be written, under the name the user knows.
-        error: What the operating system said.
         needed: Size of what was to be written, in bytes; None when unknown.
-        action: The verb of the message.
     """
     facts = [] if needed is None else [f"needs {needed:,} bytes"]
     free = free_bytes(path)

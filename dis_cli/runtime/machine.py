@@ -66,11 +66,7 @@ def memory(device: "torch.device | None" = None) -> Memory:
 
 
 def memory_in_use(device: "torch.device") -> int | None:
-    """What the work holds, in bytes: the most that a GPU has held for it, or what this process holds; None if unknown.
-
-    Args:
-        device: What computes.
-    """
+    """Bytes that the work holds: the most that a GPU has held for it, or what this process holds; None if unknown."""
     if device.type == "cuda":
         import torch
 

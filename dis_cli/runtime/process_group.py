@@ -118,7 +118,6 @@ class ProcessGroup:
         """Return on every rank once the leader has called it too, however long that takes.
 
         Args:
-            stop: Looked at meanwhile.
             state: How far the work is, for the message of ``Interrupted``.
 
         Raises:
@@ -169,13 +168,7 @@ def _disagreements(by_rank: list[dict[str, str]]) -> list[str]:
 
 @dataclass(frozen=True)
 class Meeting:
-    """All ranks have come.
-
-    Args:
-        store: What they share.
-        rank: This one.
-        world_size: Their number.
-    """
+    """All ranks have come."""
 
     store: Store
     rank: int
@@ -184,9 +177,6 @@ class Meeting:
 
 def meet(stop: StopRequest) -> Generator[Waiting, None, Meeting | None]:
     """Wait for the other ranks, if `torchrun` started any, and say so when that takes long.
-
-    Args:
-        stop: Looked at meanwhile.
 
     Returns:
         What `join_process_group` takes; None when this process was started alone.

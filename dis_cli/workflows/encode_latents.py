@@ -62,7 +62,6 @@ def encode(
         data: The folder or archive of the images; None for the bundled digits.
         vae: Folder, bundled name or hub id of a diffusers AutoencoderKL.
         out: Folder of the shards; an unfinished one is continued.
-        options: How.
         kind: The kind of source; None tells it from ``data``.
         part: The shards to encode; None takes torchrun's word, and all when there is none.
         dry_run: End after planning; nothing is written.

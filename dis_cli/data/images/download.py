@@ -14,7 +14,6 @@ def downloading(what: str, path: Path, hint: str) -> Generator[None, None, None]
     """Raise MissingResourceError for whatever goes wrong inside.
 
     Args:
-        what: The data set.
         path: The folder it is fetched to.
         hint: How to come by it otherwise.
     """

@@ -58,7 +58,6 @@ def split_folder(path: Path, split: str) -> Part:
     serves all, and so does one with a ``dataset.json``, whose labels are those of all images below it.
 
     Args:
-        path: The folder given by the user.
         split: "train", "test" or "all".
 
     Raises:

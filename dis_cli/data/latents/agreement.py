@@ -75,8 +75,6 @@ class Agreement:
     """How a folder of latents comes by its plan.
 
     Args:
-        out: The folder.
-        options: What was asked for.
         source: The images, as they were found.
         asked: The settings of a folder that is new.
         require_space: Refuses what the disk cannot hold: so many images of these settings.

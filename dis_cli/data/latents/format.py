@@ -83,7 +83,6 @@ class LatentSettings:
         image_size: Side that images were cropped and resized to, in pixels.
         crop: How; always CROP.
         background: What transparent images were laid on.
-        vae: The VAE.
         scale: Factor on z for training, so that latents have about unit variance.
         shift: Subtracted from z before; 0 for most VAEs.
         latent_shape: (C, H, W).
@@ -141,11 +140,6 @@ class Shard:
     """A finished shard.
 
     Attributes:
-        file: Its name.
-        first: Index of its first image.
-        count: Its images.
-        size_bytes: Of the file.
-        sha256: Of the file.
         sums: Per channel, the sum of z's mean over all its pixels, mirrors included.
         sums_of_squares: The same of mean squared plus variance.
     """
@@ -162,7 +156,6 @@ class Shard:
         """What is wrong with the file, or None.
 
         Args:
-            folder: The folder of the shard.
             hashed: Also compare the sha256, which reads the whole file.
         """
         path = folder / self.file

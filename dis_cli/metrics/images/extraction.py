@@ -20,7 +20,6 @@ class Part:
     """What became of a unit of images.
 
     Attributes:
-        first: Place of the first image.
         outputs: Of the extractor, by their names; a row an image.
         sizes: How many images there are of each height and width.
         remarks: How many were changed when they were read, by what was done.
@@ -49,11 +48,8 @@ def extract(
     there are decides nothing about the bits: a unit is always cut into the same batches.
 
     Args:
-        images: The set.
-        extractor: What looks at it.
         outputs: Names of the outputs that are of use.
         group: All ranks; each has to call this.
-        stop: Signals that this rank received.
         keep_images: Hand on the images too.
 
     Yields:

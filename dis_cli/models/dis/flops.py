@@ -31,7 +31,6 @@ def count(shape: Shape, num_patches: int | None = None) -> Flops:
     gate, and the 1 or 2 tokens that are no patches leave before the head.
 
     Args:
-        shape: The model.
         num_patches: Another number of patches than that of its grid, which need not be a square; None is the grid's.
 
     Returns:

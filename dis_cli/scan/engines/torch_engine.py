@@ -135,8 +135,6 @@ def scan_backward(
         ends: From ``scan_forward``.
         inputs: Those of ``scan_forward``.
         grad_B: Where to write that gradient; None makes a tensor.
-        grad_C: Likewise.
-        grad_z: Likewise.
         add_to_z: Whether to add to ``grad_z`` instead.
     """
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, A_is_log = inputs

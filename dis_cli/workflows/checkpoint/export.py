@@ -58,14 +58,12 @@ def export(
 
     Args:
         path: Whatever ``--ckpt`` takes.
-        out: The file or folder to write.
         form: What to write; None tells it by the suffix of ``out``.
         dtype: A key of `DTYPES`, for the weights; all but "fp32" round them.
         overrides: ``KEY=VALUE`` on the settings saved with it, which the written ones then are. ``sample.ema`` says
             which weights are taken.
         step: The checkpoint of a run folder to take instead of its newest sound one.
         force: Replace an earlier export.
-        dry_run: Only say what would be done.
 
     Raises:
         UsageError: ``out`` exists, has an unknown suffix, or holds something else; or the dtype is too small.

@@ -34,7 +34,6 @@ def import_model(path: Path, out: Path, *, overrides: Sequence[str] = (), dry_ru
         path: A published ``.pt``, or what `export` wrote.
         out: The run folder to be; must not exist, or be empty.
         overrides: ``KEY=VALUE`` on the settings saved with it, which the run then has.
-        dry_run: Only say what would be done.
 
     Raises:
         UsageError: ``out`` holds something, or ``path`` is a run already.

@@ -74,8 +74,6 @@ class Request:
         repeat: Draw so many times as many images, each time with the next seeds.
         save_images: Where to keep generated images: a folder, or a file that ends in .npz or .zip.
         fail_above: Bounds, such as "fid=5", or "5" of the first metric.
-        command: The command line, for the result.
-        dry_run: Only say what would be done.
     """
 
     checkpoint: Path | None = None
@@ -158,15 +156,7 @@ def work_together(
 
 
 class ScoredModel:
-    """A model whose images are scored, with settings that may change from one time to the next.
-
-    Args:
-        loaded: The model.
-        request: How it is scored.
-        device: Where.
-        group: All ranks.
-        stop: Signals.
-    """
+    """A model whose images are scored, with settings that may change from one time to the next."""
 
     def __init__(
         self, loaded: LoadedModel, request: Request, device: torch.device, group: ProcessGroup, stop: StopRequest

@@ -30,7 +30,6 @@ def how_generated(config: RunConfig, average: Sequence[str] = (), precision: str
     Args:
         config: Its ``sample`` section, without "auto".
         average: Which average of the weights, when it is not the usual one.
-        precision: What the linear layers computed in.
     """
     sample = config.sample
     how = f"{sample.sampler.replace('+', 'p')}-{sample.steps}"
@@ -50,11 +49,6 @@ def how_scored(
     """What of a score differs from that of the usual command, for the name of its result.
 
     Args:
-        config: Its ``evaluate`` section.
-        extractor: What looks at the images.
-        metrics: What is measured.
-        compared: What they are compared with.
-        num_samples: Scored images.
         usual_samples: How many they are unless asked for otherwise.
     """
     first = EvaluateConfig.model_fields["seed"].default
@@ -92,7 +86,6 @@ def default_path(loaded: LoadedModel, parts: Sequence[str]) -> Path:
     """Where a result goes unless told: the run's ``evaluations``, or ./evaluations.
 
     Args:
-        loaded: The model.
         parts: What the result depends on beside the weights; see `how_generated` and `how_scored`.
     """
     root = loaded.run_folder / "evaluations" if loaded.run_folder else Path("evaluations")

@@ -40,8 +40,6 @@ class Compared:
     """What images are compared with, found and not yet looked at.
 
     Attributes:
-        kind: What it is.
-        name: What to call it; printable.
         images: The images; None when there are only statistics.
         file: The statistics, in the place of those of ``images``.
         split: Which part of the data.
@@ -132,12 +130,8 @@ def collect(
     """What the metrics need of a reference: read, kept from before, or measured now and kept.
 
     Args:
-        compared: The reference.
         needs: What of it; the Inception Score and the groups are of scored images only.
-        extractor: What looks at it.
-        device: Where that runs.
         group: All ranks; each has to call this.
-        stop: Signals that this rank received.
 
     Returns:
         On the leader; None on the others.
@@ -244,8 +238,6 @@ def reference_file(found: Collected, compared: Compared, extractor: Extractor, s
 
     Args:
         found: With the statistics, and the spatial ones where the extractor has them.
-        compared: What it is of.
-        extractor: What looked at it.
         sha256: Of the images' content.
     """
     assert found.statistics is not None

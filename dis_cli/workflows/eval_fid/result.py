@@ -42,11 +42,7 @@ def conditions(
     """What a score of a model depends on beside the weights, as result files have it.
 
     Args:
-        config: How the images were generated.
-        extractor: What looked at them.
         source: The run's data, when they were compared with it.
-        engine: What computed the scan.
-        num_samples: How many there were.
     """
     data: dict[str, object] = {} if source is None else {"data": source.name, "data_sha256": source.fingerprint}
     if config.codec.kind == "vae":
@@ -102,7 +98,6 @@ def headlines(
 
     Args:
         metrics: Numbers by their names.
-        extractor: What looked at the images.
         step: The optimizer step, when training.
         result: What the numbers depend on, when training.
     """

@@ -47,12 +47,7 @@ class Scorer:
     """Scores any number of image sets; every method has to be called by all ranks together.
 
     Attributes:
-        extractor: What looks at the images.
-        metrics: What is measured.
         compared: What they are compared with; None when only the Inception Score is asked for.
-        device: Where the extractor runs.
-        group: All ranks.
-        stop: Signals that this rank received.
         interval: Whether to give the confidence interval of the Frechet distance.
         digits: What is known of digits, on the leader, when generated ones are scored.
         told: The notes that the user was given already.
@@ -93,8 +88,6 @@ class Scorer:
         """All that is measured of a set of images.
 
         Args:
-            images: The set.
-            details: What to tell when it begins.
             labels: The class asked for of each.
             keep_images: Whether the leader gets the images themselves.
             save: Called on the leader with the place of the first of some images, and these.
@@ -158,14 +151,7 @@ def make_scorer(
     """A scorer of what a configuration asks for.
 
     Args:
-        config: Its ``evaluate`` section.
-        compared: What images are compared with, or None.
         inception: Weights of Inception that the user named.
-        extractor: One of the caller's own, or None.
-        device: Where it runs.
-        group: All ranks.
-        stop: Signals.
-        interval: Whether to give a confidence interval.
 
     Raises:
         UsageError: A metric cannot be had with this extractor or reference.
@@ -233,8 +219,6 @@ def score(
     Args:
         generated: (n, h, w, c) 8-bit images.
         labels: The class asked for of each; None when there are none.
-        source: What they are compared with.
-        extractor: What looks at them.
         metrics: What is measured; see `choose_metrics`.
     """
     digits = None
@@ -254,8 +238,6 @@ def compared_with(source: ImageSource, extractor: Extractor, split: str | None =
     """Data as what images are compared with: of digits the test images, where their classifier looks.
 
     Args:
-        source: The data.
-        extractor: What looks at the images.
         split: Which part the data are; None when that is not to be told.
     """
     if isinstance(extractor, DigitFeatures) and isinstance(source, DigitsSource):

@@ -42,10 +42,8 @@ def make_statistics(
         out: The file, which ends in .npz.
         preset: Whose data, and whose extractor when it is left to that.
         inception: The weights of Inception; None takes those in torch's cache.
-        extractor: One of the caller's own, or None.
         overrides: ``KEY=VALUE`` on the preset's settings.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        dry_run: Only say what would be done.
 
     Raises:
         UsageError: There is no such data, it is statistics already, or ``out`` holds something else.

@@ -34,7 +34,6 @@ def time_model(model: AskedModel, *, batch: int, device: str = "auto") -> Iterat
 
     Args:
         model: Built with random weights.
-        batch: Images at a time.
         device: "auto", "cpu", "cuda" or "cuda:N".
 
     Raises:

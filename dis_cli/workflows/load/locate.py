@@ -83,7 +83,6 @@ def saved_config(path: Path, meta: Mapping[str, Any]) -> RunConfig:
     """The settings saved with a checkpoint.
 
     Args:
-        path: The checkpoint, to be named.
         meta: What was saved beside its weights.
 
     Raises:
@@ -103,9 +102,7 @@ def parse_settings(settings: dict[str, Any], wrong: str, hint: str) -> RunConfig
     """Settings that came with a model.
 
     Args:
-        settings: By section.
         wrong: What to say before the list of what is wrong with them.
-        hint: What to do then.
 
     Raises:
         MismatchError: Something is.

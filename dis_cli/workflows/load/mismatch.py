@@ -40,8 +40,6 @@ def check_overrides(path: Path, saved: RunConfig, config: RunConfig) -> None:
     """Refuse settings that would need weights of other shapes.
 
     Args:
-        path: The checkpoint.
-        saved: The settings saved with it.
         config: These with what was asked for instead.
 
     Raises:
@@ -58,10 +56,7 @@ def check_preset(path: Path, saved: RunConfig, vae: VaeRecord | None, preset: Ru
     """Refuse a checkpoint whose model, codec or diffusion process is not the preset's.
 
     Args:
-        path: The checkpoint.
-        saved: The settings saved with it.
         vae: The VAE that its latents are of; None when that is not known.
-        preset: What it must belong to.
 
     Raises:
         MismatchError: Gives both values of each setting that differs, the model's first.

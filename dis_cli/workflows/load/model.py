@@ -26,12 +26,8 @@ class LoadedModel:
 
     Attributes:
         model: In evaluation mode.
-        average: Which of the checkpoint's weights it has.
         saved_config: The settings of its run; for a published checkpoint those of the published code.
         config: These with what was asked for instead, and without "auto" in the sampler and its steps.
-        engine: What computes its scan.
-        form: What it was found in.
-        path: The checkpoint read.
         sha256: Of its content; see `SavedModel`.
         step: Optimizer steps it was trained for; None when the file does not say.
         class_names: One name a class; empty when unknown.
@@ -71,7 +67,6 @@ def load_model(
 
     Args:
         path: Run folder, checkpoint folder, exported file or folder, or published ``.pt`` file.
-        device: Where the model will be.
         overrides: ``KEY=VALUE`` on the settings saved with it. ``sample.ema`` says which weights are read.
         preset: The preset that it must belong to; None accepts any.
         step: The checkpoint of a run folder to take instead of its newest sound one.

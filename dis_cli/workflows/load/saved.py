@@ -42,14 +42,12 @@ class SavedModel:
         form: What they were found in; "published" for a file of the published code.
         path: The checkpoint, file or folder read.
         config: The settings of the run; for a published checkpoint those of the published code.
-        average: Which of the checkpoint's weights these are.
         held: The decays of all averages that are there, 0 for the weights as they were trained.
         weights: By name, float32 on the CPU.
         step: Optimizer steps it was trained for; None when the file does not say.
         class_names: One name a class; empty when unknown.
         vae: The VAE that its latents are of; None for pixels, or when the checkpoint does not say.
         versions: Package name -> version, of those that wrote it, as far as it says.
-        dtype: The type that the weights are stored in.
         sha256: Of the content: of a checkpoint folder its manifest's, of a published file the file's.
         notes: What the user should know about how it was found.
         images_fingerprint: Of the images it was trained on; None when it does not say.

@@ -36,13 +36,9 @@ class Result:
     """What is written, beside the pixels.
 
     Attributes:
-        out: The folder or file to be.
-        form: Which of them.
         facts: All that the images depend on, as JSON.
         settings: What ``samples.json`` says before its list of images.
-        seeds: Of each image.
         class_names: One name a class; empty when unknown.
-        num_classes: How many classes there are.
         shape: (height, width, channels) of an image.
     """
 
@@ -64,7 +60,6 @@ class Result:
         """Write all of it under another name, and give it its own when it is complete and on the disk.
 
         Args:
-            parts: The images in order.
             temporary: That name, on the same disk.
             extras: Further files of a folder.
 

@@ -93,7 +93,6 @@ def parse_classes(values: Sequence[str], names: Sequence[str], count: int) -> Ch
     Args:
         values: One for each ``--class``.
         names: One a class, in the order of their places; empty when unknown.
-        count: How many classes the model has.
 
     Raises:
         UsageError: The model has no classes, or not this one, or several are meant.
@@ -121,7 +120,6 @@ def file_labels(names: Sequence[str], count: int) -> list[str]:
 
     Args:
         names: One a class; empty when unknown.
-        count: How many there are.
     """
     labels = [re.sub(r"[^\w.+-]+", "_", name)[:_MOST_LABEL_LETTERS] for name in names]
     times = Counter(label.casefold() for label in labels)
@@ -146,7 +144,6 @@ class _Names:
 
     Args:
         names: One a class; empty when unknown.
-        count: How many classes there are.
     """
 
     def __init__(self, names: Sequence[str], count: int) -> None:

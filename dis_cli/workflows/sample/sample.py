@@ -89,7 +89,6 @@ def sample(
         trajectory: Also show how the first images came about; with "png" only.
         compile_model: Compile the model, which takes a minute and then makes each step faster.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        dry_run: Only say what would be done.
 
     Raises:
         UsageError: A setting, seed or class is wrong, or ``out`` holds something else.

@@ -29,11 +29,7 @@ _PART = re.compile(r"part-([0-9]{8,})\.npz")
 
 
 class UnfinishedSamples:
-    """The folder of finished parts beside ``out``.
-
-    Args:
-        out: The result's path to be.
-    """
+    """The folder of finished parts beside ``out``."""
 
     def __init__(self, out: Path) -> None:
         self.path = out.with_name(f"{out.name}.unfinished")
@@ -82,7 +78,6 @@ class UnfinishedSamples:
         """Keep finished images.
 
         Args:
-            start: Place of the first.
             images: (n, h, w, c).
             labels: Class of each, or None.
 
@@ -162,12 +157,7 @@ def require_same(path: Path, there: dict[str, object], facts: dict[str, object])
 
 
 def differences(there: Mapping[str, object], facts: Mapping[str, object]) -> str:
-    """What differs, a line each with both values, to end a message; empty when nothing does.
-
-    Args:
-        there: As JSON.
-        facts: As JSON.
-    """
+    """What differs, a line each with both values, to end a message; empty when nothing does."""
     before, now = flat(there), flat(facts)
     nothing = dict.fromkeys(sorted({*before, *now}))
     return listed(differing(nothing | before, nothing | now, lambda value: shortened(json.dumps(value))))
@@ -178,7 +168,6 @@ def missing(places: list[range], count: int, batch_size: int) -> list[range]:
 
     Args:
         places: Those that there are, in order.
-        count: Of all images.
         batch_size: Most images of a batch.
     """
     batches: list[range] = []

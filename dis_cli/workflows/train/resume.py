@@ -66,7 +66,6 @@ class LastState:
         recorded: The settings that it is trained with, from where nobody edits them; None before its first start.
         checkpoint: The newest sound one; None without one, and once `take` has given it away.
         meta: What was saved beside its weights.
-        step: Optimizer steps taken.
         notes: Sentences on newer checkpoints that were passed over because they are damaged.
     """
 
@@ -86,7 +85,6 @@ def read_last_state(run: RunDir, names: Iterable[str] | None = None) -> LastStat
     """Look how far a run is; changes nothing in its folder.
 
     Args:
-        run: The run.
         names: Groups of tensors to read; None reads all, and makes sure that training can go on with them.
 
     Raises:
@@ -143,8 +141,6 @@ def check_same_data(run: RunDir, last: LastState, source: ImageSource, identity:
     """Refuse to go on with other data than the last checkpoint's.
 
     Args:
-        run: The run.
-        last: How far it is.
         source: What it would go on with; of a run that encodes its images these.
         identity: From `identity_of`, of ``source``.
 
@@ -195,12 +191,7 @@ def notes_on_start(run: RunDir, last: LastState, config: RunConfig) -> list[str]
 
 
 def _edits(run: RunDir, recorded: RunConfig) -> list[str]:
-    """What somebody has changed in a run's ``config.toml`` since its last start, as sentences.
-
-    Args:
-        run: The run.
-        recorded: What it is trained with.
-    """
+    """What somebody has changed in a run's ``config.toml`` since its last start, as sentences."""
     rewritten = "It is written anew with the settings of this start"
     last = _of_last_start(run)
     try:
@@ -219,8 +210,6 @@ def _jump_of_learning_rate(recorded: RunConfig, config: RunConfig, step: int) ->
 
     Args:
         recorded: What the run was trained with up to here.
-        config: What it is to go on with.
-        step: Steps taken.
     """
     before, now = recorded.train, config.train
     if step == 0 or step >= now.steps:
@@ -241,7 +230,6 @@ def recorded_config(run: RunDir, checkpoint: Checkpoint | None) -> RunConfig | N
     """The settings that a run is trained with, from where nobody edits them; None before its first start.
 
     Args:
-        run: The run.
         checkpoint: Its last one, if there is one.
     """
     if checkpoint is not None:

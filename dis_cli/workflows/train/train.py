@@ -68,8 +68,6 @@ def train(
     Under `torchrun` every process calls this, and all of them train one model; only the leader writes.
 
     Args:
-        config: The run's settings.
-        out: The run's folder.
         device: "auto", "cpu", "cuda" or "cuda:N".
         fresh: Start over; what ``out`` holds is moved into its ``earlier-N``.
         is_locked: Whether the caller holds the lock of ``out`` already, on the leader.

@@ -40,8 +40,6 @@ class Best:
     """The best score of a run so far.
 
     Attributes:
-        metric: Its name.
-        value: The score.
         step: The optimizer step whose weights it is of.
     """
 
@@ -62,13 +60,8 @@ class Watcher:
 
     Attributes:
         config: Its ``sample``, ``evaluate`` and ``train`` sections say how.
-        run: Where the results go.
-        group: All ranks.
-        device: Of this rank.
-        engine: What computes the scan.
         class_names: One name a class.
         vae: The VAE that the model's latents are of, when known.
-        stop: Signals that this rank received.
         bests: The best score so far of each metric and conditions, on the leader: others cannot be compared. That of
             the conditions that were met last is last.
     """

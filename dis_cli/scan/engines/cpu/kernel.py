@@ -127,8 +127,6 @@ def scan_backward(
         ends: From ``scan_forward``.
         inputs: Those of ``scan_forward``.
         grad_B: Where to write that gradient; None makes a tensor. Channels contiguous.
-        grad_C: Likewise.
-        grad_z: Likewise.
         add_to_z: Whether to add to ``grad_z`` instead.
     """
     inputs, grad = _readable(inputs), _rows(grad)
