@@ -20,7 +20,7 @@ SamplerName: TypeAlias = Literal["ancestral", "ddim", "dpm++", "dpm++sde", "unip
 # These integrate along straight lines from noise to image, whatever the process (``line_scales``).
 STRAIGHT: Final = ("heun", "euler")
 
-_THEIR_NAME: Final[dict[str, Literal["epsilon", "v_prediction", "sample"]]] = {
+_DIFFUSERS_PREDICTION: Final[dict[str, Literal["epsilon", "v_prediction", "sample"]]] = {
     "epsilon": "epsilon",
     "v": "v_prediction",
     "x_0": "sample",
@@ -80,12 +80,12 @@ def make_scheduler(
             from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
             scheduler: Any = DDPMScheduler(
-                **tables, prediction_type=_THEIR_NAME[prediction], variance_type=variance, clip_sample=clip
+                **tables, prediction_type=_DIFFUSERS_PREDICTION[prediction], variance_type=variance, clip_sample=clip
             )
         case "ddim":
             from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-            scheduler = DDIMScheduler(**tables, prediction_type=_THEIR_NAME[prediction], clip_sample=clip)
+            scheduler = DDIMScheduler(**tables, prediction_type=_DIFFUSERS_PREDICTION[prediction], clip_sample=clip)
         # The others get x_0 itself: their own conversion cannot clip, and takes a learned variance for three channels.
         case "unipc":
             from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler

@@ -13,11 +13,12 @@ import secrets
 import shutil
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
-
-import filelock
+from typing import TYPE_CHECKING, BinaryIO
 
 from dis_cli.errors import StorageError, UsageError
+
+if TYPE_CHECKING:
+    import filelock
 
 TEMPORARY_PREFIX = ".tmp-"
 
@@ -229,12 +230,15 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def try_lock(lock: filelock.BaseFileLock) -> bool:
+def try_lock(lock: "filelock.BaseFileLock") -> bool:
     """Take a lock without waiting; False while another process holds it.
 
     Raises:
         OSError: The file system has no locks, or does not let us.
     """
+    # Imported here: only commands that write need it.
+    import filelock
+
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout:

@@ -24,7 +24,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from dis_cli.errors import DisError, Interrupted, MismatchError, PeerError, first_line
 from dis_cli.events import Waiting
-from dis_cli.runtime.distributed import WORK_ALONE, Part, part_from_environment, require_meeting_place
+from dis_cli.runtime.distributed import WORK_ALONE, WorkShare, part_from_environment, require_meeting_place
 from dis_cli.runtime.signals import CONTINUE_HINT, StopRequest
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ class ProcessGroup:
         peers: Through whom they leave word; None when there is only one.
     """
 
-    def __init__(self, part: Part = Part(), peers: "_Peers | None" = None) -> None:  # noqa: B008 - a frozen default
+    def __init__(self, part: WorkShare = WorkShare(), peers: "_Peers | None" = None) -> None:  # noqa: B008 - a frozen default
         self.rank = part.index
         self.world_size = part.count
         self._peers = peers
@@ -215,7 +215,7 @@ def meet(stop: StopRequest) -> Generator[Waiting, None, Meeting | None]:
 
 
 @contextlib.contextmanager
-def _reaching_others(part: Part) -> Generator[None]:
+def _reaching_others(part: WorkShare) -> Generator[None]:
     try:
         yield
     except (ValueError, RuntimeError) as error:

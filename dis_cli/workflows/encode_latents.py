@@ -40,7 +40,7 @@ from dis_cli.data.source import ImageSource
 from dis_cli.errors import DataError, StorageError, UsageError
 from dis_cli.events import Event, Finished, Note, Progress, Started, Wrote
 from dis_cli.runtime.device import pick_device
-from dis_cli.runtime.distributed import WORK_ALONE, Part, part_from_environment
+from dis_cli.runtime.distributed import WORK_ALONE, WorkShare, part_from_environment
 from dis_cli.runtime.files import free_bytes
 from dis_cli.runtime.signals import StopRequest, stop_on_signals
 from dis_cli.runtime.targets import require_writable
@@ -53,7 +53,7 @@ def encode(
     options: EncodeOptions,
     *,
     kind: str | None = None,
-    part: Part | None = None,
+    part: WorkShare | None = None,
     dry_run: bool = False,
 ) -> Iterator[Event]:
     """Encode images, with their classes, into ``out``.
@@ -85,7 +85,7 @@ def encode(
     yield from run_encoding(job, part)
 
 
-def run_encoding(job: "Encoding", part: Part) -> Iterator[Event]:
+def run_encoding(job: "Encoding", part: WorkShare) -> Iterator[Event]:
     """Encode the shards of ``part``; events and errors are those of `encode`."""
     began = time.monotonic()
     out = job.out
@@ -219,7 +219,7 @@ class Encoding:
         if self.options.mirrored and not self.asked.mirrored:
             yield Note(message="Digits are never mirrored: encoding them as they are")
 
-    def dry_run(self, part: Part) -> dict[str, object]:
+    def dry_run(self, part: WorkShare) -> dict[str, object]:
         """What would be done."""
         state = self.agreement.state()
         settings = self.asked if state is None else state.settings
