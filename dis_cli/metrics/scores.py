@@ -12,7 +12,7 @@ from dis_cli.errors import DataError, UsageError
 from dis_cli.metrics.bootstrap import GroupedMoments, frechet_interval
 from dis_cli.metrics.extractors.base import FEATURES, LOGITS, METRICS, SPATIAL, Extractor, score_names
 from dis_cli.metrics.frechet import frechet_distance, sample_size_notes
-from dis_cli.metrics.images.extraction import Part
+from dis_cli.metrics.images.extraction import UnitOutputs
 from dis_cli.metrics.images.sets import ImageSet
 from dis_cli.metrics.inception_score import NUM_SPLITS, InceptionScore, Spread
 from dis_cli.metrics.kid import SUBSET_SIZE, kernel_distance, subset_size_for
@@ -99,7 +99,7 @@ class Collector:
         self._sizes = Counter[tuple[int, int]]()
         self._remarks = Counter[str]()
 
-    def add(self, part: Part) -> None:
+    def add(self, part: UnitOutputs) -> None:
         """Add the next images.
 
         Raises:

@@ -140,6 +140,7 @@ class Shard:
     """A finished shard.
 
     Attributes:
+        first: Index of its first image.
         sums: Per channel, the sum of z's mean over all its pixels, mirrors included.
         sums_of_squares: The same of mean squared plus variance.
     """

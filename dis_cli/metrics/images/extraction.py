@@ -16,10 +16,11 @@ from dis_cli.runtime.signals import StopRequest
 
 
 @dataclass(frozen=True)
-class Part:
+class UnitOutputs:
     """What became of a unit of images.
 
     Attributes:
+        first: Place of the first image.
         outputs: Of the extractor, by their names; a row an image.
         sizes: How many images there are of each height and width.
         remarks: How many were changed when they were read, by what was done.
@@ -41,7 +42,7 @@ def extract(
     stop: StopRequest,
     *,
     keep_images: bool = False,
-) -> Iterator[Event | Part]:
+) -> Iterator[Event | UnitOutputs]:
     """Look at all images of a set.
 
     Every rank takes one unit a round, and the leader gets all of a round in the order of the images. How many ranks
@@ -53,7 +54,7 @@ def extract(
         keep_images: Hand on the images too.
 
     Yields:
-        Progress, and on the leader a Part for each unit.
+        Progress, and on the leader a UnitOutputs for each unit.
 
     Raises:
         DataError: An image cannot be read.
@@ -108,9 +109,9 @@ def _outputs(extractor: Extractor, images: Tensor) -> dict[str, Tensor]:
     return extractor.outputs(as_digits(images) if isinstance(extractor, DigitFeatures) else images)
 
 
-def _look(unit: Unit, extractor: Extractor, outputs: set[str], *, keep_images: bool, travels: bool) -> Part:
+def _look(unit: Unit, extractor: Extractor, outputs: set[str], *, keep_images: bool, travels: bool) -> UnitOutputs:
     found = look(extractor, unit.images)
-    return Part(
+    return UnitOutputs(
         first=unit.first,
         # What stays in this process may stay on the GPU.
         outputs={name: found[name].cpu() if travels else found[name] for name in outputs},

@@ -36,13 +36,13 @@ from dis_cli.workflows.eval_fid.place import (
     short_name,
     write_result,
 )
-from dis_cli.workflows.eval_fid.references import DATA, Compared, find_reference
+from dis_cli.workflows.eval_fid.references import DATA, ScoreReference, find_reference
 from dis_cli.workflows.eval_fid.result import (
     conditions,
+    extractor_facts,
     headlines,
     joined,
-    looked_at_by,
-    measured_how,
+    measurement_facts,
 )
 from dis_cli.workflows.eval_fid.save_scored import SavedImages
 from dis_cli.workflows.eval_fid.scorer import Scorer, foreign_features, make_scorer, notes_on_images
@@ -221,7 +221,7 @@ class ScoredModel:
             "repeat": request.repeat,
             "classes": None if self.labels is None else ("as in the data" if self._source else "equally often"),
             "precision": asdict(self._precision),
-            **measured_how(scorer, self.num_samples),
+            **measurement_facts(scorer, self.num_samples),
             "bounds": self.bounds,
             "command": request.command,
         }
@@ -307,7 +307,7 @@ def scored_parts(config: RunConfig, scorer: Scorer, num_samples: int, usual_samp
 def _scorer_of(
     request: Request,
     config: RunConfig,
-    compared: Compared | None,
+    compared: ScoreReference | None,
     device: torch.device,
     group: ProcessGroup,
     stop: StopRequest,
@@ -346,8 +346,8 @@ def _evaluate_images(
         "dis": __version__,
         "images": images.name,
         "num_samples": len(images),
-        **looked_at_by(scorer.extractor),
-        **measured_how(scorer, len(images)),
+        **extractor_facts(scorer.extractor),
+        **measurement_facts(scorer, len(images)),
         "bounds": bounds,
         "command": request.command,
     }

@@ -13,7 +13,7 @@ from dis_cli.metrics.extractors.base import Extractor
 from dis_cli.metrics.scores import choose_metrics
 from dis_cli.runtime.files import atomic_write_text, numbered
 from dis_cli.runtime.targets import require_writable
-from dis_cli.workflows.eval_fid.references import DATA, Compared, usual_split
+from dis_cli.workflows.eval_fid.references import DATA, ScoreReference, usual_split
 from dis_cli.workflows.load.model import LoadedModel
 from dis_cli.workflows.sample.unfinished import differences
 
@@ -41,7 +41,7 @@ def how_scored(
     config: RunConfig,
     extractor: Extractor,
     metrics: Sequence[str],
-    compared: Compared | None,
+    compared: ScoreReference | None,
     *,
     num_samples: int,
     usual_samples: int,

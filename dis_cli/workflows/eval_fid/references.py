@@ -18,7 +18,7 @@ from dis_cli.errors import UsageError
 from dis_cli.events import Event, Started
 from dis_cli.metrics.cache import Key, ScoreCache
 from dis_cli.metrics.extractors.base import METRICS, SPATIAL, Extractor, identity
-from dis_cli.metrics.images.extraction import Part, extract
+from dis_cli.metrics.images.extraction import UnitOutputs, extract
 from dis_cli.metrics.images.npz import may_be_images, open_npz
 from dis_cli.metrics.images.sets import FEATURE_BATCH, NpzSet, SourceImages, StoredImages
 from dis_cli.metrics.scores import Collected, Collector, Needs
@@ -36,7 +36,7 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
-class Compared:
+class ScoreReference:
     """What images are compared with, found and not yet looked at.
 
     Attributes:
@@ -75,7 +75,7 @@ class Compared:
         return facts | ({"data": self.file.data, "sha256": self.file.data_sha256} if self.file is not None else {})
 
 
-def find_reference(ref: str, config: RunConfig) -> Compared:
+def find_reference(ref: str, config: RunConfig) -> ScoreReference:
     """What ``--ref`` names.
 
     Args:
@@ -91,7 +91,7 @@ def find_reference(ref: str, config: RunConfig) -> Compared:
     if ref == DATA:
         split = split_of(config)
         source = build_image_source(config, split=split)
-        return Compared("data", source.name, SourceImages(source), split=split)
+        return ScoreReference("data", source.name, SourceImages(source), split=split)
     if config.evaluate.split != "auto":
         raise UsageError(
             f"A split is a part of the run's data, and the images are compared with `{ref}`",
@@ -103,9 +103,9 @@ def find_reference(ref: str, config: RunConfig) -> Compared:
             has_statistics, has_images = "mu" in file.keys, bool(may_be_images(file))
         if has_statistics:
             images = NpzSet(path) if has_images else None
-            return Compared("statistics", str(path), images, read_reference(path))
+            return ScoreReference("statistics", str(path), images, read_reference(path))
     images = open_images(path, background)
-    return Compared("images", images.name, images)
+    return ScoreReference("images", images.name, images)
 
 
 def split_of(config: RunConfig) -> str:
@@ -119,7 +119,7 @@ def usual_split(config: RunConfig) -> str:
 
 
 def collect(
-    compared: Compared,
+    compared: ScoreReference,
     needs: Needs,
     extractor: Extractor,
     *,
@@ -155,7 +155,7 @@ def collect(
         yield Started(what=f"looking at {images.name}", total=len(images), unit="images")
         collector = Collector(missing, extractor, images, device)
         for item in extract(images, extractor, missing.outputs, group, stop):
-            if isinstance(item, Part):
+            if isinstance(item, UnitOutputs):
                 collector.add(item)
             else:
                 yield item
@@ -233,7 +233,7 @@ def _take_seen(arrays: Arrays, result: Collected) -> None:
     result.remarks = Counter(seen["remarks"])
 
 
-def reference_file(found: Collected, compared: Compared, extractor: Extractor, sha256: str) -> Reference:
+def reference_file(found: Collected, compared: ScoreReference, extractor: Extractor, sha256: str) -> Reference:
     """A reference as a file of statistics holds it.
 
     Args:

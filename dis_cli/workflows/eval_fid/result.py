@@ -48,7 +48,7 @@ def conditions(
     if config.codec.kind == "vae":
         data["codec"] = config.codec.model_dump(mode="json")
     return {
-        **looked_at_by(extractor),
+        **extractor_facts(extractor),
         **data,
         "num_samples": num_samples,
         "seed": config.evaluate.seed,
@@ -57,7 +57,7 @@ def conditions(
     }
 
 
-def looked_at_by(extractor: Extractor) -> dict[str, object]:
+def extractor_facts(extractor: Extractor) -> dict[str, object]:
     """What results say of the extractor, and of the packages that computed."""
     packages = ("torch", "torch-fidelity", "numpy", "pillow")
     return {
@@ -68,7 +68,7 @@ def looked_at_by(extractor: Extractor) -> dict[str, object]:
     }
 
 
-def measured_how(scorer: Scorer, num_samples: int) -> dict[str, object]:
+def measurement_facts(scorer: Scorer, num_samples: int) -> dict[str, object]:
     """What results say of the metrics and the reference."""
     how: dict[str, object] = {"metrics": list(scorer.metrics), "interval": scorer.interval}
     if scorer.compared is not None:

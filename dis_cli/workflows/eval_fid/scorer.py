@@ -22,7 +22,7 @@ from dis_cli.metrics.extractors.base import Extractor
 from dis_cli.metrics.extractors.choose import build_extractor, choose_features
 from dis_cli.metrics.extractors.digits import DigitFeatures, as_digits
 from dis_cli.metrics.extractors.inception import InceptionFeatures
-from dis_cli.metrics.images.extraction import Part, extract, look
+from dis_cli.metrics.images.extraction import UnitOutputs, extract, look
 from dis_cli.metrics.images.sets import FileImages, ImageSet, SourceImages, TensorImages
 from dis_cli.metrics.scores import (
     Collected,
@@ -37,7 +37,7 @@ from dis_cli.metrics.scores import (
 from dis_cli.metrics.statistics_file import require_same_extractor
 from dis_cli.runtime.process_group import ProcessGroup
 from dis_cli.runtime.signals import StopRequest
-from dis_cli.workflows.eval_fid.references import Compared, collect
+from dis_cli.workflows.eval_fid.references import ScoreReference, collect
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ class Scorer:
 
     extractor: Extractor
     metrics: tuple[MetricName, ...]
-    compared: Compared | None
+    compared: ScoreReference | None
     device: torch.device
     group: ProcessGroup
     stop: StopRequest
@@ -108,7 +108,7 @@ class Scorer:
             self.stop,
             keep_images=keep_images or with_digits,
         ):
-            if not isinstance(item, Part):
+            if not isinstance(item, UnitOutputs):
                 yield item
                 continue
             collector.add(item)
@@ -139,7 +139,7 @@ class Scorer:
 
 def make_scorer(
     config: RunConfig,
-    compared: Compared | None,
+    compared: ScoreReference | None,
     *,
     inception: Path | None,
     extractor: Extractor | None,
@@ -234,7 +234,7 @@ def score(
     return {name: value for name, value in found.items() if isinstance(value, float)}
 
 
-def compared_with(source: ImageSource, extractor: Extractor, split: str | None = None) -> Compared:
+def compared_with(source: ImageSource, extractor: Extractor, split: str | None = None) -> ScoreReference:
     """Data as what images are compared with: of digits the test images, where their classifier looks.
 
     Args:
@@ -242,7 +242,7 @@ def compared_with(source: ImageSource, extractor: Extractor, split: str | None =
     """
     if isinstance(extractor, DigitFeatures) and isinstance(source, DigitsSource):
         split, source = "test", DigitsSource("test", image_size=source.image_size, channels=source.channels)
-    return Compared("data", source.name, SourceImages(source), split=split)
+    return ScoreReference("data", source.name, SourceImages(source), split=split)
 
 
 def foreign_features(extractor: Extractor, config: RunConfig) -> list[str]:

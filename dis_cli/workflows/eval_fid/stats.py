@@ -18,7 +18,7 @@ from dis_cli.runtime.files import numbered
 from dis_cli.runtime.targets import require_writable
 from dis_cli.workflows.eval_fid.evaluate import Request, work_together
 from dis_cli.workflows.eval_fid.references import collect, find_reference, reference_file
-from dis_cli.workflows.eval_fid.result import looked_at_by
+from dis_cli.workflows.eval_fid.result import extractor_facts
 from dis_cli.workflows.eval_fid.scorer import make_extractor, notes_on_images
 from dis_cli.workflows.load.identity import require_same_as_run
 from dis_cli.workflows.sample.unfinished import differences
@@ -66,7 +66,7 @@ def make_statistics(
         yield from (Note(message=note, level="warning") for note in notes_on_images(compared.images))
         facts: dict[str, object] = {"schema": 1, "out": str(out), "data": compared.name, "n": len(compared.images)}
         facts |= {} if compared.split is None else {"split": compared.split}
-        facts |= looked_at_by(own)
+        facts |= extractor_facts(own)
         group.from_leader(lambda: _require_same(out, compared.images, own))
         if dry_run:
             yield Finished(result=facts | {"dry_run": True})

@@ -28,7 +28,7 @@ from dis_cli.version import __version__
 from dis_cli.workflows.build import Codec, build_codec, build_model, pick_precision
 from dis_cli.workflows.eval_fid.evaluate import class_labels, reference_images, size_split
 from dis_cli.workflows.eval_fid.place import how_generated, how_scored, write_result
-from dis_cli.workflows.eval_fid.references import Compared
+from dis_cli.workflows.eval_fid.references import ScoreReference
 from dis_cli.workflows.eval_fid.result import conditions, headlines
 from dis_cli.workflows.eval_fid.scorer import compared_with, foreign_features, make_extractor, score
 from dis_cli.workflows.load.averages import choose_average
@@ -202,7 +202,7 @@ class Watcher:
         yield replace(write_result(path, result | {"result_file": str(path)} | metrics), step=step)
         return None
 
-    def _name_parts(self, step: int, count: int, extractor: Extractor, compared: Compared) -> Sequence[str]:
+    def _name_parts(self, step: int, count: int, extractor: Extractor, compared: ScoreReference) -> Sequence[str]:
         config = self.config
         assert self._source is not None
         average = choose_average(config, config.sample.ema).name_parts
