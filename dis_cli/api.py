@@ -107,6 +107,7 @@ def sample_images(
         classes: A number or name, or several that take turns, or "all", as ``--class`` takes them: where names are
             numbers, a number is a name. () lets each image's seed choose.
         seeds: One an image, 0 or more; None takes 0 to n - 1.
+        steps: Model evaluations an image, instead of the run's.
         sampler: As ``--sampler``, instead of the run's; with its usual steps, unless ``steps`` says how many.
         cfg_scale: Classifier-free guidance; 1 is none.
         vae: Folder, or cached hub id, of the VAE that decodes latents.
