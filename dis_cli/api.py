@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from dis_cli.config.overrides import apply_overrides, as_overrides
+from dis_cli.config.sampling import LARGEST_SEED
 from dis_cli.config.schema import RunConfig
 from dis_cli.errors import UsageError
 from dis_cli.models.backbone import Backbone
@@ -168,6 +169,6 @@ def _seeds(n: int | None, seeds: Sequence[int] | None) -> Sequence[int]:
         raise UsageError(
             f"n is {count} and there are {len(found)} seeds: one an image is needed, and one image or more"
         )
-    if wrong := [seed for seed in found if not 0 <= seed < 2**31]:
-        raise UsageError(f"Seed {wrong[0]} is out of range: allowed are 0 to {2**31 - 1}")
+    if wrong := [seed for seed in found if not 0 <= seed <= LARGEST_SEED]:
+        raise UsageError(f"Seed {wrong[0]} is out of range: allowed are 0 to {LARGEST_SEED}")
     return found

@@ -85,8 +85,6 @@ def make_record(
     """The record to be written beside ``weights``.
 
     Args:
-        weights: By name.
-        config: The settings of the run.
         step: Optimizer steps taken; None when unknown.
         ema_decay: Decay of the average that they are, per step; 0 for weights as they were trained.
         class_names: One a class; none when unknown.
@@ -265,7 +263,6 @@ def parse_torch(path: Path, content: Mapping[str, Any]) -> Portable:
     """The model in what a ``.pt`` file holds.
 
     Args:
-        path: The file, to be named.
         content: What `read_torch_file` has found in it.
 
     Raises:

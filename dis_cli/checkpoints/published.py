@@ -47,10 +47,6 @@ class ReferenceCheckpoint:
 def read_reference(path: Path, source: Source | None = None) -> ReferenceCheckpoint:
     """Read a published ``.pt`` checkpoint.
 
-    Args:
-        path: The file.
-        source: As in `parse_reference`.
-
     Raises:
         CheckpointError: The file is missing or damaged, or its weights are NaN or infinite.
         MismatchError: It is sound but of no model, and says what is missing, unexpected or of another shape; or
@@ -64,7 +60,6 @@ def parse_reference(path: Path, content: object, source: Source | None = None) -
     """The published checkpoint in what a file holds.
 
     Args:
-        path: The file, to be named.
         content: What `read_torch_file` has found in it.
         source: Which of its weights; None takes the moving average if there is one. A bare state dict counts as
             weights that were trained.

@@ -52,7 +52,6 @@ class Checkpoint:
     """A checkpoint whose every byte was verified.
 
     Args:
-        path: Its folder.
         step: Optimizer steps taken when it was saved.
         meta: What was saved beside the tensors, ``step`` included.
         entries: Size and SHA-256 of its files, by the manifest.
@@ -146,7 +145,6 @@ def read_checkpoint(folder: Path, names: Iterable[str] | None = None) -> Checkpo
     """Read a checkpoint, every byte of which is verified before anything is made of it.
 
     Args:
-        folder: The checkpoint's own folder.
         names: Groups of tensors to read and verify; None reads all, and then also refuses files that the manifest
             does not list.
 
@@ -189,7 +187,6 @@ def latest_checkpoint(root: Path, names: Iterable[str] | None = None) -> tuple[C
 
     Args:
         root: The folder of all checkpoints of a run.
-        names: As in `read_checkpoint`.
 
     Returns:
         The checkpoint, or None when there is none or all are damaged; and a sentence on each damaged one passed over.
@@ -209,7 +206,6 @@ def resolve_checkpoint(path: Path, names: Iterable[str] | None = None, step: int
 
     Args:
         path: For the first two, the newest checkpoint that is sound is read, and ``notes`` tells what was passed over.
-        names: As in `read_checkpoint`.
         step: The one to read instead of the newest.
 
     Raises:

@@ -46,6 +46,7 @@ from dis_cli.cli.sample_options import (
     VaeOption,
     sample_settings,
 )
+from dis_cli.config.sampling import LARGEST_SEED
 from dis_cli.errors import NegativeVerdict, UsageError
 from dis_cli.metrics.table import METRICS, full_name, without_reference, words
 from dis_cli.paths import expand_home, home_path
@@ -131,7 +132,7 @@ def eval_fid(
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", min=0, max=2**31 - 1, help="Seed of the first image.")
+        int | None, typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="Seed of the first image.")
     ] = None,
     repeat: Annotated[
         int, typer.Option("--repeat", metavar="R", min=1, help="Draw R times as many images, and give the spread.")

@@ -11,7 +11,7 @@ from dis_cli.runtime.distributed import part_from_environment
 
 SplitOption = Annotated[
     Literal["train", "test", "all"] | None,
-    typer.Option("--split", help="Part of the data; the test images of digits, else the training images."),
+    typer.Option("--split", help="WorkShare of the data; the test images of digits, else the training images."),
 ]
 FeaturesOption = Annotated[
     Literal["auto", "inception", "digits", "clip", "dinov2"] | None,

@@ -32,6 +32,7 @@ from dis_cli.cli.sample_options import (
     VaeOption,
     sample_settings,
 )
+from dis_cli.config.sampling import LARGEST_SEED
 from dis_cli.runtime.distributed import part_from_environment
 
 
@@ -52,7 +53,7 @@ def sample(
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", metavar="N", min=0, max=2**31 - 1, help="Seed of the first image; image i adds i."),
+        typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="Seed of the first image; image i adds i."),
     ] = None,
     seeds: Annotated[
         str | None, typer.Option("--seeds", metavar="LIST", help="All seeds instead, such as 0-15,40.")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from dis_cli.config.sampling import SamplerName
-from dis_cli.config.section import HomePath, NoneWord, OneOf, PositiveInt, PrecisionName, Section, Share
+from dis_cli.config.section import HomePath, NoneWord, OneOf, PositiveInt, PrecisionName, Section, Seed, Share
 from dis_cli.metrics.table import METRICS
 
 
@@ -78,9 +78,7 @@ class EvaluateConfig(Section):
     num_samples: Annotated[Annotated[int, Field(ge=2)] | None, NoneWord] = Field(
         default=None, description="generated images; none takes as many as the reference has"
     )
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
-        default=1_000_000, description="seed of the first generated image"
-    )
+    seed: Seed = Field(default=1_000_000, description="seed of the first generated image")
     inception: Annotated[HomePath | None, NoneWord] = Field(
         default=None, description="weights of Inception; none takes those in torch's cache where they are needed"
     )

@@ -33,7 +33,6 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
 
     Args:
         config: The configuration to start from; it is not changed.
-        overrides: Texts such as ``train.steps=2``.
 
     Raises:
         ConfigError: An override has no ``=``, an unknown key or a refused value; all problems are listed.

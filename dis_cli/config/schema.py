@@ -21,6 +21,7 @@ from dis_cli.config.section import (
     PositiveInt,
     PrecisionName,
     Section,
+    Seed,
 )
 from dis_cli.metrics.table import METRICS
 from dis_cli.scan.engines import table as engines
@@ -200,7 +201,7 @@ class RunConfig(Section):
         default="custom", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the preset or run"
     )
     description: str = Field(default="", description="one line on what it is for")
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(default=0, description="seed of the weights and of every draw")
+    seed: Seed = Field(default=0, description="seed of the weights and of every draw")
     engine: str = Field(
         default=engines.AUTO,
         description="what computes the scan; 'auto' takes the fastest that works. See `dis doctor`",

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
+from dis_cli.config.sampling import LARGEST_SEED
 from dis_cli.errors import UsageError
 from dis_cli.paths import expand_home
 
@@ -30,6 +31,8 @@ def _read_home(value: object) -> object:
 
 
 PositiveInt = Annotated[int, Field(ge=1)]
+
+Seed = Annotated[int, Field(ge=0, lt=LARGEST_SEED + 1)]
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

@@ -31,16 +31,12 @@ class Setting:
         key: Its dotted name, such as ``train.steps``.
         kind: How it is written: "boolean", "integer", "number", "string", "path", "choice", "array" (of fixed length)
             or "list".
-        optional: Whether ``none`` is allowed.
         allowed: Type and bounds, in words.
-        default: The schema's value.
-        description: Meaning and unit.
         choices: The words that it may be, as far as they can be counted.
     """
 
     key: str
     kind: str
-    optional: bool
     allowed: str
     default: object
     description: str
@@ -205,7 +201,6 @@ def _setting(key: str, schema: dict[str, Any], default: object, description: str
     return Setting(
         key=key,
         kind=_kind(values[0]),
-        optional=optional,
         allowed=" or ".join(map(_allowed, values)) + (", or none" if optional else ""),
         default=default,
         description=description or "",

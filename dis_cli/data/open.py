@@ -122,7 +122,6 @@ def kind_of(path: Path, *, or_npz: bool = False) -> str:
     """The kind that a path looks like; ImageNet's layout is a folder like any other.
 
     Args:
-        path: The path.
         or_npz: Whether the caller reads npz files too, which the message then lists.
 
     Raises:

@@ -102,7 +102,6 @@ class BatchSource(ImageSource, Protocol):
         """The samples that ``load`` would give, in the same bits.
 
         Args:
-            indices: Of the samples.
             rngs: One generator for each, as ``load`` takes it; each serves until the next is asked for.
         """
         ...

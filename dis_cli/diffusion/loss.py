@@ -15,7 +15,6 @@ class Objective:
     """What a model is trained to output, and how its error is weighed (``dis_cli.diffusion.objective``).
 
     Args:
-        process: The forward process.
         prediction: "epsilon", "v" or "x_0"; "velocity" for a rectified flow.
         variance: "learned_range" adds the variational bound to the loss.
         loss_weight: Weight of a timestep in the squared error.

@@ -18,7 +18,6 @@ class DigitScores:
     """Scores digits; what real ones get is measured once.
 
     Args:
-        extractor: The digit classifier.
         image_size: Side of the images to be scored: real ones are enlarged to it and reduced again with them.
     """
 

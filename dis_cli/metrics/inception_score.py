@@ -33,8 +33,6 @@ class InceptionScore:
 
     Args:
         num_images: Images in all, which decides the part of each.
-        num_splits: Parts.
-        seed: Of the shuffling.
 
     Raises:
         ValueError: There are fewer images than parts.

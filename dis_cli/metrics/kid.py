@@ -48,10 +48,8 @@ def kernel_distance(
 
     Args:
         generated: Features of the scored images.
-        reference: Features of what they are compared with.
         num_subsets: How many pairs of subsets.
         subset_size: Images of each subset, drawn without replacement; None takes ``subset_size_for``.
-        seed: Seed of the draws.
 
     Raises:
         ValueError: A set has fewer images than a subset, or a subset fewer than 2.

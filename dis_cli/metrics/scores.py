@@ -12,7 +12,7 @@ from dis_cli.errors import DataError, UsageError
 from dis_cli.metrics.bootstrap import GroupedMoments, frechet_interval
 from dis_cli.metrics.extractors.base import FEATURES, LOGITS, SPATIAL, Extractor, score_names
 from dis_cli.metrics.frechet import sample_size_notes
-from dis_cli.metrics.images.extraction import Part
+from dis_cli.metrics.images.extraction import UnitOutputs
 from dis_cli.metrics.images.sets import ImageSet
 from dis_cli.metrics.inception_score import Spread
 from dis_cli.metrics.statistics import Moments, Statistics, require_finite
@@ -50,8 +50,6 @@ class Collected:
 
     Attributes:
         count: How many there are; None when a file of statistics does not say.
-        statistics: Of the features.
-        spatial: Of the spatial features.
         features: All of them, float32, on the CPU.
         sums: The metrics of the logits.
         groups: For the bootstrap.
@@ -72,14 +70,7 @@ class Collected:
 
 
 class Collector:
-    """Adds the parts of a set in order; its memory grows with the images only where all features are needed.
-
-    Args:
-        needs: What is kept.
-        extractor: Whose outputs come.
-        images: The set.
-        device: Where sums are made.
-    """
+    """Adds the parts of a set in order; its memory grows with the images only where all features are needed."""
 
     def __init__(self, needs: Needs, extractor: Extractor, images: ImageSet, device: torch.device) -> None:
         width = extractor.sizes[FEATURES]
@@ -93,7 +84,7 @@ class Collector:
         self._sizes = Counter[tuple[int, int]]()
         self._remarks = Counter[str]()
 
-    def add(self, part: Part) -> None:
+    def add(self, part: UnitOutputs) -> None:
         """Add the next images.
 
         Raises:
@@ -268,9 +259,6 @@ def notes_on(
     """What the reader of the numbers should know about the images.
 
     Args:
-        scored: The images.
-        reference: What they are compared with, or None.
-        metrics: What is measured.
         what: What to call the first.
     """
     notes: list[str] = []

@@ -37,7 +37,6 @@ class Reference:
     """What images are compared with.
 
     Args:
-        statistics: Of the features.
         spatial: Of the spatial features, for sFID; None without them.
         made_with: The ``identity`` of the extractor; None when the file does not say, as ADM's do not.
         data: What to call the images.
@@ -96,9 +95,7 @@ def require_same_extractor(reference: Reference, extractor: Extractor, path: Pat
     """Make sure that statistics can be compared with an extractor's features.
 
     Args:
-        reference: The statistics.
         extractor: What looks at the images to be scored.
-        path: Where the statistics were read.
 
     Returns:
         What to tell the user when the file does not say what it was made with; None when it does.

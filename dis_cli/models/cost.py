@@ -68,7 +68,7 @@ class ModelShape:
 
 
 @dataclass(frozen=True)
-class Part:
+class LayerCost:
     """What one kind of layer costs, summed over the blocks.
 
     Args:
@@ -99,7 +99,7 @@ class Flops:
     """
 
     tokens: int
-    parts: dict[str, Part]
+    parts: dict[str, LayerCost]
     data_gradient_macs: int = 0
     run_once: Set[str] = frozenset()
     conventions: dict[str, str] = field(default_factory=lambda: CONVENTIONS)
@@ -158,7 +158,7 @@ class Flops:
         """
         return steps * (2 if guided else 1) * self.macs
 
-    def _sum(self, number: Callable[[Part], int]) -> int:
+    def _sum(self, number: Callable[[LayerCost], int]) -> int:
         return sum(map(number, self.parts.values()))
 
 
@@ -167,7 +167,6 @@ class Memory:
     """Bytes that a model takes.
 
     Args:
-        weights: The parameters.
         gradients: Of the parameters, at the end of a backward.
         optimizer: AdamW's two moments.
         ema: One average of the weights.

@@ -72,7 +72,6 @@ class Family:
         """Parameters and MACs of a model.
 
         Args:
-            shape: The model.
             num_patches: Another number of patches than that of its grid, for a closed form; None is the grid's.
         """
         if self.count is not None:

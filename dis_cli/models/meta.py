@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dis_cli.models.backbone import Backbone
-from dis_cli.models.cost import Flops, ModelShape, Part
+from dis_cli.models.cost import Flops, LayerCost, ModelShape
 from dis_cli.models.recognize import Shape
 
 
@@ -27,4 +27,4 @@ def count(build: Callable[..., Backbone], shape: ModelShape) -> Flops:
         model(x, torch.empty(1), torch.empty(1, dtype=torch.int64) if shape.num_classes else None)
     macs = counter.get_total_flops() // 2
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Flops(model.num_tokens, {"network": Part(parameters, macs, published_macs=macs)})
+    return Flops(model.num_tokens, {"network": LayerCost(parameters, macs, published_macs=macs)})

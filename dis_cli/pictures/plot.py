@@ -28,7 +28,6 @@ class Series:
     """One line.
 
     Args:
-        name: In the legend.
         line: Its points, positive, x rising.
         marks: Points that are marked on it.
         color: Index into ``COLORS``, counted round.
@@ -47,7 +46,6 @@ class Curve:
     """One line over values that stand side by side.
 
     Args:
-        name: In the legend.
         points: The place of a value, and the number there; places rising.
         color: Index into ``COLORS``, counted round.
     """
@@ -63,7 +61,6 @@ def log_log_png(series: Sequence[Series], *, cache: Path, title: str, x_label: s
     Args:
         series: At least one.
         cache: The folder where matplotlib keeps its list of fonts.
-        title: Above.
         x_label: Below the horizontal axis, with its unit.
         y_label: Beside the vertical axis, with its unit.
     """
@@ -101,7 +98,6 @@ def curves_png(
         curves: At least one.
         cache: The folder where matplotlib keeps its list of fonts.
         ticks: The values, from left to right.
-        title: Above.
         x_label: Below the horizontal axis.
         y_label: Beside the vertical axis, which is linear.
         best: The point that is marked with a ring.

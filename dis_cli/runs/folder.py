@@ -24,7 +24,7 @@ import filelock
 
 from dis_cli.errors import StorageError
 from dis_cli.events import Event
-from dis_cli.runtime.files import atomic_write_bytes, atomic_write_text, remove_temporaries, storage_error
+from dis_cli.runtime.files import atomic_write_bytes, atomic_write_text, remove_temporaries, storage_error, try_lock
 
 # Loader processes of a killed run notice within 5 seconds that they are orphans, and hold its lock until then.
 _ORPHANS_SECONDS = 10.0
@@ -174,7 +174,7 @@ class RunDir:
         before = self._names()
         lock = filelock.FileLock(self.path / ".lock")
         deadline = time.monotonic() + _ORPHANS_SECONDS
-        while not _try_acquire(lock):
+        while not self._try_lock(lock):
             holder = Holder.read(self._holder_path)
             if (holder is not None and holder.is_alive()) or time.monotonic() > deadline:
                 raise StorageError(
@@ -191,6 +191,12 @@ class RunDir:
             if ".lock" not in before and self._names() == before | {".lock"}:
                 self._leave_no_trace(made)
             lock.release()
+
+    def _try_lock(self, lock: filelock.BaseFileLock) -> bool:
+        try:
+            return try_lock(lock)
+        except OSError as error:
+            raise storage_error(self.path / ".lock", error, action="lock") from error
 
     def _make_folder(self) -> list[Path]:
         """Make the folder and its parents; returns those that were not there, the innermost first."""
@@ -270,8 +276,6 @@ class Holder:
     """The process that holds a run, as it has noted itself.
 
     Args:
-        pid: Its number on its machine.
-        host: The machine.
         started: When it took the run, as ISO 8601 with the offset from UTC.
     """
 
@@ -324,17 +328,6 @@ class Holder:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, started {self.started}"
-
-
-def _try_acquire(lock: filelock.BaseFileLock) -> bool:
-    try:
-        lock.acquire(blocking=False)
-    except filelock.Timeout:
-        return False
-    except (OSError, NotImplementedError) as error:
-        cause = error if isinstance(error, OSError) else OSError(str(error))
-        raise storage_error(Path(lock.lock_file), cause, action="lock") from error
-    return True
 
 
 def _records(content: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:

@@ -34,12 +34,7 @@ class Score:
 
     Args:
         metric: Its name in results.
-        value: The number.
         step: The optimizer step whose weights it is of.
-        num_samples: How many images were scored.
-        reference: What they were compared with.
-        split: Which part of the data that is.
-        features: What looked at them.
         is_foreign: Whether that knows digits only, and the run's data are others: the number says little.
     """
 
@@ -67,10 +62,6 @@ class RunSummary:
     """What is known of a run; None for what is not.
 
     Args:
-        path: Its folder.
-        preset: The name in its settings.
-        step: The last step taken.
-        steps: The steps to take in all.
         loss: That of the last step; None also when it was not finite.
         best: The best score, of the kind that ``train.best_metric`` chooses when there is one. Only scores of equal
             extractor, reference, split and number of images are compared: those of most images, and of several such
@@ -80,7 +71,6 @@ class RunSummary:
             word).
         detail: What the user was told when it stopped or failed; the process that runs it.
         updated: When it last wrote something down.
-        problems: What could not be read.
     """
 
     path: Path

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from dis_cli.errors import MissingResourceError
+from dis_cli.errors import MissingResourceError, first_line
 from dis_cli.events import Event, Finished, Metric, Note, Saved, Step, Stopped, Wrote
 from dis_cli.runs.folder import RunDir
 from dis_cli.runtime.files import atomic_write_text, storage_error
@@ -59,7 +59,6 @@ class Trackers:
     """Several trackers as one that never fails.
 
     Args:
-        trackers: Opened ones.
         first_step: The step that training continues from.
         notes: What there is to say about their opening; the first ``record`` returns it.
     """
@@ -111,7 +110,7 @@ class Trackers:
                 self._trackers.remove(tracker)
                 with contextlib.suppress(Exception):
                     tracker.close(succeeded=False)
-                message = f"{tracker.name} failed and shows no more of this run: {_first_line(error)}"
+                message = f"{tracker.name} failed and shows no more of this run: {first_line(error)}"
                 self._notes.append(Note(message=message, level="warning"))
 
 
@@ -134,7 +133,6 @@ def open_trackers(names: Sequence[str], run: RunDir, *, config: Mapping[str, obj
 
     Args:
         names: "tensorboard" or "wandb".
-        run: The run's folder, which exists.
         config: The run's settings as a JSON object; ``name`` is shown as the run's.
         first_step: The step that training continues from; what was shown of later ones is taken back or kept, and
             shown once.
@@ -220,7 +218,7 @@ class _Wandb:
             atomic_write_text(run.wandb_id_path, f"{identity}\n")
         except Exception as error:
             raise MissingResourceError(
-                f"train.trackers asks for wandb, which cannot begin: {_first_line(error)}",
+                f"train.trackers asks for wandb, which cannot begin: {first_line(error)}",
                 "Run `wandb login`, keep the curves on this disk with WANDB_MODE=offline, or leave it out",
             ) from error
         if reason:
@@ -264,7 +262,7 @@ class _Wandb:
                 raise
             # Its process goes on trying to begin the run, and allows no other of that name meanwhile.
             wandb.teardown()
-            return wandb.init(**arguments, mode="offline"), _first_line(error)
+            return wandb.init(**arguments, mode="offline"), first_line(error)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         # Of steps that it has already, it keeps the first values, which are the same.
@@ -295,7 +293,3 @@ def _missing(name: str, what: str) -> MissingResourceError:
         f"train.trackers asks for {name}, which {what}",
         f"`pip install 'dis-cli[{name}]'`, or leave it out of train.trackers",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

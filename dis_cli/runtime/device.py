@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dis_cli.errors import ConfigError, UsageError
+from dis_cli.errors import ConfigError, UsageError, first_line
 from dis_cli.events import Event
 from dis_cli.runtime.distributed import WORK_ALONE, local_rank, part_from_environment
 from dis_cli.runtime.process_group import ProcessGroup, join_process_group, meet
@@ -94,7 +94,6 @@ def require_compiler(device: torch.device, asked: str = "`train.compile`: got tr
     installed would say less: it also needs Python's headers, and on a GPU Triton.
 
     Args:
-        device: What the model computes on.
         asked: What asked for it, for the beginning of the message.
 
     Raises:
@@ -104,7 +103,7 @@ def require_compiler(device: torch.device, asked: str = "`train.compile`: got tr
         torch.compile(_add_one)(torch.zeros(1, device=device))
     except (RuntimeError, OSError) as error:
         # torch wraps what a backend raises.
-        cause = str(getattr(error, "inner_exception", error)).partition("\n")[0].rstrip(".")
+        cause = first_line(getattr(error, "inner_exception", error)).rstrip(".")
         raise ConfigError(
             f"{asked}, but torch cannot compile on this machine: {cause}",
             "Install a C++ compiler (g++, or name one in the variable CXX), or do without compiling",

@@ -46,7 +46,6 @@ def selective_scan(
         delta_bias: Added to ``delta`` before softplus; None adds nothing.
         delta_softplus: Whether ``delta`` goes through softplus (linear beyond 20).
         reverse: Scan from the last token to the first.
-        engine: What computes it (``dis_cli.scan.engines.choose``).
 
     Raises:
         ValueError: A tensor's shape does not fit the others, or the engine cannot be used.
@@ -80,7 +79,6 @@ def causal_conv_silu(
         weight: Taps per channel; the last one meets the token itself.
         bias: Per channel.
         reverse: Look at the tokens that come after instead, as if the sequence were flipped.
-        engine: What computes it (``dis_cli.scan.engines.choose``).
 
     Raises:
         ValueError: A tensor's shape does not fit the others, or the engine cannot be used.

@@ -176,7 +176,6 @@ def pick_precision(requested: str, config: RunConfig, device: torch.device) -> P
     Args:
         requested: ``config.train.precision`` or ``config.sample.precision``.
         config: Its model's width is what is timed.
-        device: Where the model computes.
     """
     return choose_precision(requested, device, model_shape(config).width)
 
@@ -235,7 +234,6 @@ def build_codec(config: RunConfig, device: torch.device, trained_with: VaeRecord
 
     Args:
         config: Its ``codec`` section says what; its model must fit.
-        device: Where a VAE lives.
         trained_with: The VAE that the model's latents are of; None when that is not known.
 
     Raises:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from dis_cli.config.schema import RunConfig
+from dis_cli.errors import first_line
 from dis_cli.events import Event, Finished, Note
 from dis_cli.models.dis.parity import PARITY_LIMIT, parity_error
 from dis_cli.runtime import machine, openmp
@@ -106,15 +107,9 @@ def _devices() -> list[torch.device]:
 
 
 def _describe(device: torch.device) -> dict[str, object]:
-    memory = machine.memory()
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        free, total = torch.cuda.mem_get_info(device)
-        memory = machine.Memory(total, free)
-    else:
-        name = machine.cpu_name()
+    memory = machine.memory(device)
     return {
-        "name": name,
+        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else machine.cpu_name(),
         "total_memory_bytes": memory.total_bytes,
         "free_memory_bytes": memory.free_bytes,
         "engine": asdict(choose_engine("auto", device)),
@@ -140,8 +135,7 @@ def _check_engine(name: str, device: torch.device) -> tuple[dict[str, object], s
 
 
 def _raised(exception: Exception) -> str:
-    first_line = str(exception).strip().partition("\n")[0]
-    return f"it raises {type(exception).__name__}: {first_line}"
+    return f"it raises {type(exception).__name__}: {first_line(exception)}"
 
 
 def _has(path: str) -> bool:

@@ -7,7 +7,6 @@ shard's bytes depend neither on how often the work was interrupted, nor on the n
 """
 
 import functools
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -41,7 +40,8 @@ from dis_cli.data.source import ImageSource
 from dis_cli.errors import DataError, StorageError, UsageError
 from dis_cli.events import Event, Finished, Note, Progress, Started, Wrote
 from dis_cli.runtime.device import pick_device
-from dis_cli.runtime.distributed import WORK_ALONE, Part, part_from_environment
+from dis_cli.runtime.distributed import WORK_ALONE, WorkShare, part_from_environment
+from dis_cli.runtime.files import free_bytes
 from dis_cli.runtime.signals import StopRequest, stop_on_signals
 from dis_cli.runtime.targets import require_writable
 
@@ -53,7 +53,7 @@ def encode(
     options: EncodeOptions,
     *,
     kind: str | None = None,
-    part: Part | None = None,
+    part: WorkShare | None = None,
     dry_run: bool = False,
 ) -> Iterator[Event]:
     """Encode images, with their classes, into ``out``.
@@ -62,7 +62,6 @@ def encode(
         data: The folder or archive of the images; None for the bundled digits.
         vae: Folder, bundled name or hub id of a diffusers AutoencoderKL.
         out: Folder of the shards; an unfinished one is continued.
-        options: How.
         kind: The kind of source; None tells it from ``data``.
         part: The shards to encode; None takes torchrun's word, and all when there is none.
         dry_run: End after planning; nothing is written.
@@ -86,7 +85,7 @@ def encode(
     yield from run_encoding(job, part)
 
 
-def run_encoding(job: "Encoding", part: Part) -> Iterator[Event]:
+def run_encoding(job: "Encoding", part: WorkShare) -> Iterator[Event]:
     """Encode the shards of ``part``; events and errors are those of `encode`."""
     began = time.monotonic()
     out = job.out
@@ -220,7 +219,7 @@ class Encoding:
         if self.options.mirrored and not self.asked.mirrored:
             yield Note(message="Digits are never mirrored: encoding them as they are")
 
-    def dry_run(self, part: Part) -> dict[str, object]:
+    def dry_run(self, part: WorkShare) -> dict[str, object]:
         """What would be done."""
         state = self.agreement.state()
         settings = self.asked if state is None else state.settings
@@ -231,7 +230,7 @@ class Encoding:
             "shards_kept": len(mine) - len(missing),
             "shards_to_write": len(missing),
             "bytes_to_write": settings.bytes_per_image * sum(len(settings.indices(number)) for number in missing),
-            "free_bytes": _free_bytes(self.out),
+            "free_bytes": free_bytes(self.out),
             "dry_run": True,
         }
 
@@ -350,13 +349,9 @@ def _require_place(data: Path | None, out: Path) -> None:
 
 def _require_space(out: Path, settings: LatentSettings, num_images: int) -> None:
     """Refuse to begin what the disk cannot hold."""
-    needed, free = settings.bytes_per_image * num_images, _free_bytes(out)
-    if needed > free:
+    needed, free = settings.bytes_per_image * num_images, free_bytes(out)
+    if free is not None and needed > free:
         raise StorageError(
             f"Not enough space for `{out}` (needs {needed:,} bytes, {free:,} bytes free)",
             "Free some space there, or store less with `--no-flip` (or data.hflip=false)",
         )
-
-
-def _free_bytes(folder: Path) -> int:
-    return shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free

@@ -69,9 +69,7 @@ def decode_latents(
     """Decode some latents, spread evenly over a folder, into a labelled grid: what the model will be trained on.
 
     Args:
-        folder: The folder of latents.
         vae: The VAE that made them; None looks for it where it was then.
-        num_images: How many.
         out: The PNG file; None puts ``grid.png`` into the folder, or ``grid_2.png`` beside another picture.
         device: "auto", "cpu", "cuda" or "cuda:N".
 

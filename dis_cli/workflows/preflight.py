@@ -44,7 +44,6 @@ def look_for_features(config: RunConfig | None, inception: Path | None) -> None:
 
     Args:
         config: The command's settings; None when they are not known yet, and then only the option is looked at.
-        inception: The option ``--inception``.
 
     Raises:
         UsageError: The options contradict each other.

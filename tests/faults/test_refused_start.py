@@ -212,7 +212,7 @@ def test_other_commands_leave_what_is_there(place, monkeypatch) -> None:
 
 def test_space_is_asked_for_before_latents_are_begun(place, monkeypatch) -> None:
     vae = save_tiny_vae(place / "vae")
-    monkeypatch.setattr("dis_cli.workflows.encode_latents._free_bytes", lambda _: 10)
+    monkeypatch.setattr("dis_cli.workflows.encode_latents.free_bytes", lambda _: 10)
     before = content(place)
     assert dis("encode-latents", "--vae", vae, "--image-size", "8", "-q", "--data", "imgs", "--out", "new") == 1
     assert content(place) == before

@@ -28,8 +28,6 @@ class Table:
     """One table.
 
     Args:
-        title: A line above it.
-        header: Names of the columns.
         rows: Cells, as many in each as in the header.
     """
 

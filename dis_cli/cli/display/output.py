@@ -37,7 +37,6 @@ class Output:
         quiet: Show results and errors only.
         verbose: Show a line for every step.
         progress: Show progress at all; notes and warnings stay without it.
-        as_json: Print results as JSON.
         json_lines: Print every event as a line of JSON when it happens, and the result as the last one.
         clock: Seconds, from any origin; paces the plain lines.
     """
@@ -71,7 +70,6 @@ class Output:
         """Run a workflow by taking its events, show them, and return what its last one carries.
 
         Args:
-            events: The workflow.
             log_every: Steps between plain lines when there is no terminal; None leaves it to the clock.
 
         Raises:

@@ -51,12 +51,7 @@ class Taken:
 
 
 def command_of(root: Any, arguments: Sequence[str]) -> tuple[str, Any]:
-    """The command that arguments call, by its name without ``dis`` and as the parser's object; ``root`` is "".
-
-    Args:
-        root: The parser's object of ``dis`` itself.
-        arguments: Those of the process.
-    """
+    """The command that arguments call, by its name without ``dis`` and as the parser's object; ``root`` is ""."""
     names: list[str] = []
     command = root
     for place, word in enumerate(arguments):

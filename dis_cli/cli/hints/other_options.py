@@ -212,7 +212,6 @@ def answer(option: str, taken: Taken) -> str | None:
 
     Args:
         option: As it was typed, with its dashes, without a value.
-        taken: What the command takes.
     """
     name = option.lstrip("-").replace("-", "_").lower()
     for candidate in _ANSWERS.get(name, ()):

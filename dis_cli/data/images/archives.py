@@ -183,7 +183,6 @@ class ZipFiles(_ArchiveFiles):
     """The images in a zip file; the module's page says which.
 
     Args:
-        path: The file.
         split: Which part of a divided archive: "train", "test", or "all", which refuses one.
 
     Raises:
@@ -251,7 +250,6 @@ class TarFiles(_ArchiveFiles):
     """The images in a tar file that is not compressed; the module's page says which.
 
     Args:
-        path: The file.
         split: Which part of a divided archive: "train", "test", or "all", which refuses one.
 
     Raises:

@@ -20,9 +20,7 @@ def groups_ahead(
     """Groups of images in order, without augmentation; one group is read while the one before is used.
 
     Args:
-        source: The images.
         groups: Indices of each group's images.
-        num_workers: Threads that read.
 
     Raises:
         DataError: An image cannot be read.
@@ -42,8 +40,6 @@ def read_ahead(
 
     Args:
         read: Called with some of a group's places at a time, in threads.
-        groups: The places.
-        num_workers: Threads.
     """
     with ThreadPoolExecutor(num_workers) as pool:
         waiting: deque[tuple[range, list[Future[T]]]] = deque()

@@ -37,7 +37,6 @@ class ImageCheck:
     """Finds the files of a set that cannot be used.
 
     Args:
-        files: The files.
         num_workers: Threads that read; 0 counts as 1.
 
     Attributes:

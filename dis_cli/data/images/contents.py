@@ -26,7 +26,6 @@ class Entry(NamedTuple):
     Attributes:
         name: The path as it stands there; Windows programs part folders by a backslash too, which no name may hold.
         numbers: Where and how the content is stored: what ``_read`` takes.
-        is_folder: Whether it is a folder.
         unusable: Why it could not be an image, whatever its name; None for a regular file.
         link: What it leads to, seen from the top of the archive; None when it is no link.
     """
@@ -42,7 +41,6 @@ class Contents:
     """What an archive's table of contents says.
 
     Args:
-        entries: The table.
         place: What to call the archive, printable.
 
     Attributes:

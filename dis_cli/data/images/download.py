@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 
 from dis_cli.data.decode import printable
-from dis_cli.errors import MissingResourceError
+from dis_cli.errors import MissingResourceError, first_line
 
 
 @contextmanager
@@ -14,7 +14,6 @@ def downloading(what: str, path: Path, hint: str) -> Generator[None, None, None]
     """Raise MissingResourceError for whatever goes wrong inside.
 
     Args:
-        what: The data set.
         path: The folder it is fetched to.
         hint: How to come by it otherwise.
     """
@@ -26,6 +25,5 @@ def downloading(what: str, path: Path, hint: str) -> Generator[None, None, None]
         if isinstance(error, HTTPError):
             error.close()
         # gdown's messages have many lines
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = printable(lines[0] if lines else type(error).__name__)
+        reason = printable(first_line(error).strip())
         raise MissingResourceError(f"{what} cannot be downloaded to `{printable(path)}` ({reason})", hint) from error

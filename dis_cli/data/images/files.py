@@ -81,7 +81,6 @@ class FileSource:
     """Image files as a source: each cut to a centred square and resized as the ADM code does.
 
     Args:
-        files: The files.
         image_size: Side of the result, in pixels.
         channels: 1 converts to grey, 3 to RGB.
         hflip: Mirror half of the images when augmenting.
@@ -176,7 +175,6 @@ class FolderFiles:
     """The image files of a folder.
 
     Args:
-        path: The folder.
         listing: Which of its files; None lists them all.
         notes: What else there is to say of the folder.
 

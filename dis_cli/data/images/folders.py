@@ -28,7 +28,7 @@ from dis_cli.errors import DataError
 FOLDER_HINT = "Give a folder of images, or of one sub-folder per class, with `--data DIR` (or data.path=DIR)"
 
 
-class Part(NamedTuple):
+class SplitFolder(NamedTuple):
     """The part of a data folder that serves a split.
 
     Attributes:
@@ -51,14 +51,13 @@ def require_folder(path: Path, hint: str) -> None:
         raise DataError(f"{'Not a folder' if exists else 'Folder not found'}: `{printable(path)}`", hint)
 
 
-def split_folder(path: Path, split: str) -> Part:
+def split_folder(path: Path, split: str) -> SplitFolder:
     """The part of a data folder that serves a split.
 
     A folder that is divided, itself or the one folder in it, gives the part that ``layout.choose_part`` says. Any other
     serves all, and so does one with a ``dataset.json``, whose labels are those of all images below it.
 
     Args:
-        path: The folder given by the user.
         split: "train", "test" or "all".
 
     Raises:
@@ -68,7 +67,7 @@ def split_folder(path: Path, split: str) -> Part:
     require_folder(path, FOLDER_HINT)
     top = _top(path)
     if top.has_labels:
-        return Part(path)
+        return SplitFolder(path)
     if len(top.folders) == 1 and not top.num_images:
         inside = path / top.folders[0]
         below = _top(inside)
@@ -76,12 +75,12 @@ def split_folder(path: Path, split: str) -> Part:
             path, top = inside, below
     name = choose_part(top.folders, split, printable(path))
     if name is None:
-        return Part(path)
+        return SplitFolder(path)
     parts = {name for names in find_parts(top.folders).values() for name in names}
-    return Part(path / name, tuple(beside_parts(set(top.folders) - parts, top.num_images)))
+    return SplitFolder(path / name, tuple(beside_parts(set(top.folders) - parts, top.num_images)))
 
 
-def imagenet_folder(path: Path, split: str) -> Part:
+def imagenet_folder(path: Path, split: str) -> SplitFolder:
     """The part of an ImageNet folder that serves a split, with one sub-folder per class.
 
     Args:
@@ -112,7 +111,7 @@ def imagenet_folder(path: Path, split: str) -> Part:
             "Sort the images into one folder per class (n01440764, ...), for `val` by the published labels, or "
             "set data.source=folder to read images without classes",
         )
-    return Part(folder, part.notes)
+    return SplitFolder(folder, part.notes)
 
 
 def list_images(folder: Path) -> Listing:

@@ -122,7 +122,6 @@ def choose_part(folders: Collection[str], split: str, place: str, *, is_archive:
         folders: The names of all folders at the top.
         split: "train" gives the part to train on; "test" that for validation, else that for tests; "all" none.
         place: What to call the folder or archive, printable.
-        is_archive: Whether it is one.
 
     Raises:
         UsageError: All of a divided set is asked for, or a part that it has not, or has twice.

@@ -32,7 +32,6 @@ def check_images(
     as a bad image.
 
     Args:
-        source: The images.
         on_bad: "stop" ends with an error that lists the bad images; "skip" goes on without them.
         num_workers: Threads that read; 0 counts as 1.
         stop: Ends the check in order; what was read until then is not read again.

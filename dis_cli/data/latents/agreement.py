@@ -21,7 +21,7 @@ from dis_cli.data.latents.format import (
 )
 from dis_cli.data.latents.unfinished import Plan, Unfinished
 from dis_cli.data.source import ImageSource
-from dis_cli.errors import DataError, MismatchError
+from dis_cli.errors import DataError, MismatchError, differing, flat, listed, shortened
 from dis_cli.events import Event, Note
 from dis_cli.runtime.machine import num_cores
 from dis_cli.runtime.signals import StopRequest
@@ -75,8 +75,6 @@ class Agreement:
     """How a folder of latents comes by its plan.
 
     Args:
-        out: The folder.
-        options: What was asked for.
         source: The images, as they were found.
         asked: The settings of a folder that is new.
         require_space: Refuses what the disk cannot hold: so many images of these settings.
@@ -130,12 +128,11 @@ class Agreement:
             return None
         there = state.settings
         asked = divided(self._asked, self._options, there.batch_size)
-        before, now = _flat(there), _flat(asked)
-        changed = [key for key in now if before[key] != now[key] and key not in _INFORMATION]
-        if changed:
-            lines = "".join(f"\n  {key}: {_short(before[key])} there, {_short(now[key])} now" for key in changed)
+        before, now = (flat(dataclasses.asdict(settings)) for settings in (there, asked))
+        decisive = {key: value for key, value in before.items() if key not in _INFORMATION}
+        if lines := differing(decisive, now, lambda value: shortened(repr(value))):
             raise MismatchError(
-                f"`{self._out}` holds latents of other images or settings{lines}",
+                f"`{self._out}` holds latents of other images or settings{listed(lines)}",
                 "Give the settings that are there, or another --out",
             )
         return state
@@ -180,14 +177,3 @@ def divided(settings: LatentSettings, options: EncodeOptions, batch_size: int) -
     fitting = options.shard_bytes // bytes_per_image(settings.latent_shape, settings.dtype, mirrored=settings.mirrored)
     whole = fitting // batch_size * batch_size or max(fitting, 1)
     return dataclasses.replace(settings, batch_size=batch_size, images_per_shard=whole)
-
-
-def _flat(settings: LatentSettings) -> dict[str, object]:
-    flat = dataclasses.asdict(settings)
-    vae = flat.pop("vae")
-    return flat | {f"vae.{key}": value for key, value in vae.items()}
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:18]}...{text[-18:]}"

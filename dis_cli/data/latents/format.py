@@ -21,14 +21,16 @@ The manifest, with ``"format": "dis-latents"`` and ``"version": 2``:
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, cast, get_args
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, PlainValidator, TypeAdapter, ValidationError
 
 from dis_cli.errors import DataError
 from dis_cli.runtime.files import atomic_write_text, sha256_file
@@ -38,10 +40,18 @@ VERSION: Final = 2
 MANIFEST: Final = "manifest.json"
 PROGRESS: Final = ".progress"
 FINISH_HINT: Final = "Run the same `dis encode-latents` again to finish it"
-CROP: Final = "centre square, resized as the ADM code does"
+Crop = Literal["centre square, resized as the ADM code does"]
+CROP: Final[Crop] = "centre square, resized as the ADM code does"
 
 Dtype = Literal["float32", "float16"]
 STORED: Final = {"float32": "F32", "float16": "F16"}
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+# Names of files may hold bytes that are no UTF-8, which pydantic refuses in a text.
+Name = Annotated[str, PlainValidator(str)]
+
+_Record = TypeVar("_Record")
+_adapter = functools.cache(TypeAdapter)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +65,7 @@ class VaeRecord:
         scaling_factor: What the configuration asks for; None when it says nothing.
     """
 
-    name: str
+    name: Name
     config_sha256: str
     weights_sha256: str
     scaling_factor: float | None
@@ -73,7 +83,6 @@ class LatentSettings:
         image_size: Side that images were cropped and resized to, in pixels.
         crop: How; always CROP.
         background: What transparent images were laid on.
-        vae: The VAE.
         scale: Factor on z for training, so that latents have about unit variance.
         shift: Subtracted from z before; 0 for most VAEs.
         latent_shape: (C, H, W).
@@ -84,20 +93,20 @@ class LatentSettings:
     """
 
     source: str
-    data: str
-    class_names: tuple[str, ...]
-    num_images: int
-    image_size: int
-    crop: str
+    data: Name
+    class_names: tuple[Name, ...]
+    num_images: Count
+    image_size: Count
+    crop: Crop
     background: str
     vae: VaeRecord
     scale: float
     shift: float
-    latent_shape: tuple[int, int, int]
+    latent_shape: tuple[Count, Count, Count]
     dtype: Dtype
     mirrored: bool
-    images_per_shard: int
-    batch_size: int
+    images_per_shard: Count
+    batch_size: Count
 
     @property
     def num_shards(self) -> int:
@@ -131,19 +140,15 @@ class Shard:
     """A finished shard.
 
     Attributes:
-        file: Its name.
         first: Index of its first image.
-        count: Its images.
-        size_bytes: Of the file.
-        sha256: Of the file.
         sums: Per channel, the sum of z's mean over all its pixels, mirrors included.
         sums_of_squares: The same of mean squared plus variance.
     """
 
     file: str
-    first: int
-    count: int
-    size_bytes: int
+    first: Annotated[int, Field(ge=0, strict=True)]
+    count: Count
+    size_bytes: Count
     sha256: str
     sums: tuple[float, ...]
     sums_of_squares: tuple[float, ...]
@@ -152,7 +157,6 @@ class Shard:
         """What is wrong with the file, or None.
 
         Args:
-            folder: The folder of the shard.
             hashed: Also compare the sha256, which reads the whole file.
         """
         path = folder / self.file
@@ -171,7 +175,7 @@ class Skipped:
     """An image that was left out: its place among the files, and its name."""
 
     index: int
-    name: str
+    name: Name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,13 +240,11 @@ def read_manifest(folder: Path) -> Manifest:
         )
     content = read_record(path)
     try:
-        shards = [parse_shard(record) for record in content["shards"]]
-        settings = parse_settings(content["settings"])
-        skipped = parse_skipped(content["skipped"])
-        _check_shards(settings, shards)
-        return Manifest(settings=settings, skipped=skipped, shards=tuple(shards))
-    except (ValueError, KeyError, TypeError) as error:
+        manifest = parse(Manifest, content)
+        _check_shards(manifest)
+    except ValueError as error:
         raise damaged(path, error) from error
+    return manifest
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -272,73 +274,18 @@ def damaged(path: Path, error: Exception) -> DataError:
     return DataError(f"`{path}` is damaged: {type(error).__name__}: {error}", "Delete the folder and encode again")
 
 
-def parse_settings(given: dict[str, Any]) -> LatentSettings:
-    """Settings from JSON.
+def parse(kind: type[_Record], record: object) -> _Record:
+    """A record of this kind, a dataclass, from JSON.
 
     Raises:
-        ValueError, KeyError, TypeError: They are impossible.
+        ValueError: It is none: names the first value that is impossible.
     """
-    channels, height, width = given["latent_shape"]
-    if given["crop"] != CROP:
-        raise ValueError(f"crop must be {CROP!r}, got {given['crop']!r}")
-    return LatentSettings(
-        source=str(given["source"]),
-        data=str(given["data"]),
-        class_names=tuple(str(name) for name in given["class_names"]),
-        num_images=_at_least(1, given["num_images"]),
-        image_size=_at_least(1, given["image_size"]),
-        crop=CROP,
-        background=str(given["background"]),
-        vae=parse_vae(given["vae"]),
-        scale=float(given["scale"]),
-        shift=float(given["shift"]),
-        latent_shape=(_at_least(1, channels), _at_least(1, height), _at_least(1, width)),
-        dtype=_dtype(given["dtype"]),
-        mirrored=bool(given["mirrored"]),
-        images_per_shard=_at_least(1, given["images_per_shard"]),
-        batch_size=_at_least(1, given["batch_size"]),
-    )
-
-
-def parse_skipped(records: list[dict[str, Any]]) -> tuple[Skipped, ...]:
-    """The images left out, from JSON.
-
-    Raises:
-        ValueError, KeyError, TypeError: They are impossible.
-    """
-    return tuple(Skipped(index=int(record["index"]), name=str(record["name"])) for record in records)
-
-
-def parse_vae(record: dict[str, Any]) -> VaeRecord:
-    """A VAE's record from JSON.
-
-    Raises:
-        ValueError, KeyError, TypeError: It is impossible.
-    """
-    scaling_factor = record["scaling_factor"]
-    return VaeRecord(
-        name=str(record["name"]),
-        config_sha256=str(record["config_sha256"]),
-        weights_sha256=str(record["weights_sha256"]),
-        scaling_factor=None if scaling_factor is None else float(scaling_factor),
-    )
-
-
-def parse_shard(record: dict[str, Any]) -> Shard:
-    """A shard's record from JSON.
-
-    Raises:
-        ValueError, KeyError, TypeError: It is impossible.
-    """
-    return Shard(
-        file=str(record["file"]),
-        first=_at_least(0, record["first"]),
-        count=_at_least(1, record["count"]),
-        size_bytes=_at_least(1, record["size_bytes"]),
-        sha256=str(record["sha256"]),
-        sums=tuple(float(value) for value in record["sums"]),
-        sums_of_squares=tuple(float(value) for value in record["sums_of_squares"]),
-    )
+    try:
+        return _adapter(kind).validate_python(record)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{place}: {first['msg']}, got {first['input']!r:.80}") from error
 
 
 def content_hash(manifest: Manifest) -> str:
@@ -348,21 +295,10 @@ def content_hash(manifest: Manifest) -> str:
     return hashlib.sha256("\n".join([*content, *settings.class_names]).encode()).hexdigest()
 
 
-def _check_shards(settings: LatentSettings, shards: list[Shard]) -> None:
+def _check_shards(manifest: Manifest) -> None:
     # The names are checked because a manifest must not lead to files elsewhere.
+    settings = manifest.settings
     expected = [(shard_name(number), settings.indices(number)) for number in range(settings.num_shards)]
-    for shard, (file, indices) in zip(shards, expected, strict=True):
+    for shard, (file, indices) in zip(manifest.shards, expected, strict=True):
         if (shard.file, shard.first, shard.count) != (file, indices.start, len(indices)):
             raise ValueError(f"shard record {shard.file!r} (first {shard.first}, count {shard.count}) is impossible")
-
-
-def _at_least(bound: int, value: object) -> int:
-    if not isinstance(value, int) or value < bound:
-        raise ValueError(f"expected a whole number of at least {bound}, got {value!r}")
-    return value
-
-
-def _dtype(value: object) -> Dtype:
-    if value not in get_args(Dtype):
-        raise ValueError(f"dtype must be one of {', '.join(get_args(Dtype))}, got {value!r}")
-    return cast("Dtype", value)

@@ -36,7 +36,6 @@ class LatentSource:
     Opening reads the headers and labels of the shards, not their moments.
 
     Args:
-        path: The folder.
         image_size: Side of the latent grid that the model expects; None accepts what is there.
         channels: Channels that the model expects; None accepts what is there.
         hflip: Mirror half of the draws; needs mirrored latents in the folder.

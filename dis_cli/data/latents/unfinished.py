@@ -32,16 +32,14 @@ from dis_cli.data.latents.format import (
     Shard,
     Skipped,
     damaged,
-    parse_settings,
-    parse_shard,
-    parse_skipped,
+    parse,
     read_manifest,
     read_record,
     shard_name,
     write_manifest,
 )
 from dis_cli.errors import DataError, StorageError
-from dis_cli.runtime.files import atomic_write_text, publish, storage_error
+from dis_cli.runtime.files import atomic_write_text, publish, storage_error, try_lock
 
 
 @dataclass(frozen=True)
@@ -115,8 +113,8 @@ class Unfinished:
         except (FileNotFoundError, NotADirectoryError):
             return None
         try:
-            return Plan(parse_settings(content["settings"]), parse_skipped(content["skipped"]))
-        except (ValueError, KeyError, TypeError) as error:
+            return parse(Plan, content)
+        except ValueError as error:
             raise damaged(path, error) from error
 
     def write_plan(self, plan: Plan) -> None:
@@ -146,8 +144,8 @@ class Unfinished:
             # another process may have finished the folder meanwhile
             with contextlib.suppress(FileNotFoundError):
                 try:
-                    found[number] = parse_shard(read_record(self._record(number)))
-                except (DataError, ValueError, KeyError, TypeError):
+                    found[number] = parse(Shard, read_record(self._record(number)))
+                except (DataError, ValueError):
                     found[number] = None
         return found
 
@@ -211,17 +209,15 @@ class Unfinished:
     def _held(self, name: str) -> Generator[bool]:
         lock = filelock.FileLock(self._progress / f"{name}.lock")
         try:
-            lock.acquire(blocking=False)
-        except filelock.Timeout:
+            held = try_lock(lock)
+        except OSError as error:
+            # the last process of all removes the folder
+            if not (self._folder / MANIFEST).exists():
+                raise storage_error(self._progress, error, action="lock") from error
+            held = False
+        if not held:
             yield False
             return
-        except (OSError, NotImplementedError) as error:
-            # the last process of all removes the folder
-            if (self._folder / MANIFEST).exists():
-                yield False
-                return
-            cause = error if isinstance(error, OSError) else OSError(str(error))
-            raise storage_error(self._progress, cause, action="lock") from error
         try:
             yield True
         finally:

@@ -21,8 +21,6 @@ class ShardWriter:
 
     Args:
         folder: The folder of latents, with its ``.progress``.
-        number: The shard.
-        settings: Of the folder.
         labels: (N,) of the shard's images.
         names: Of the shard's images.
 

@@ -20,7 +20,6 @@ class Features:
     """An extractor whose weights are on this machine.
 
     Attributes:
-        name: Which one.
         weights: The file, when it is Inception's.
     """
 

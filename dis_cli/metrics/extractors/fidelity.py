@@ -22,8 +22,6 @@ class FidelityFeatures:
         network: The network, made with one feature.
         sha256: Of its weights.
         label: What the names of its scores end with.
-        preprocessing: What the network does with an image first.
-        device: Where the network runs.
     """
 
     def __init__(

@@ -33,7 +33,6 @@ class InceptionFeatures:
 
     Args:
         weights_path: ``pt_inception-2015-12-05-6726825d.pth``.
-        device: Where the network runs.
 
     Attributes:
         published: Whether the file is the published one, by its sha256; with any other, scores cannot be compared with

@@ -32,7 +32,6 @@ class Weights:
     """A file of weights, present.
 
     Args:
-        path: Where it is.
         sha256: What its content must have, because it is known by its name; None takes any.
     """
 

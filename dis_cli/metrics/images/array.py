@@ -46,7 +46,6 @@ def layout_of(shape: tuple[int, ...], refuse: Callable[[str, str], MismatchError
     """The layout of an array of images.
 
     Args:
-        shape: Its shape.
         refuse: Makes the error of what is wrong with it, and a hint.
 
     Raises:
@@ -106,8 +105,6 @@ def require_levels(dtype: np.dtype, values: Range, refuse: Callable[[str, str], 
     """Make sure that the values of an array are grey levels from 0 to 255.
 
     Args:
-        dtype: Their type.
-        values: Their range.
         refuse: Makes the error of what is wrong with them, and a hint.
 
     Raises:

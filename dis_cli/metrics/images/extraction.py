@@ -16,7 +16,7 @@ from dis_cli.runtime.signals import StopRequest
 
 
 @dataclass(frozen=True)
-class Part:
+class UnitOutputs:
     """What became of a unit of images.
 
     Attributes:
@@ -42,22 +42,19 @@ def extract(
     stop: StopRequest,
     *,
     keep_images: bool = False,
-) -> Iterator[Event | Part]:
+) -> Iterator[Event | UnitOutputs]:
     """Look at all images of a set.
 
     Every rank takes one unit a round, and the leader gets all of a round in the order of the images. How many ranks
     there are decides nothing about the bits: a unit is always cut into the same batches.
 
     Args:
-        images: The set.
-        extractor: What looks at it.
         outputs: Names of the outputs that are of use.
         group: All ranks; each has to call this.
-        stop: Signals that this rank received.
         keep_images: Hand on the images too.
 
     Yields:
-        Progress, and on the leader a Part for each unit.
+        Progress, and on the leader a UnitOutputs for each unit.
 
     Raises:
         DataError: An image cannot be read.
@@ -112,9 +109,9 @@ def _outputs(extractor: Extractor, images: Tensor) -> dict[str, Tensor]:
     return extractor.outputs(as_digits(images) if isinstance(extractor, DigitFeatures) else images)
 
 
-def _look(unit: Unit, extractor: Extractor, outputs: set[str], *, keep_images: bool, travels: bool) -> Part:
+def _look(unit: Unit, extractor: Extractor, outputs: set[str], *, keep_images: bool, travels: bool) -> UnitOutputs:
     found = look(extractor, unit.images)
-    return Part(
+    return UnitOutputs(
         first=unit.first,
         # What stays in this process may stay on the GPU.
         outputs={name: found[name].cpu() if travels else found[name] for name in outputs},

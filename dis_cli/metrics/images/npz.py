@@ -46,15 +46,7 @@ class Header(NamedTuple):
 
 
 class NpzFile:
-    """An open ``.npz`` file.
-
-    Args:
-        path: Its path, for errors.
-        archive: The file.
-
-    Attributes:
-        keys: The arrays in it.
-    """
+    """An open ``.npz`` file."""
 
     def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
         self._path = path
@@ -66,7 +58,6 @@ class NpzFile:
         """One array.
 
         Args:
-            key: Its name.
             max_bytes: The most that it may take.
 
         Raises:
@@ -156,9 +147,6 @@ class NpzImages:
 
     ADM's tools call them ``arr_0``; any name will do for the only array with the axes of images. Which arrays are
     images says ``dis_cli.metrics.images.array``.
-
-    Args:
-        path: The file.
 
     Attributes:
         shape: (N, H, W, C).

@@ -34,7 +34,6 @@ class Unit:
     """Some images of a set, in order.
 
     Attributes:
-        first: Place of the first.
         images: (h, w, c) 8-bit each, c = 1 or 3; of any sizes.
         remarks: How many are not as they were found, by what was done.
     """
@@ -88,7 +87,6 @@ class FileImages:
     """Image files in colour and in their own sizes: what is generated is as large as its model makes it.
 
     Args:
-        files: The files.
         background: What transparent images are laid on.
     """
 
@@ -131,9 +129,6 @@ class FileImages:
 class NpzSet:
     """The images of an npz file, such as ADM's tools write; see ``NpzImages``.
 
-    Args:
-        path: The file.
-
     Raises:
         DataError: It is missing or damaged.
         MismatchError: It holds something else.
@@ -168,11 +163,7 @@ class NpzSet:
 
 
 class SourceImages:
-    """The images of a run's data, cut to squares of the model's size as training sees them.
-
-    Attributes:
-        source: The data.
-    """
+    """The images of a run's data, cut to squares of the model's size as training sees them."""
 
     unit_size = FEATURE_BATCH
 

@@ -21,12 +21,7 @@ NORM_EPS = 1e-5
 
 
 class AddNorm(nn.Module):
-    """Adds to the residual stream and normalises it (RMS norm with a weight per channel).
-
-    Args:
-        embed_dim: Width of a token.
-        engine: What computes it (``dis_cli.scan.engines.choose``).
-    """
+    """Adds to the residual stream and normalises it (RMS norm with a weight per channel)."""
 
     def __init__(self, embed_dim: int, engine: str) -> None:
         super().__init__()
@@ -49,7 +44,6 @@ class Block(nn.Module):
     """Add the incoming hidden state to the residual stream, normalise, mix.
 
     Args:
-        embed_dim: Width of a token.
         skip: Whether the block takes a long skip connection.
         d_state: State size of the scan, per channel.
         d_conv: Taps of the causal convolution.
@@ -95,7 +89,6 @@ class DiS(Backbone):
         image_size: Side of the square grid, in its own pixels (image pixels or latent pixels).
         patch_size: Side of a patch; divides ``image_size``.
         in_channels: Channels of the grid.
-        embed_dim: Width of a token.
         depth: Number of blocks, odd. (The published code's ``depth`` is this minus one.)
         num_classes: Number of classes; 0 is unconditional: no label token, no modulation of the final layer.
         learn_sigma: Whether the output has a second half of channels for the variance.

@@ -8,7 +8,7 @@ Symbols: C embed_dim, E = expand C, N d_state, R = ceil(C / 16), K d_conv, P pat
 
 from typing import Final
 
-from dis_cli.models.cost import Flops, Part
+from dis_cli.models.cost import Flops, LayerCost
 from dis_cli.models.dis.sizes import Shape
 
 _DIRECTIONS = 2
@@ -31,7 +31,6 @@ def count(shape: Shape, num_patches: int | None = None) -> Flops:
     gate, and the 1 or 2 tokens that are no patches leave before the head.
 
     Args:
-        shape: The model.
         num_patches: Another number of patches than that of its grid, which need not be a square; None is the grid's.
 
     Returns:
@@ -64,21 +63,23 @@ def count(shape: Shape, num_patches: int | None = None) -> Flops:
     head_biases = shape.output_values + (2 * C if conditional else 0)
     skip_macs = skips * L * skip_linear
     parts = {
-        "embeddings": Part(
+        "embeddings": LayerCost(
             patch_embed + time_embed + embedding_biases + tables, embedding_macs, published_macs=embedding_macs
         ),
-        "norms": Part(shape.depth * C + C),
-        "in_proj": Part(shape.depth * in_proj, shape.depth * L * in_proj),
-        "conv": Part(scans * (conv + E), scans * L * conv),
-        "x_proj": Part(scans * x_proj, scans * L * x_proj),
-        "dt_proj": Part(scans * (dt_proj + E), scans * L * dt_proj),
+        "norms": LayerCost(shape.depth * C + C),
+        "in_proj": LayerCost(shape.depth * in_proj, shape.depth * L * in_proj),
+        "conv": LayerCost(scans * (conv + E), scans * L * conv),
+        "x_proj": LayerCost(scans * x_proj, scans * L * x_proj),
+        "dt_proj": LayerCost(scans * (dt_proj + E), scans * L * dt_proj),
         # A and D; the state update, its read-out with C, and D u; delta A, (delta u) B, and delta u.
-        "scan": Part(scans * (E * N + E), scans * L * (2 * E * N + E), elementwise_macs=scans * L * (2 * E * N + E)),
-        "gate": Part(0, elementwise_macs=scans * L * E),
-        "out_proj": Part(shape.depth * out_proj, shape.depth * L * out_proj),
-        "skip": Part(skips * (skip_linear + C), skip_macs, published_macs=skip_macs),
+        "scan": LayerCost(
+            scans * (E * N + E), scans * L * (2 * E * N + E), elementwise_macs=scans * L * (2 * E * N + E)
+        ),
+        "gate": LayerCost(0, elementwise_macs=scans * L * E),
+        "out_proj": LayerCost(shape.depth * out_proj, shape.depth * L * out_proj),
+        "skip": LayerCost(skips * (skip_linear + C), skip_macs, published_macs=skip_macs),
         # The profiler adds 2 per element for the last norm, which the true count leaves out like all norms.
-        "head": Part(final_linear + ada_ln + head_biases, head_macs, published_macs=head_macs + 2 * L * C),
+        "head": LayerCost(final_linear + ada_ln + head_biases, head_macs, published_macs=head_macs + 2 * L * C),
     }
     return Flops(
         tokens=L,

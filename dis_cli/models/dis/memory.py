@@ -24,7 +24,6 @@ def estimate_memory(shape: Shape, *, batch: int, precision: str, guided: bool = 
     """Bytes for training and sampling with this many images at a time.
 
     Args:
-        shape: The model.
         batch: Images in a training forward, and images generated at a time.
         precision: "fp32" or "bf16": the numbers of the linear layers.
         guided: Whether sampling evaluates every image twice at once (classifier-free guidance).

@@ -22,7 +22,6 @@ class Mixer(nn.Module):
     """``out_proj(forward scan + backward scan)`` of one shared ``in_proj``; both directions gate with the same z.
 
     Args:
-        embed_dim: Width of a token.
         d_state: State size of the scan, per channel.
         d_conv: Taps of the causal convolution.
         expand: Inner width, as a multiple of ``embed_dim``.

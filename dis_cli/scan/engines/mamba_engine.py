@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from dis_cli.errors import first_line
 from dis_cli.scan.engines.reference import selective_scan_reference
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -59,8 +60,7 @@ def _function(package: str, module: str, name: str) -> tuple[Callable[..., Tenso
             return None, f"{package} is not installed"
         return None, f"{package} does not import: {error}"
     except Exception as error:  # noqa: BLE001 - what a missing driver or another torch raises is not the packages' choice
-        first_line = str(error).strip().partition("\n")[0]
-        return None, f"{package} does not import: {type(error).__name__}: {first_line}"
+        return None, f"{package} does not import: {type(error).__name__}: {first_line(error)}"
 
 
 def _lacks_cuda(module: str, name: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dis_cli.errors import first_line
 from dis_cli.scan.contract import ScanInputs
 from dis_cli.scan.engines import reference
 
@@ -31,8 +32,7 @@ def failure(engine: Any, device: torch.device) -> str | None:
         try:
             found = _results(engine, device)
         except Exception as error:  # noqa: BLE001 - compiled code raises what it likes
-            first_line = str(error).strip().partition("\n")[0]
-            return f"it fails at its first computation: {type(error).__name__}: {first_line}"
+            return f"it fails at its first computation: {type(error).__name__}: {first_line(error)}"
         expected = _results(reference, torch.device("cpu"))
     for got, wanted in zip(found, expected, strict=True):
         # Not `error > limit`: a NaN is wrong, too.

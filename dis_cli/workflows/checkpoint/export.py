@@ -60,7 +60,6 @@ def export(
         form: What to write; None tells it by the suffix of ``out``.
         dtype: A key of `DTYPES`, for the weights; all but "fp32" round them.
         force: Replace an earlier export.
-        dry_run: Only say what would be done.
 
     Raises:
         UsageError: ``out`` exists, has an unknown suffix, or holds something else; or the dtype is too small.

@@ -35,7 +35,6 @@ def model_card(saved: SavedModel, config: RunConfig, name: str, scores: list[dic
     """The text of a ``README.md``; it says only what the checkpoint and its run say.
 
     Args:
-        saved: The model.
         config: Its settings, as they are written beside it; see `true_description`.
         name: The folder's name, for the commands.
         scores: Results that were measured of it; see `scores_of`.

@@ -14,7 +14,6 @@ def parse_bounds(texts: Sequence[str], metrics: Sequence[str], extractor: Extrac
     Args:
         texts: Such as "fid=5"; a number alone is the bound of the first metric.
         metrics: What is measured; both these names and those of the results are understood.
-        extractor: Whose names those are.
 
     Raises:
         UsageError: A bound is no number from 0, or of something that is not measured.

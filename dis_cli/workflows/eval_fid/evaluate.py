@@ -16,7 +16,7 @@ from dis_cli.workflows.eval_fid.images import open_images
 from dis_cli.workflows.eval_fid.place import default_path, find_place, short_name, write_result
 from dis_cli.workflows.eval_fid.references import DATA, find_reference
 from dis_cli.workflows.eval_fid.request import Request, require_places
-from dis_cli.workflows.eval_fid.result import headlines, looked_at_by, measured_how
+from dis_cli.workflows.eval_fid.result import extractor_facts, headlines, measurement_facts
 from dis_cli.workflows.eval_fid.scored_model import ScoredModel, scored_parts
 from dis_cli.workflows.eval_fid.scorer import Scorer, foreign_features, make_scorer, notes_on_images
 from dis_cli.workflows.load.identity import require_same_as_run
@@ -83,8 +83,8 @@ def _evaluate_images(request: Request, process: Process) -> Generator[Event]:
         "dis": __version__,
         "images": images.name,
         "num_samples": len(images),
-        **looked_at_by(scorer.extractor),
-        **measured_how(scorer, len(images)),
+        **extractor_facts(scorer.extractor),
+        **measurement_facts(scorer, len(images)),
         "bounds": bounds,
         "command": request.command,
     }

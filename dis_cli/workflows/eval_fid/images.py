@@ -35,12 +35,8 @@ class GeneratedImages:
     Attributes:
         model: In evaluation mode.
         codec: Turns its grid into images.
-        config: How they are generated.
         seeds: One an image.
         labels: The class of each; None when there are none.
-        device: Where the model is.
-        precision: What its linear layers compute in.
-        unit_size: Images of a unit; see ``generated_unit_size``.
     """
 
     model: Backbone
@@ -85,11 +81,7 @@ def generated_unit_size(
     """Images that a rank generates before their features are sent: what keeps all of them busy.
 
     Args:
-        model: What generates.
         config: Its ``sample`` section may say how many at a time.
-        device: Where.
-        num_images: In all.
-        num_ranks: Who share them.
     """
     batch = pick_batch_size(model, config, device) // FEATURE_BATCH
     share = -(-num_images // (num_ranks * FEATURE_BATCH))

@@ -13,7 +13,7 @@ from dis_cli.metrics.extractors.base import Extractor
 from dis_cli.metrics.scores import choose_metrics
 from dis_cli.runtime.files import atomic_write_text, numbered
 from dis_cli.runtime.targets import require_writable
-from dis_cli.workflows.eval_fid.references import DATA, Compared, usual_split
+from dis_cli.workflows.eval_fid.references import DATA, ScoreReference, usual_split
 from dis_cli.workflows.load.model import LoadedModel
 from dis_cli.workflows.sample.unfinished import differences
 
@@ -30,7 +30,6 @@ def how_generated(config: RunConfig, average: Sequence[str] = (), precision: str
     Args:
         config: Its ``sample`` section, without "auto".
         average: Which average of the weights, when it is not the usual one.
-        precision: What the linear layers computed in.
     """
     sample = config.sample
     how = f"{sample.sampler.replace('+', 'p')}-{sample.steps}"
@@ -42,7 +41,7 @@ def how_scored(
     config: RunConfig,
     extractor: Extractor,
     metrics: Sequence[str],
-    compared: Compared | None,
+    compared: ScoreReference | None,
     *,
     num_samples: int,
     usual_samples: int,
@@ -50,11 +49,6 @@ def how_scored(
     """What of a score differs from that of the usual command, for the name of its result.
 
     Args:
-        config: Its ``evaluate`` section.
-        extractor: What looks at the images.
-        metrics: What is measured.
-        compared: What they are compared with.
-        num_samples: Scored images.
         usual_samples: How many they are unless asked for otherwise.
     """
     first = EvaluateConfig.model_fields["seed"].default
@@ -91,7 +85,6 @@ def default_path(loaded: LoadedModel, parts: Sequence[str]) -> Path:
     """Where a result goes unless told: the run's ``evaluations``, or ./evaluations.
 
     Args:
-        loaded: The model.
         parts: What the result depends on beside the weights; see `how_generated` and `how_scored`.
     """
     root = loaded.saved.run_folder / "evaluations" if loaded.saved.run_folder else Path("evaluations")

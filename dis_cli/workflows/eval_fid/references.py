@@ -19,7 +19,7 @@ from dis_cli.errors import UsageError
 from dis_cli.events import Event, Started
 from dis_cli.metrics.cache import Key, ScoreCache
 from dis_cli.metrics.extractors.base import SPATIAL, Extractor, identity
-from dis_cli.metrics.images.extraction import Part, extract
+from dis_cli.metrics.images.extraction import UnitOutputs, extract
 from dis_cli.metrics.images.npz import may_be_images, open_npz
 from dis_cli.metrics.images.sets import FEATURE_BATCH, NpzSet, SourceImages, StoredImages
 from dis_cli.metrics.scores import Collected, Collector, Needs
@@ -37,12 +37,10 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
-class Compared:
+class ScoreReference:
     """What images are compared with, found and not yet looked at.
 
     Attributes:
-        kind: What it is.
-        name: What to call it; printable.
         images: The images; None when there are only statistics.
         file: The statistics, in the place of those of ``images``.
         split: Which part of the data.
@@ -77,7 +75,7 @@ class Compared:
         return facts | ({"data": self.file.data, "sha256": self.file.data_sha256} if self.file is not None else {})
 
 
-def find_reference(ref: str, config: RunConfig) -> Compared:
+def find_reference(ref: str, config: RunConfig) -> ScoreReference:
     """What ``--ref`` names.
 
     Args:
@@ -93,7 +91,7 @@ def find_reference(ref: str, config: RunConfig) -> Compared:
     if ref == DATA:
         split = split_of(config)
         source = build_image_source(config, split=split)
-        return Compared("data", source.name, SourceImages(source), split=split)
+        return ScoreReference("data", source.name, SourceImages(source), split=split)
     if config.evaluate.split != "auto":
         raise UsageError(
             f"A split is a part of the run's data, and the images are compared with `{ref}`",
@@ -105,9 +103,9 @@ def find_reference(ref: str, config: RunConfig) -> Compared:
             has_statistics, has_images = "mu" in file.keys, bool(may_be_images(file))
         if has_statistics:
             images = NpzSet(path) if has_images else None
-            return Compared("statistics", str(path), images, read_reference(path))
+            return ScoreReference("statistics", str(path), images, read_reference(path))
     images = open_images(path, background)
-    return Compared("images", images.name, images)
+    return ScoreReference("images", images.name, images)
 
 
 def split_of(config: RunConfig) -> str:
@@ -144,7 +142,7 @@ def class_labels(source: ImageSource, num_samples: int) -> npt.NDArray[np.int64]
 
 
 def collect(
-    compared: Compared,
+    compared: ScoreReference,
     needs: Needs,
     extractor: Extractor,
     process: Process,
@@ -178,7 +176,7 @@ def collect(
         yield Started(what=f"looking at {images.name}", total=len(images), unit="images")
         collector = Collector(missing, extractor, images, process.device)
         for item in extract(images, extractor, missing.outputs, process.group, process.stop):
-            if isinstance(item, Part):
+            if isinstance(item, UnitOutputs):
                 collector.add(item)
             else:
                 yield item
@@ -256,13 +254,11 @@ def _take_seen(arrays: Arrays, result: Collected) -> None:
     result.remarks = Counter(seen["remarks"])
 
 
-def reference_file(found: Collected, compared: Compared, extractor: Extractor, sha256: str) -> Reference:
+def reference_file(found: Collected, compared: ScoreReference, extractor: Extractor, sha256: str) -> Reference:
     """A reference as a file of statistics holds it.
 
     Args:
         found: With the statistics, and the spatial ones where the extractor has them.
-        compared: What it is of.
-        extractor: What looked at it.
         sha256: Of the images' content.
     """
     assert found.statistics is not None

@@ -34,17 +34,13 @@ def conditions(
     """What a score of a model depends on beside the weights, as result files have it.
 
     Args:
-        config: How the images were generated.
-        extractor: What looked at them.
         source: The run's data, when they were compared with it.
-        engine: What computed the scan.
-        num_samples: How many there were.
     """
     data: dict[str, object] = {} if source is None else {"data": source.name, "data_sha256": source.fingerprint}
     if config.codec.kind == "vae":
         data["codec"] = config.codec.model_dump(mode="json")
     return {
-        **looked_at_by(extractor),
+        **extractor_facts(extractor),
         **data,
         "num_samples": num_samples,
         "seed": config.evaluate.seed,
@@ -53,7 +49,7 @@ def conditions(
     }
 
 
-def looked_at_by(extractor: Extractor) -> dict[str, object]:
+def extractor_facts(extractor: Extractor) -> dict[str, object]:
     """What results say of the extractor, and of the packages that computed."""
     packages = ("torch", "torch-fidelity", "numpy", "pillow")
     return {
@@ -64,7 +60,7 @@ def looked_at_by(extractor: Extractor) -> dict[str, object]:
     }
 
 
-def measured_how(scorer: Scorer, num_samples: int) -> dict[str, object]:
+def measurement_facts(scorer: Scorer, num_samples: int) -> dict[str, object]:
     """What results say of the metrics and the reference."""
     how: dict[str, object] = {"metrics": list(scorer.metrics), "interval": scorer.interval}
     if scorer.compared is not None:
@@ -93,7 +89,6 @@ def headlines(
 
     Args:
         metrics: Numbers by their names.
-        extractor: What looked at the images.
         step: The optimizer step, when training.
         result: What the numbers depend on, when training.
     """

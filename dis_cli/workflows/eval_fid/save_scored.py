@@ -22,10 +22,8 @@ class SavedImages:
 
     Args:
         out: The folder, or a file that ends in .npz or .zip.
-        loaded: What makes them.
         seeds: One an image.
         labels: The class of each; None when there are none.
-        precision: What its linear layers compute in.
 
     Raises:
         UsageError: Something else is there.

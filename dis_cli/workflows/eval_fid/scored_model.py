@@ -21,7 +21,7 @@ from dis_cli.workflows.eval_fid.images import GeneratedImages, generated_unit_si
 from dis_cli.workflows.eval_fid.place import how_generated, how_scored
 from dis_cli.workflows.eval_fid.references import DATA, class_labels, find_reference, reference_images
 from dis_cli.workflows.eval_fid.request import Request
-from dis_cli.workflows.eval_fid.result import conditions, joined, measured_how
+from dis_cli.workflows.eval_fid.result import conditions, joined, measurement_facts
 from dis_cli.workflows.eval_fid.save_scored import SavedImages
 from dis_cli.workflows.eval_fid.scorer import Scorer, foreign_features, make_scorer
 from dis_cli.workflows.load.identity import require_same_images, require_there
@@ -97,7 +97,7 @@ class ScoredModel:
             "repeat": request.repeat,
             "classes": None if self.labels is None else ("as in the data" if self._source else "equally often"),
             "compute_precision": asdict(self._precision),
-            **measured_how(scorer, self.num_samples),
+            **measurement_facts(scorer, self.num_samples),
             "bounds": self.bounds,
             "command": request.command,
         }

@@ -21,7 +21,7 @@ from dis_cli.metrics.extractors.base import Extractor
 from dis_cli.metrics.extractors.choose import build_extractor, choose_features
 from dis_cli.metrics.extractors.digits import DigitFeatures, as_digits
 from dis_cli.metrics.extractors.inception import InceptionFeatures
-from dis_cli.metrics.images.extraction import Part, extract, look
+from dis_cli.metrics.images.extraction import UnitOutputs, extract, look
 from dis_cli.metrics.images.sets import FileImages, ImageSet, SourceImages, TensorImages
 from dis_cli.metrics.scores import (
     Collected,
@@ -37,7 +37,7 @@ from dis_cli.metrics.scores import (
 from dis_cli.metrics.statistics_file import require_same_extractor
 from dis_cli.metrics.table import METRICS
 from dis_cli.runtime.device import Process
-from dis_cli.workflows.eval_fid.references import Compared, collect
+from dis_cli.workflows.eval_fid.references import ScoreReference, collect
 from dis_cli.workflows.eval_fid.request import Request
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class Scorer:
 
     extractor: Extractor
     metrics: tuple[str, ...]
-    compared: Compared | None
+    compared: ScoreReference | None
     process: Process
     interval: bool = False
     digits: DigitScores | None = None
@@ -85,8 +85,6 @@ class Scorer:
         """All that is measured of a set of images.
 
         Args:
-            images: The set.
-            details: What to tell when it begins.
             labels: The class asked for of each.
             keep_images: Whether the leader gets the images themselves.
             save: Called on the leader with the place of the first of some images, and these.
@@ -107,7 +105,7 @@ class Scorer:
             self.process.stop,
             keep_images=keep_images or with_digits,
         ):
-            if not isinstance(item, Part):
+            if not isinstance(item, UnitOutputs):
                 yield item
                 continue
             collector.add(item)
@@ -138,7 +136,7 @@ class Scorer:
                 yield Note(message=note, level="warning")
 
 
-def make_scorer(config: RunConfig, compared: Compared | None, request: Request, process: Process) -> Scorer:
+def make_scorer(config: RunConfig, compared: ScoreReference | None, request: Request, process: Process) -> Scorer:
     """A scorer of what a configuration asks for.
 
     Args:
@@ -211,8 +209,6 @@ def score(
     Args:
         generated: (n, h, w, c) 8-bit images.
         labels: The class asked for of each; None when there are none.
-        source: What they are compared with.
-        extractor: What looks at them.
         metrics: What is measured; see `choose_metrics`.
     """
     digits = None
@@ -228,17 +224,15 @@ def score(
     return {name: value for name, value in found.items() if isinstance(value, float)}
 
 
-def compared_with(source: ImageSource, extractor: Extractor, split: str | None = None) -> Compared:
+def compared_with(source: ImageSource, extractor: Extractor, split: str | None = None) -> ScoreReference:
     """Data as what images are compared with: of digits the test images, where their classifier looks.
 
     Args:
-        source: The data.
-        extractor: What looks at the images.
         split: Which part the data are; None when that is not to be told.
     """
     if isinstance(extractor, DigitFeatures) and isinstance(source, DigitsSource):
         split, source = "test", DigitsSource("test", image_size=source.image_size, channels=source.channels)
-    return Compared("data", source.name, SourceImages(source), split=split)
+    return ScoreReference("data", source.name, SourceImages(source), split=split)
 
 
 def foreign_features(extractor: Extractor, config: RunConfig) -> list[str]:

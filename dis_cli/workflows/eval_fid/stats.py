@@ -17,7 +17,7 @@ from dis_cli.runtime.device import join_job, pick_device
 from dis_cli.runtime.files import numbered
 from dis_cli.runtime.targets import require_writable
 from dis_cli.workflows.eval_fid.references import collect, find_reference, reference_file
-from dis_cli.workflows.eval_fid.result import looked_at_by
+from dis_cli.workflows.eval_fid.result import extractor_facts
 from dis_cli.workflows.eval_fid.scorer import make_extractor, notes_on_images
 from dis_cli.workflows.load.identity import require_same_as_run
 from dis_cli.workflows.sample.unfinished import differences
@@ -41,10 +41,8 @@ def make_statistics(
         out: The file, which ends in .npz.
         preset: Whose data, and whose extractor when it is left to that.
         inception: The weights of Inception; None takes those in torch's cache.
-        extractor: One of the caller's own, or None.
         overrides: ``KEY=VALUE`` on the preset's settings.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        dry_run: Only say what would be done.
 
     Raises:
         UsageError: There is no such data, it is statistics already, or ``out`` holds something else.
@@ -67,7 +65,7 @@ def make_statistics(
         yield from (Note(message=note, level="warning") for note in notes_on_images(compared.images))
         facts: dict[str, object] = {"schema": 1, "out": str(out), "data": compared.name, "n": len(compared.images)}
         facts |= {} if compared.split is None else {"split": compared.split}
-        facts |= looked_at_by(own)
+        facts |= extractor_facts(own)
         process.group.from_leader(lambda: _require_same(out, compared.images, own))
         if dry_run:
             yield Finished(result=facts | {"dry_run": True})

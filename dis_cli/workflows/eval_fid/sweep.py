@@ -30,7 +30,6 @@ def sweep(request: Request, axes: Sequence[Axis]) -> Iterator[Event]:
     picture, with the ending ".png".
 
     Args:
-        request: What is scored, and how.
         axes: What varies; at least one.
 
     Raises:
@@ -106,7 +105,6 @@ def sweep_png(axes: Sequence[Axis], rows: Sequence[Mapping[str, Any]], judged: s
     """The picture: the axis of most values from left to right, a line for each combination of the others.
 
     Args:
-        axes: What varied.
         rows: The points, with their "settings" and scores.
         judged: The score that is drawn.
         best: The place of the best point.

@@ -27,7 +27,6 @@ class AskedModel:
     """A model and the images it is for.
 
     Args:
-        family: What it is one of.
         shape: The model; its grid is ``pixel_size / pixels_per_latent`` wide.
         pixel_size: Side of an image, in pixels.
         pixels_per_latent: Pixels for one of the grid's, along one side; 1 when the model sees pixels.

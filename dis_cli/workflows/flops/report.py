@@ -31,9 +31,7 @@ def model_report(model: AskedModel, *, batch: int, steps: int, guided: bool) -> 
     """All that is known of one model.
 
     Args:
-        model: The model.
         batch: Images per training step, and generated at a time.
-        steps: Evaluations per generated image.
         guided: Whether each evaluation is done with the class and without it.
 
     Raises:

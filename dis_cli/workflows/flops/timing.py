@@ -34,7 +34,6 @@ def time_model(model: AskedModel, *, batch: int, device: str = "auto") -> Iterat
 
     Args:
         model: Built with random weights.
-        batch: Images at a time.
         device: "auto", "cpu", "cuda" or "cuda:N".
 
     Raises:
@@ -115,7 +114,7 @@ def _median_seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def _require_memory(model: AskedModel, batch: int, precision: str, device: torch.device) -> None:
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory().free_bytes
+    free = memory(device).free_bytes
     estimate_memory = model.family.memory
     if free is None or estimate_memory is None:
         return

@@ -48,7 +48,6 @@ def recorded_images(meta: Mapping[str, Any], config: RunConfig) -> str | None:
 
     Args:
         meta: What was saved beside its weights.
-        config: The settings saved with it.
 
     Returns:
         None when it says nothing of them, as those of earlier versions do where bad images were left out or encoded.
@@ -64,7 +63,6 @@ def require_there(config: RunConfig, saved: RunConfig, checkpoint: Path) -> None
     Args:
         config: The settings asked for, with absolute paths.
         saved: Those saved with the checkpoint; earlier versions recorded paths as they were typed.
-        checkpoint: To be named.
 
     Raises:
         DataError: Says what was tried, and how to tell where they are.
@@ -87,7 +85,6 @@ def require_same_images(config: RunConfig, recorded: str | None, checkpoint: Pat
     Args:
         config: Its ``data`` section says where the images are.
         recorded: From `recorded_images`.
-        checkpoint: To be named.
 
     Raises:
         MismatchError: Gives both fingerprints.
@@ -109,7 +106,6 @@ def require_same_as_run(preset: str | None, base: RunConfig, config: RunConfig) 
 
     Args:
         preset: The preset's name or path, or None.
-        base: Its settings.
         config: These with what was asked for instead; other data may be asked for.
 
     Raises:

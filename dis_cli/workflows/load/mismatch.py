@@ -15,7 +15,7 @@ from dis_cli.codecs.locate import BUNDLED, locate_vae
 from dis_cli.config.schema import RunConfig
 from dis_cli.config.settings import as_text
 from dis_cli.data.latents.format import VaeRecord
-from dis_cli.errors import MismatchError, MissingResourceError, listed
+from dis_cli.errors import MismatchError, MissingResourceError, differing, listed
 from dis_cli.workflows.cost import model_shape
 
 # They decide how weights come about, not what they mean.
@@ -29,7 +29,7 @@ def check_weights(path: Path, weights: Mapping[str, Tensor], saved: RunConfig) -
         MismatchError: Gives both values of each setting that differs; or the weights are of another model.
     """
     _, held = recognize(path, shapes_of(weights), saved.model.backbone)
-    if lines := _differing(_named(held), "in the weights", _shape(saved), "in the settings"):
+    if lines := differing(_named(held), _shape(saved), as_text, words=("in the weights", "in the settings")):
         raise MismatchError(
             f"The weights in `{path}` are not of the model in their settings:{listed(lines)}",
             "Its files are of two runs: take another checkpoint",
@@ -40,14 +40,12 @@ def check_overrides(path: Path, saved: RunConfig, config: RunConfig) -> None:
     """Refuse settings that would need weights of other shapes.
 
     Args:
-        path: The checkpoint.
-        saved: The settings saved with it.
         config: These with what was asked for instead.
 
     Raises:
         MismatchError: Gives both values of each setting that differs.
     """
-    if lines := _differing(_shape(saved), "in the checkpoint", _shape(config), "asked for"):
+    if lines := differing(_shape(saved), _shape(config), as_text, words=("in the checkpoint", "asked for")):
         raise MismatchError(
             f"The weights in `{path}` do not allow these settings:{listed(lines)}",
             "Leave them out: the settings saved with it are taken",
@@ -58,10 +56,7 @@ def check_preset(path: Path, saved: RunConfig, vae: VaeRecord | None, preset: Ru
     """Refuse a checkpoint whose model, codec or diffusion process is not the preset's.
 
     Args:
-        path: The checkpoint.
-        saved: The settings saved with it.
         vae: The VAE that its latents are of; None when that is not known.
-        preset: What it must belong to.
 
     Raises:
         MismatchError: Gives both values of each setting that differs, the model's first.
@@ -69,7 +64,7 @@ def check_preset(path: Path, saved: RunConfig, vae: VaeRecord | None, preset: Ru
     theirs, ours = _meaning(saved), _meaning(preset)
     if saved.codec.kind == preset.codec.kind == "vae" and _is_same_vae(saved.codec.vae, vae, preset.codec.vae):
         theirs["codec.vae"] = ours["codec.vae"]
-    if lines := _differing(theirs, "in the checkpoint", ours, "in the preset"):
+    if lines := differing(theirs, ours, as_text, words=("in the checkpoint", "in the preset")):
         raise MismatchError(
             f"`{path}` is not a checkpoint of {preset.name}:{listed(lines)}",
             "Without `--preset` the settings saved with it are taken",
@@ -119,13 +114,3 @@ def _is_public(vae: str) -> bool:
     """Whether a VAE's name means the same everywhere: a bundled one, or ``owner/name`` on the hub."""
     looks_like_hub = vae.count("/") == 1 and not vae.startswith(("/", ".", "~")) and not Path(vae).exists()
     return vae in BUNDLED or looks_like_hub
-
-
-def _differing(theirs: Mapping[str, object], theirs_is: str, ours: Mapping[str, object], ours_is: str) -> list[str]:
-    """A line with both values for each setting of ``theirs`` that is another in ``ours``, in their order."""
-    return [
-        f"{key}: {as_text(value)} {theirs_is}, {as_text(ours[key])} {ours_is}"
-        for key, value in theirs.items()
-        # Of pixels on one side, how the other's latents are made says nothing.
-        if key in ours and value != ours[key]
-    ]

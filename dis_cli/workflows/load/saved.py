@@ -22,7 +22,7 @@ from dis_cli.checkpoints.torch_file import read_torch_file
 from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.schema import RunConfig
 from dis_cli.config.settings import as_text
-from dis_cli.data.latents.format import VaeRecord, parse_vae
+from dis_cli.data.latents.format import VaeRecord, parse
 from dis_cli.errors import CheckpointError, MismatchError
 from dis_cli.models.families import FAMILIES
 from dis_cli.runtime.files import sha256_file
@@ -50,7 +50,6 @@ class SavedModel:
         class_names: One name a class; empty when unknown.
         vae: The VAE that its latents are of; None for pixels, or when the checkpoint does not say.
         versions: Package name -> version, of those that wrote it, as far as it says.
-        dtype: The type that the weights are stored in.
         sha256: Of the content: of a checkpoint folder its manifest's, of a published file the file's.
         notes: What the user should know about how it was found.
         images_fingerprint: Of the images it was trained on; None when it does not say.
@@ -252,8 +251,8 @@ def _class_names(path: Path, meta: Mapping[str, Any], config: RunConfig) -> tupl
 def _vae(path: Path, meta: Mapping[str, Any]) -> VaeRecord | None:
     record = meta.get("vae")
     try:
-        return None if record is None else parse_vae(record)
-    except (ValueError, KeyError, TypeError) as error:
+        return None if record is None else parse(VaeRecord, record)
+    except ValueError as error:
         raise MismatchError(f"The VAE in the settings of `{path}` cannot be read: {error}") from error
 
 

@@ -19,11 +19,6 @@ def pick_batch_size(model: Backbone, config: RunConfig, device: torch.device) ->
     """``config.sample.batch_size``; of "auto" the largest power of two that is of use and fits half the free memory.
 
     It decides nothing about the images.
-
-    Args:
-        model: What generates them.
-        config: Its ``sample`` section is asked.
-        device: Where the model computes.
     """
     if config.sample.batch_size != "auto":
         return config.sample.batch_size
@@ -39,7 +34,6 @@ def image_bytes(config: RunConfig, tokens: int) -> int | None:
 
     Args:
         config: Its ``model`` section gives the sizes.
-        tokens: Of an image.
     """
     width = model_family(config).peak_width
     guided = 2 if config.model.num_classes and config.sample.cfg_scale != 1 else 1
@@ -47,7 +41,6 @@ def image_bytes(config: RunConfig, tokens: int) -> int | None:
 
 
 def _free_bytes(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = memory().free_bytes
-    return None if free is None else free // local_world_size()
+    free = memory(device).free_bytes
+    # All processes of this machine share its main memory.
+    return free if free is None or device.type == "cuda" else free // local_world_size()

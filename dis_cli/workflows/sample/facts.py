@@ -58,7 +58,6 @@ def free_place(usual: Path, facts_at: Callable[[Path], dict[str, object]]) -> Pa
     """The default place, or where other samples are a name beside it: all stay that there are.
 
     Args:
-        usual: The default.
         facts_at: What the samples would depend on there.
     """
     for path in numbered(usual):

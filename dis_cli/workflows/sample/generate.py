@@ -28,7 +28,6 @@ class Generated:
 
     Attributes:
         start: Place of the batch's first image among all.
-        size: Images in the batch.
         share: Finished share of the batch, 0 to 1.
         images: (b, h, w, c) 8-bit images when ``share`` is 1, else None.
         labels: Class of each image; None for an unconditional model.
@@ -65,11 +64,9 @@ def generate(
 
     Args:
         model: In evaluation mode.
-        codec: Turns the model's grid into images.
         config: Its ``sample`` and ``diffusion`` sections say how.
         seeds: One an image.
         classes: One an image; None draws each from the image's own generator. Ignored by unconditional models.
-        device: Where the model is.
         precision: "fp32" or "bf16": what its linear layers compute in. Everything between its calls is float32.
         batch_size: Images at a time; None asks the configuration.
         whole_batches: Fill the last batch up, so that a compiled model meets one shape only.

@@ -22,7 +22,7 @@ from dis_cli.workflows.sample.unfinished import Images, Labels
 
 Format = Literal["png", "npz", "zip"]
 Trajectory = Literal["strip", "gif"]
-Part = tuple[int, Images, Labels | None]
+SavedBatch = tuple[int, Images, Labels | None]
 
 SETTINGS_FILE = "samples.json"
 GRID_FILE = "grid.png"
@@ -36,13 +36,9 @@ class Result:
     """What is written, beside the pixels.
 
     Attributes:
-        out: The folder or file to be.
-        form: Which of them.
         facts: All that the images depend on, as JSON.
         settings: What ``samples.json`` says before its list of images.
-        seeds: Of each image.
         class_names: One name a class; empty when unknown.
-        num_classes: How many classes there are.
         shape: (height, width, channels) of an image.
     """
 
@@ -60,11 +56,10 @@ class Result:
         """What each class is called in names of files."""
         return file_labels(self.class_names, self.num_classes)
 
-    def write(self, parts: Iterable[Part], temporary: Path, extras: dict[str, bytes]) -> None:
+    def write(self, parts: Iterable[SavedBatch], temporary: Path, extras: dict[str, bytes]) -> None:
         """Write all of it under another name, and give it its own when it is complete and on the disk.
 
         Args:
-            parts: The images in order.
             temporary: That name, on the same disk.
             extras: Further files of a folder.
 
@@ -94,7 +89,7 @@ class Result:
         seed = f"{self.seeds[place]:06d}"
         return f"{seed}.png" if label is None else f"{seed}_class-{self.class_labels[label]}.png"
 
-    def _write_folder(self, parts: Iterable[Part], folder: Path, extras: dict[str, bytes]) -> None:
+    def _write_folder(self, parts: Iterable[SavedBatch], folder: Path, extras: dict[str, bytes]) -> None:
         folder.mkdir()
         shown: list[Images] = []
         labels: list[int | None] = []
@@ -113,7 +108,7 @@ class Result:
         text = "".join(self._settings_text(labels)).encode()
         write_durably(folder / SETTINGS_FILE, text, shown_as=self.out / SETTINGS_FILE)
 
-    def _write_npz(self, parts: Iterable[Part], path: Path) -> None:
+    def _write_npz(self, parts: Iterable[SavedBatch], path: Path) -> None:
         labels: list[int] = []
         with zipfile.ZipFile(path, "w") as archive:
             with archive.open(_entry("arr_0.npy"), "w", force_zip64=True) as member:
@@ -127,7 +122,7 @@ class Result:
                     member.write(np.asarray(labels, dtype="<i8").data)
             archive.comment = _comment(self.facts)
 
-    def _write_zip(self, parts: Iterable[Part], path: Path) -> None:
+    def _write_zip(self, parts: Iterable[SavedBatch], path: Path) -> None:
         labels: list[int | None] = []
         with zipfile.ZipFile(path, "w") as archive:
             for place, image, label in self._images(parts):
@@ -138,7 +133,7 @@ class Result:
                     member.write(line.encode())
             archive.comment = _comment(self.facts)
 
-    def _in_order(self, parts: Iterable[Part]) -> Iterator[Part]:
+    def _in_order(self, parts: Iterable[SavedBatch]) -> Iterator[SavedBatch]:
         reached = 0
         for start, images, labels in parts:
             if start != reached or images.shape[1:] != self.shape:
@@ -148,7 +143,7 @@ class Result:
         if reached != len(self.seeds):
             raise DataError(f"The image at place {reached} is missing", "Run the same command again")
 
-    def _images(self, parts: Iterable[Part]) -> Iterator[tuple[int, Images, int | None]]:
+    def _images(self, parts: Iterable[SavedBatch]) -> Iterator[tuple[int, Images, int | None]]:
         for start, images, labels in self._in_order(parts):
             for offset, image in enumerate(images):
                 yield start + offset, image, None if labels is None else int(labels[offset])

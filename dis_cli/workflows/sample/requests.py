@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from dis_cli.config.sampling import LARGEST_SEED
 from dis_cli.errors import MAX_LISTED, UsageError, did_you_mean
 
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
 _RANGE = re.compile(rf"({_NUMBER.pattern})\s*-\s*({_NUMBER.pattern})")
 _MOST_LABEL_LETTERS = 40
-LARGEST_SEED = 2**31 - 1
 MOST_IMAGES = 10_000_000
 
 
@@ -93,7 +93,6 @@ def parse_classes(values: Sequence[str], names: Sequence[str], count: int) -> Ch
     Args:
         values: One for each ``--class``.
         names: One a class, in the order of their places; empty when unknown.
-        count: How many classes the model has.
 
     Raises:
         UsageError: The model has no classes, or not this one, or several are meant.
@@ -121,7 +120,6 @@ def file_labels(names: Sequence[str], count: int) -> list[str]:
 
     Args:
         names: One a class; empty when unknown.
-        count: How many there are.
     """
     labels = [re.sub(r"[^\w.+-]+", "_", name)[:_MOST_LABEL_LETTERS] for name in names]
     times = Counter(label.casefold() for label in labels)
@@ -146,7 +144,6 @@ class _Names:
 
     Args:
         names: One a class; empty when unknown.
-        count: How many classes there are.
     """
 
     def __init__(self, names: Sequence[str], count: int) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from dis_cli.errors import StorageError
 from dis_cli.events import Event, Finished, Note, Progress, Started, Wrote
 from dis_cli.runtime.device import Process, join_job, pick_device, require_compiler
-from dis_cli.runtime.files import atomic_write_bytes, storage_error
+from dis_cli.runtime.files import atomic_write_bytes, storage_error, try_lock
 from dis_cli.runtime.precision import Precision
 from dis_cli.runtime.targets import followed, require_writable
 from dis_cli.workflows.build import Codec, build_codec, choices
@@ -40,8 +40,8 @@ from dis_cli.workflows.sample.output import (
     GRID_FILE,
     TRAJECTORY_FILES,
     Format,
-    Part,
     Result,
+    SavedBatch,
     Trajectory,
     read_facts,
     trajectory_images,
@@ -87,7 +87,6 @@ def sample(
         trajectory: Also show how the first images came about; with "png" only.
         compile_model: Compile the model, which takes a minute and then makes each step faster.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        dry_run: Only say what would be done.
 
     Raises:
         UsageError: A setting, seed or class is wrong, or ``out`` holds something else.
@@ -165,7 +164,7 @@ class _Job:
         self.unfinished = UnfinishedSamples(self.result.out)
         self.count = len(self.result.seeds)
         # What this process made, when that is all and it is small.
-        self.made: list[Part] | None = None
+        self.made: list[SavedBatch] | None = None
 
     def run(self, codec: Codec) -> Iterator[Event]:
         """Make what is missing, then the result."""
@@ -344,14 +343,11 @@ def _lock(out: Path) -> Generator[None]:
     made = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=False)
-    except filelock.Timeout as error:
-        raise StorageError(
-            f"Another process is writing `{out}`", "Wait for it to end, or choose another `--out`"
-        ) from error
-    except (OSError, NotImplementedError) as error:
-        cause = error if isinstance(error, OSError) else OSError(str(error))
-        raise storage_error(out, cause) from error
+        held = try_lock(lock)
+    except OSError as error:
+        raise storage_error(out, error) from error
+    if not held:
+        raise StorageError(f"Another process is writing `{out}`", "Wait for it to end, or choose another `--out`")
     try:
         yield
     finally:

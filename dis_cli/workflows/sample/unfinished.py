@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dis_cli.errors import DataError, MismatchError
+from dis_cli.errors import DataError, MismatchError, differing, flat, listed, shortened
 from dis_cli.runtime.files import atomic_write_bytes, atomic_write_text, remove_temporaries, storage_error
 
 Images = npt.NDArray[np.uint8]
@@ -29,11 +29,7 @@ _PART = re.compile(r"part-([0-9]{8,})\.npz")
 
 
 class UnfinishedSamples:
-    """The folder of finished parts beside ``out``.
-
-    Args:
-        out: The result's path to be.
-    """
+    """The folder of finished parts beside ``out``."""
 
     def __init__(self, out: Path) -> None:
         self.path = out.with_name(f"{out.name}.unfinished")
@@ -82,7 +78,6 @@ class UnfinishedSamples:
         """Keep finished images.
 
         Args:
-            start: Place of the first.
             images: (n, h, w, c).
             labels: Class of each, or None.
 
@@ -162,15 +157,10 @@ def require_same(path: Path, there: dict[str, object], facts: dict[str, object])
 
 
 def differences(there: Mapping[str, object], facts: Mapping[str, object]) -> str:
-    """What differs, a line each with both values, to end a message; empty when nothing does.
-
-    Args:
-        there: As JSON.
-        facts: As JSON.
-    """
-    before, now = _flat(there), _flat(facts)
-    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    return "".join(f"\n  {key}: {_short(before.get(key))} there, {_short(now.get(key))} now" for key in changed[:8])
+    """What differs, a line each with both values, to end a message; empty when nothing does."""
+    before, now = flat(there), flat(facts)
+    nothing = dict.fromkeys(sorted({*before, *now}))
+    return listed(differing(nothing | before, nothing | now, lambda value: shortened(json.dumps(value))))
 
 
 def missing(places: list[range], count: int, batch_size: int) -> list[range]:
@@ -178,7 +168,6 @@ def missing(places: list[range], count: int, batch_size: int) -> list[range]:
 
     Args:
         places: Those that there are, in order.
-        count: Of all images.
         batch_size: Most images of a batch.
     """
     batches: list[range] = []
@@ -198,15 +187,3 @@ def _read(path: Path) -> tuple[Images, Labels | None]:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"`{path}` is damaged: {error}", "Run the same command again") from error
     return images, labels if len(labels) else None
-
-
-def _flat(facts: Mapping[str, object]) -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in facts.items():
-        flat |= {f"{key}.{name}": entry for name, entry in value.items()} if isinstance(value, dict) else {key: value}
-    return flat
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:18]}...{text[-18:]}"

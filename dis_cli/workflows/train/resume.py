@@ -13,7 +13,7 @@ from dis_cli.config.presets import read_config
 from dis_cli.config.schema import RunConfig
 from dis_cli.config.settings import as_text
 from dis_cli.data.source import ImageSource
-from dis_cli.errors import CheckpointError, ConfigError, MismatchError, listed
+from dis_cli.errors import CheckpointError, ConfigError, MismatchError, differing, flat, listed
 from dis_cli.runs.folder import RunDir
 from dis_cli.runtime.precision import Precision
 from dis_cli.workflows.build import encodes_first, pick_precision
@@ -66,7 +66,6 @@ class LastState:
         recorded: The settings that it is trained with, from where nobody edits them; None before its first start.
         checkpoint: The newest sound one; None without one, and once `take` has given it away.
         meta: What was saved beside its weights.
-        step: Optimizer steps taken.
         notes: Sentences on newer checkpoints that were passed over because they are damaged.
     """
 
@@ -141,17 +140,10 @@ def check_same_run(run: RunDir, recorded: RunConfig, config: RunConfig) -> None:
     Raises:
         MismatchError: Lists every setting that differs, with both values, and says how to continue the run.
     """
-    before, now = flat_settings(recorded), flat_settings(config)
-    changed = [
-        key
-        for key in now
-        # Of two backbones only what both have says something.
-        if key in before and before[key] != now[key] and not is_changeable(key)
-    ]
-    if changed:
-        lines = listed([f"{key}: {as_text(before[key])} there, {as_text(now[key])} asked for" for key in changed])
+    before = {key: value for key, value in flat_settings(recorded).items() if not is_changeable(key)}
+    if lines := differing(before, flat_settings(config), as_text, words=("there", "asked for")):
         raise MismatchError(
-            f"`{run.path}` holds a run with other settings:{lines}",
+            f"`{run.path}` holds a run with other settings:{listed(lines)}",
             f"Choose another folder with `--out DIR`, start over with `--fresh`, or {_continuing(run, recorded)}",
         )
 
@@ -160,8 +152,6 @@ def check_same_data(run: RunDir, last: LastState, source: ImageSource, identity:
     """Refuse to go on with other data than the last checkpoint's.
 
     Args:
-        run: The run.
-        last: How far it is.
         source: What it would go on with; of a run that encodes its images these.
         identity: From `identity_of`, of ``source``.
 
@@ -199,8 +189,8 @@ def _continuing(run: RunDir, recorded: RunConfig) -> str:
 
 def _last_used(run: RunDir, recorded: RunConfig) -> dict[str, object]:
     """Where the last start found what may move."""
-    flat = flat_settings(_of_last_start(run) or recorded)
-    return {key: flat[key] for key in _PLACES}
+    settings = flat_settings(_of_last_start(run) or recorded)
+    return {key: settings[key] for key in _PLACES}
 
 
 def notes_on_start(run: RunDir, last: LastState, config: RunConfig) -> list[str]:
@@ -212,12 +202,7 @@ def notes_on_start(run: RunDir, last: LastState, config: RunConfig) -> list[str]
 
 
 def _edits(run: RunDir, recorded: RunConfig) -> list[str]:
-    """What somebody has changed in a run's ``config.toml`` since its last start, as sentences.
-
-    Args:
-        run: The run.
-        recorded: What it is trained with.
-    """
+    """What somebody has changed in a run's ``config.toml`` since its last start, as sentences."""
     rewritten = "It is written anew with the settings of this start"
     last = _of_last_start(run)
     try:
@@ -226,11 +211,8 @@ def _edits(run: RunDir, recorded: RunConfig) -> list[str]:
         return [f"{error.message}. {rewritten}"]
     # Before settings were recorded at every start, those that may change could differ from a checkpoint's.
     right = flat_settings(last or recorded)
-    lines = [
-        f"{key}: {as_text(there[key])} in the file, {as_text(value)} recorded"
-        for key, value in right.items()
-        if there[key] != value and (last is not None or not is_changeable(key))
-    ]
+    decisive = {key: there[key] for key in right if last is not None or not is_changeable(key)}
+    lines = differing(decisive, right, as_text, words=("in the file", "recorded"))
     return [f"`{run.config_path}` was edited. {rewritten}:{listed(lines)}"] if lines else []
 
 
@@ -239,8 +221,6 @@ def _jump_of_learning_rate(recorded: RunConfig, config: RunConfig, step: int) ->
 
     Args:
         recorded: What the run was trained with up to here.
-        config: What it is to go on with.
-        step: Steps taken.
     """
     before, now = recorded.train, config.train
     if step == 0 or step >= now.steps:
@@ -261,7 +241,6 @@ def recorded_config(run: RunDir, checkpoint: Checkpoint | None) -> RunConfig | N
     """The settings that a run is trained with, from where nobody edits them; None before its first start.
 
     Args:
-        run: The run.
         checkpoint: Its last one, if there is one.
     """
     if checkpoint is not None:
@@ -292,10 +271,4 @@ def _with_precision(config: RunConfig, name: str) -> RunConfig:
 
 def flat_settings(config: RunConfig) -> dict[str, object]:
     """Every setting by its dotted key, as JSON can hold it."""
-    flat: dict[str, object] = {}
-    for key, value in config.model_dump(mode="json").items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{name}": entry for name, entry in value.items()}
-        else:
-            flat[key] = value
-    return flat
+    return flat(config.model_dump(mode="json"))

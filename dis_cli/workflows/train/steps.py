@@ -11,7 +11,7 @@ from dis_cli.checkpoints.store import checkpoint_bytes
 from dis_cli.config.schema import RunConfig
 from dis_cli.data.batches import TrainingSet, training_batches
 from dis_cli.data.source import ImageSource
-from dis_cli.errors import DisError, Interrupted, is_out_of_memory
+from dis_cli.errors import DisError, Interrupted, first_line, is_out_of_memory
 from dis_cli.events import Event, Note, Saved, Step, Stopped
 from dis_cli.runs.folder import RunDir
 from dis_cli.runtime.device import Process
@@ -212,7 +212,7 @@ def _out_of_memory(job: Job, step: int, error: Exception) -> DisError:
     return DisError(
         f"Out of memory in step {step + 1}, with train.batch_size {train.batch_size} in {train.accumulation} parts of "
         f"{model.image_size}x{model.image_size} (model.image_size), {model_shape(job.config).layers}: "
-        f"{next(iter(str(error).strip().splitlines()), type(error).__name__)}",
+        f"{first_line(error)}",
         (f"Compute a batch in more parts (train.accumulation={more}), keep" if more else "Keep")
         + " less of each block (train.gradient_checkpointing=true), or lower train.batch_size or model.image_size in a "
         "new run. Other programs may be using the same memory. What was saved before is unharmed",

@@ -21,7 +21,7 @@ from dis_cli.runs.folder import RunDir
 from dis_cli.runs.record import Recorder, write_run_json
 from dis_cli.runs.trackers import open_trackers
 from dis_cli.runtime.device import join_job, pick_device, require_compiler
-from dis_cli.runtime.distributed import Part
+from dis_cli.runtime.distributed import WorkShare
 from dis_cli.runtime.files import atomic_write_text
 from dis_cli.runtime.machine import num_cores
 from dis_cli.runtime.peak import matrix_flops_per_second
@@ -69,8 +69,6 @@ def train(
     Under `torchrun` every process calls this, and all of them train one model; only the leader writes.
 
     Args:
-        config: The run's settings.
-        out: The run's folder.
         device: "auto", "cpu", "cuda" or "cuda:N".
         fresh: Start over; what ``out`` holds is moved into its ``earlier-N``.
         is_locked: Whether the caller holds the lock of ``out`` already, on the leader.
@@ -249,7 +247,7 @@ def _stopped(step: int, error: BaseException) -> Stopped:
 
 def _encoded(job: Job, encoding: Encoding) -> Generator[Event, None, Job]:
     """The job with the latents of its images, which all ranks encode into the run's folder at its first start."""
-    for event in run_encoding(encoding, Part(job.process.group.rank, job.process.group.world_size)):
+    for event in run_encoding(encoding, WorkShare(job.process.group.rank, job.process.group.world_size)):
         if not isinstance(event, Finished):
             yield event
     # Training needs the memory of the VAE.

@@ -27,7 +27,7 @@ from dis_cli.training.state import TrainingState
 from dis_cli.version import __version__
 from dis_cli.workflows.build import Codec, build_codec, build_model, pick_precision
 from dis_cli.workflows.eval_fid.place import how_generated, how_scored, write_result
-from dis_cli.workflows.eval_fid.references import Compared, class_labels, reference_images, size_split
+from dis_cli.workflows.eval_fid.references import ScoreReference, class_labels, reference_images, size_split
 from dis_cli.workflows.eval_fid.result import conditions, headlines
 from dis_cli.workflows.eval_fid.scorer import compared_with, foreign_features, make_extractor, score
 from dis_cli.workflows.load.averages import choose_average
@@ -39,8 +39,6 @@ class Best:
     """The best score of a run so far.
 
     Attributes:
-        metric: Its name.
-        value: The score.
         step: The optimizer step whose weights it is of.
     """
 
@@ -211,7 +209,7 @@ class Watcher:
         yield replace(write_result(path, result | {"result_file": str(path)} | metrics), step=step)
         return None
 
-    def _name_parts(self, step: int, count: int, extractor: Extractor, compared: Compared) -> Sequence[str]:
+    def _name_parts(self, step: int, count: int, extractor: Extractor, compared: ScoreReference) -> Sequence[str]:
         config = self.config
         assert self._source is not None
         average = choose_average(config, config.sample.ema).name_parts
