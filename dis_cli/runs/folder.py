@@ -18,13 +18,14 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
-
-import filelock
+from typing import TYPE_CHECKING, Any
 
 from dis_cli.errors import StorageError
 from dis_cli.events import Event
 from dis_cli.runtime.files import atomic_write_bytes, atomic_write_text, remove_temporaries, storage_error, try_lock
+
+if TYPE_CHECKING:
+    import filelock
 
 # Loader processes of a killed run notice within 5 seconds that they are orphans, and hold its lock until then.
 _ORPHANS_SECONDS = 10.0
@@ -172,6 +173,9 @@ class RunDir:
         """
         made = self._make_folder()
         before = self._names()
+        # Imported late: `dis --help` locks nothing.
+        import filelock
+
         lock = filelock.FileLock(self.path / ".lock")
         deadline = time.monotonic() + _ORPHANS_SECONDS
         while not self._try_lock(lock):
@@ -192,7 +196,7 @@ class RunDir:
                 self._leave_no_trace(made)
             lock.release()
 
-    def _try_lock(self, lock: filelock.BaseFileLock) -> bool:
+    def _try_lock(self, lock: "filelock.BaseFileLock") -> bool:
         try:
             return try_lock(lock)
         except OSError as error:

@@ -1,7 +1,6 @@
 """Facts about this machine and what is installed on it. Nothing here imports torch."""
 
 import contextlib
-import importlib.metadata
 import os
 import platform
 from pathlib import Path
@@ -83,6 +82,9 @@ def resident_bytes() -> int | None:
 
 def package_version(name: str) -> str | None:
     """The installed version of a distribution, without importing it; None when it is not installed."""
+    # Imported late, as everything that the live line does not need.
+    import importlib.metadata
+
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
