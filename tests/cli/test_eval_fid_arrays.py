@@ -43,13 +43,13 @@ def test_every_door_reads_the_same_arrays(pixels: np.ndarray, folder: Path, tmp_
         )
         assert dis(*arguments) == 0
         scores.append(result(capsys)["frechet_digits"])
-        arguments = command("--images", folder, "--ref", tmp_path / name, "--out", tmp_path / "b.json")
+        arguments = command("--images", folder, "--ref", tmp_path / name, "--out", tmp_path / f"b-{name}.json")
         assert dis(*arguments) == 0
         scores.append(result(capsys)["frechet_digits"])
         statistics = tmp_path / f"stats-{name}"
         assert dis("eval-fid", "stats", "--data", tmp_path / name, "--features", "digits", "-o", statistics) == 0
         capsys.readouterr()
-        assert dis(*command("--images", folder, "--ref", statistics, "--out", tmp_path / "c.json")) == 0
+        assert dis(*command("--images", folder, "--ref", statistics, "--out", tmp_path / f"c-{name}.json")) == 0
         scores.append(result(capsys)["frechet_digits"])
     assert scores[0] > 1
     assert scores == pytest.approx([scores[0]] * 6, rel=1e-9)
