@@ -38,12 +38,13 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         ConfigError: An override has no ``=``, an unknown key or a refused value; all problems are listed.
     """
     data: dict[str, Any] = config.model_dump()
-    defaults = {key: _value_of(data, key) for key in settings()}
     problems: list[Problem] = []
     backbone = _backbone(config, overrides)
     if backbone != config.model.backbone:
         data["model"] = with_backbone(data["model"], backbone)
     known = settings(backbone)
+    # What the configuration has, before anything is set; a new backbone's own settings have the schema's.
+    defaults = {key: _value_of(data, setting) for key, setting in known.items()}
     for override in overrides:
         key, equals, text = override.partition("=")
         key = key.strip()
@@ -103,9 +104,9 @@ def _backbone(config: RunConfig, overrides: Sequence[str]) -> str:
     return asked[-1] if asked and asked[-1] in BACKBONES else config.model.backbone
 
 
-def _value_of(data: dict[str, Any], key: str) -> object:
-    section, _, leaf = key.rpartition(".")
-    return (data[section] if section else data)[leaf]
+def _value_of(data: dict[str, Any], setting: Setting) -> object:
+    section, _, leaf = setting.key.rpartition(".")
+    return (data[section] if section else data).get(leaf, setting.default)
 
 
 def _read(setting: Setting, text: str, default: object) -> object:

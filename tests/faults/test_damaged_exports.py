@@ -195,7 +195,7 @@ def test_records_that_are_of_something_else(
 
 def test_the_forgery_is_good_enough_to_load(tmp_path: Path) -> None:
     for suffix in (".safetensors", ".pt"):
-        assert read_saved(forge(tmp_path / f"x{suffix}", weights_of(1))).step == 1
+        assert read_saved(open_checkpoint(forge(tmp_path / f"x{suffix}", weights_of(1)))).step == 1
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
