@@ -63,7 +63,8 @@ def test_a_kill_before_any_change_of_a_file(
 ) -> None:
     # Loaded once, instead of by every process.
     loaded = workflow.load_model(
-        open_checkpoint(run, ["sample.sampler=ddim", "sample.steps=2"]), workflow.pick_device("cpu")
+        open_checkpoint(run, ["sample.sampler=ddim", "sample.steps=2", "sample.batch_size=2"]),
+        workflow.pick_device("cpu"),
     )
     monkeypatch.setattr(workflow, "load_model", lambda *_: loaded)
     arguments = ("-n", 5, "--class", "3,4", "sample.batch_size=2")
