@@ -21,6 +21,7 @@ from dis_cli.metrics import inception_score, precision_recall, table
 from dis_cli.metrics.extractors.base import FunctionFeatures
 from dis_cli.metrics.scores import require_enough
 from dis_cli.workflows.eval_fid.evaluate import Request, evaluate
+from dis_cli.workflows.load.opened import open_checkpoint
 
 QUICK = ["sample.sampler=ddim", "sample.steps=2", "sample.precision=fp32", "evaluate.num_samples=20"]
 NAME = "toy_distance_digits"
@@ -162,7 +163,7 @@ def test_the_metric_precision_and_that_of_the_computation_are_both_written_down(
     own.label = None
 
     def measured() -> dict[str, Any]:
-        request = Request(checkpoint=run, extractor=own, overrides=["evaluate.metrics=fid,precision"])
+        request = Request(opened=open_checkpoint(run, ["evaluate.metrics=fid,precision"]), extractor=own)
         finished = list(evaluate(request))[-1]
         assert isinstance(finished, Finished)
         return finished.result

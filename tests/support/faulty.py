@@ -123,7 +123,7 @@ def score_quickly(patch: pytest.MonkeyPatch) -> None:
 
     def score(images: Tensor, *_: object) -> dict[str, float]:
         told = {name: score.beside for name, score in DIGIT_SCORES.items() if score.higher_is_better is not None}
-        names = ("fid", *told, *itertools.chain(*told.values()), "frechet_digits_train")
+        names = ("kernel_distance_digits", *told, *itertools.chain(*told.values()), "frechet_digits_train")
         return {name: float(images.double().mean()) + place for place, name in enumerate(dict.fromkeys(names))}
 
     patch.setattr(watch, "score", score)
