@@ -105,7 +105,7 @@ class When:
 
     name: str
     action: Callable[[], None]
-    module: str = "train"
+    module: str = "train.train"
 
     def prepare(self) -> None:
         caller = importlib.import_module(f"dis_cli.workflows.{self.module}")
