@@ -70,7 +70,7 @@ def digits(batch_size: int | None = None) -> RunConfig:
 
 def dis(config: RunConfig, engine: str) -> DiS:
     torch.manual_seed(0)
-    return DiS(**config.model.model_dump() | {"learn_sigma": config.learn_sigma, "engine": engine})
+    return DiS(**config.model.model_dump(exclude={"backbone"}), learn_sigma=config.learn_sigma, engine=engine)
 
 
 def dit(config: RunConfig) -> DiT:
