@@ -233,6 +233,8 @@ def configurations(draw: st.DrawFn) -> RunConfig:
     )
 
 
+# The tables that names are checked against are type-checked in tests, by a checker that looks at items at random.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
 @given(config=configurations())
 def test_a_configuration_survives_its_file_exactly(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "round_trip.toml"
