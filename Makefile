@@ -21,7 +21,7 @@ $(BIN)/python:
 
 # The stamps are older than pyproject.toml when its dependencies may have changed, and than the kernel's source when it
 # must be compiled again.
-KERNEL := $(wildcard dis_cli/scan/csrc/*)
+KERNEL := $(wildcard dis_cli/scan/engines/cpu/csrc/*)
 
 $(VENV)/.installed: pyproject.toml $(KERNEL) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .

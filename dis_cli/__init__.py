@@ -10,13 +10,13 @@ Both are loaded on first use, so that importing this package imports no torch.
 
 from typing import TYPE_CHECKING, Any
 
+from dis_cli.version import __version__
+
 if TYPE_CHECKING:
+    from dis_cli.api import TrainedDiS, load_model, sample_images
     from dis_cli.errors import DisError
-    from dis_cli.workflows.api import TrainedDiS, load_model, sample_images
 
 __all__ = ["DisError", "TrainedDiS", "__version__", "load_model", "sample_images"]
-
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> Any:
 
         return DisError
     if name in ("TrainedDiS", "load_model", "sample_images"):
-        from dis_cli.workflows import api
+        from dis_cli import api
 
         return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

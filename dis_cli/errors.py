@@ -25,7 +25,7 @@ the numerical core are plain ``ValueError``.
 
 import difflib
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar
 
 # A message with a heading, this many lines, the count of the rest and a hint stays within 15 lines.
@@ -130,6 +130,43 @@ def listed(entries: Sequence[str]) -> str:
     rest = len(entries) - MAX_LISTED
     lines = [*entries[:MAX_LISTED], *([f"and {rest} more"] if rest > 0 else [])]
     return "".join(f"\n  {line}" for line in lines)
+
+
+def flat(nested: Mapping[str, object]) -> dict[str, object]:
+    """Values by dotted keys, of mappings one level deep."""
+    found: dict[str, object] = {}
+    for key, value in nested.items():
+        found |= {f"{key}.{name}": entry for name, entry in value.items()} if isinstance(value, dict) else {key: value}
+    return found
+
+
+def differing(
+    there: Mapping[str, object],
+    now: Mapping[str, object],
+    show: Callable[[object], str],
+    *,
+    words: tuple[str, str] = ("there", "now"),
+) -> list[str]:
+    """A line with both values for each key of ``there`` that is another in ``now``, in their order.
+
+    Args:
+        there: Values by key; what only one of both has says nothing.
+    """
+    return [
+        f"{key}: {show(value)} {words[0]}, {show(now[key])} {words[1]}"
+        for key, value in there.items()
+        if key in now and value != now[key]
+    ]
+
+
+def shortened(text: str) -> str:
+    """Both ends of a text that is long, as a hash is."""
+    return text if len(text) <= 40 else f"{text[:18]}...{text[-18:]}"
+
+
+def first_line(error: BaseException, absent: str | None = None) -> str:
+    """The first line of an error's message; where it has none, ``absent`` or the error's class."""
+    return next(iter(str(error).strip().splitlines()), absent or type(error).__name__)
 
 
 class PeerError(DisError):

@@ -19,15 +19,16 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeGuard
 
 from safetensors import SafetensorError
 
 from dis_cli.checkpoints.manifest import parse_json, unreadable
 from dis_cli.checkpoints.tensors import bytes_of, stored
 from dis_cli.errors import CheckpointError, MismatchError, RefusedError
+from dis_cli.models.families import DEFAULT, FAMILIES
 from dis_cli.runtime.safetensors_layout import layout
-from dis_cli.runtime.untrusted import MAX_HEADER_BYTES, MAX_PICKLE_BYTES, check_safetensors
+from dis_cli.runtime.untrusted import MAX_HEADER_BYTES, MAX_PICKLE_BYTES, check_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,12 +40,13 @@ RECORD = "dis"
 # Names that diffusers looks for in a folder.
 FOLDER_WEIGHTS = "diffusion_pytorch_model.safetensors"
 FOLDER_CONFIG = "config.json"
-CLASS_NAME = "DiS"
 
 _FOREIGN_HINT = "Give a run folder of `dis train`, or a file that `dis checkpoint export` wrote"
 _DAMAGED_HINT = "Copy or download the file again, or export it once more"
 
 Record = dict[str, Any]
+# Which file it is; one that is none of the forms counts as published.
+FileForm = Literal["safetensors", "pt", "published"]
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,6 @@ def make_record(
     """The record to be written beside ``weights``.
 
     Args:
-        weights: By name.
-        config: The settings of the run.
         step: Optimizer steps taken; None when unknown.
         ema_decay: Decay of the average that they are, per step; 0 for weights as they were trained.
         class_names: One a class; none when unknown.
@@ -142,9 +142,15 @@ def torch_bytes(record: Mapping[str, Any], weights: "Mapping[str, Tensor]") -> m
 def folder_config(record: Mapping[str, Any]) -> dict[str, Any]:
     """What the ``config.json`` of a folder holds: as diffusers has it the arguments of the model, and the record."""
     model, diffusion = (record["config"].get(name) for name in ("model", "diffusion"))
-    arguments = model if isinstance(model, dict) else {}
+    arguments: dict[str, Any] = dict(model) if isinstance(model, dict) else {}
+    family = FAMILIES.get(str(arguments.pop("backbone", DEFAULT)), FAMILIES[DEFAULT])
     learn_sigma = isinstance(diffusion, dict) and diffusion.get("variance") == "learned_range"
-    return {"_class_name": CLASS_NAME, **arguments, "learn_sigma": learn_sigma, RECORD: dict(record)}
+    return {"_class_name": family.title, **arguments, "learn_sigma": learn_sigma, RECORD: dict(record)}
+
+
+def is_class_name(name: object) -> bool:
+    """Whether a ``config.json`` with this ``_class_name`` is of one of these models."""
+    return name in [family.title for family in FAMILIES.values()]
 
 
 def is_folder(path: Path) -> bool:
@@ -152,27 +158,22 @@ def is_folder(path: Path) -> bool:
     return (path / FOLDER_CONFIG).is_file() or (path / FOLDER_WEIGHTS).is_file()
 
 
-def is_safetensors(path: Path) -> bool:
-    """Whether a file is named like a safetensors file, or begins like one."""
+def file_form(path: Path) -> FileForm:
+    """What a file looks like, told without torch: one of these models, or else "published"."""
     if path.suffix == ".safetensors":
-        return True
+        return "safetensors"
     try:
         with path.open("rb") as file:
-            return file.read(9)[8:] == b"{"
-    except OSError:
-        return False
-
-
-def mentions_record(path: Path) -> bool:
-    """Whether a ``.pt`` file looks like one of these models, told without torch."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            pickles = [record for record in archive.infolist() if record.filename.endswith("/data.pkl")]
-            small = [record for record in pickles if record.file_size <= MAX_PICKLE_BYTES]
-            return any(f'"format":"{FORMAT}"'.encode() in archive.read(record) for record in small)
+            if file.read(9)[8:] == b"{":
+                return "safetensors"
+            with zipfile.ZipFile(file) as archive:
+                pickles = [record for record in archive.infolist() if record.filename.endswith("/data.pkl")]
+                small = [record for record in pickles if record.file_size <= MAX_PICKLE_BYTES]
+                is_own = any(f'"format":"{FORMAT}"'.encode() in archive.read(record) for record in small)
+                return "pt" if is_own else "published"
     # A damaged archive can raise anything; who reads it in earnest says what is wrong.
     except Exception:  # noqa: BLE001
-        return False
+        return "published"
 
 
 def read_folder_record(path: Path) -> Record:
@@ -189,10 +190,10 @@ def read_folder_record(path: Path) -> Record:
     except OSError as error:
         raise unreadable(config, error) from error
     settings = parse_json(config, data)
-    if settings.get("_class_name") != CLASS_NAME or not isinstance(settings.get(RECORD), dict):
+    if not is_class_name(settings.get("_class_name")) or not isinstance(settings.get(RECORD), dict):
         raise MismatchError(
-            f"`{config}` is of a {settings.get('_class_name', 'model without a name')!s:.80}, expected a {CLASS_NAME} "
-            "that `dis checkpoint export` wrote",
+            f"`{config}` is of a {settings.get('_class_name', 'model without a name')!s:.80}, expected a "
+            f"{' or '.join(family.title for family in FAMILIES.values())} that `dis checkpoint export` wrote",
             _FOREIGN_HINT,
         )
     record = read_record(path / FOLDER_WEIGHTS)
@@ -212,13 +213,18 @@ def read_record(path: Path) -> Record:
         MismatchError: It is of something else, or of another version of the format.
         RefusedError: It is made to do harm.
     """
-    check_safetensors(path)
     try:
         with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            text = file.read(size)
+            return _record_in(path, file)
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def _record_in(path: Path, file: BinaryIO) -> Record:
+    check_header(path, file)
+    file.seek(0)
+    size = int.from_bytes(file.read(8), "little")
+    text = file.read(size)
     if size == 0 or len(text) < size:
         raise CheckpointError(f"`{path}` is damaged or not a safetensors file: it ends in its header", _DAMAGED_HINT)
     metadata = parse_json(path, text).get("__metadata__")
@@ -236,11 +242,13 @@ def read_safetensors(path: Path) -> Portable:
     """
     from safetensors.torch import load
 
-    record = read_record(path)
     try:
-        weights = load(path.read_bytes())
+        data = path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from error
+    record = _record_in(path, io.BytesIO(data))
+    try:
+        weights = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"`{path}` is damaged: {error}", _DAMAGED_HINT) from error
     return _verified(path, record, weights)
@@ -255,7 +263,6 @@ def parse_torch(path: Path, content: Mapping[str, Any]) -> Portable:
     """The model in what a ``.pt`` file holds.
 
     Args:
-        path: The file, to be named.
         content: What `read_torch_file` has found in it.
 
     Raises:

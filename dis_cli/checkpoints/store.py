@@ -6,6 +6,7 @@ name only when all of it is on the disk and has been read back. The newest check
 "latest" file can be wrong. Reading checks every byte before anything is made of it.
 """
 
+import io
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -26,14 +27,13 @@ from dis_cli.checkpoints.manifest import (
     read_verified,
     to_json,
     unreadable,
-    verify_file,
     verify_folder,
 )
 from dis_cli.checkpoints.tensors import bytes_of, stored
-from dis_cli.errors import CheckpointError, RefusedError, StorageError, UsageError
+from dis_cli.errors import CheckpointError, StorageError, UsageError
 from dis_cli.runtime.files import atomic_folder, discard_folder, storage_error, write_durably, write_hashed
 from dis_cli.runtime.safetensors_layout import layout
-from dis_cli.runtime.untrusted import check_safetensors
+from dis_cli.runtime.untrusted import check_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,9 +52,9 @@ class Checkpoint:
     """A checkpoint whose every byte was verified.
 
     Args:
-        path: Its folder.
         step: Optimizer steps taken when it was saved.
         meta: What was saved beside the tensors, ``step`` included.
+        entries: Size and SHA-256 of its files, by the manifest.
         tensors: Group name -> tensor name -> tensor, on the CPU; only the groups that were asked for.
         notes: Sentences on newer checkpoints that were passed over because they are damaged.
     """
@@ -62,8 +62,31 @@ class Checkpoint:
     path: Path
     step: int
     meta: dict[str, Any]
+    entries: Entries
     tensors: "dict[str, dict[str, Tensor]]"
     notes: tuple[str, ...] = ()
+
+    @property
+    def groups(self) -> list[str]:
+        """The groups of tensors that it has, read or not."""
+        return [name.removesuffix(_SUFFIX) for name in self.entries if name.endswith(_SUFFIX)]
+
+    @property
+    def sha256(self) -> str:
+        """Of the manifest, and so of all content."""
+        return str(entry_of(manifest_bytes(self.entries))["sha256"])
+
+    def with_groups(self, names: Iterable[str]) -> "Checkpoint":
+        """The same with these groups of tensors, read now and verified by the entries read before.
+
+        Raises:
+            CheckpointError, RefusedError: As in `read_checkpoint`; or the folder is another by now, or gone.
+        """
+        names = list(names)
+        if missing := [name for name in names if name not in self.groups]:
+            raise CheckpointError(f"`{self.path}` holds no {', '.join(missing)}, only {', '.join(self.groups)}")
+        tensors = {group: _read_tensors(self.path, group + _SUFFIX, self.entries) for group in names}
+        return replace(self, tensors=tensors)
 
 
 def write_checkpoint(
@@ -122,7 +145,6 @@ def read_checkpoint(folder: Path, names: Iterable[str] | None = None) -> Checkpo
     """Read a checkpoint, every byte of which is verified before anything is made of it.
 
     Args:
-        folder: The checkpoint's own folder.
         names: Groups of tensors to read and verify; None reads all, and then also refuses files that the manifest
             does not list.
 
@@ -143,16 +165,10 @@ def read_checkpoint(folder: Path, names: Iterable[str] | None = None) -> Checkpo
         raise CheckpointError(
             f"`{folder}` is named after step {int(match[1])} but holds step {step}", "Give the folder its name back"
         )
-    saved = [name.removesuffix(_SUFFIX) for name in entries if name.endswith(_SUFFIX)]
+    checkpoint = Checkpoint(path=folder, step=step, meta=meta, entries=entries, tensors={})
     if names is None:
         check_listing(folder, entries)
-        wanted = saved
-    else:
-        wanted = list(names)
-        if missing := [name for name in wanted if name not in saved]:
-            raise CheckpointError(f"`{folder}` holds no {', '.join(missing)}, only {', '.join(saved)}")
-    tensors = {group: _read_tensors(folder, group + _SUFFIX, entries) for group in wanted}
-    return Checkpoint(path=folder, step=step, meta=meta, tensors=tensors)
+    return checkpoint.with_groups(checkpoint.groups if names is None else names)
 
 
 def list_checkpoints(root: Path) -> list[Path]:
@@ -171,7 +187,6 @@ def latest_checkpoint(root: Path, names: Iterable[str] | None = None) -> tuple[C
 
     Args:
         root: The folder of all checkpoints of a run.
-        names: As in `read_checkpoint`.
 
     Returns:
         The checkpoint, or None when there is none or all are damaged; and a sentence on each damaged one passed over.
@@ -191,7 +206,6 @@ def resolve_checkpoint(path: Path, names: Iterable[str] | None = None, step: int
 
     Args:
         path: For the first two, the newest checkpoint that is sound is read, and ``notes`` tells what was passed over.
-        names: As in `read_checkpoint`.
         step: The one to read instead of the newest.
 
     Raises:
@@ -314,13 +328,9 @@ def _read_tensors(folder: Path, name: str, entries: Entries) -> "dict[str, Tenso
     from safetensors.torch import load
 
     path = folder / name
-    try:
-        check_safetensors(path)
-    except RefusedError:
-        # Damage can look like malice. It is malice only when the manifest vouches for it.
-        verify_file(path, entries[name])
-        raise
+    # Damage can look like malice. It is malice only when the manifest vouches for it.
     data = read_verified(folder, name, entries)
+    check_header(path, io.BytesIO(data))
     try:
         return load(data)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:

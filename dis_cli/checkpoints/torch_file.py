@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dis_cli.errors import CheckpointError, DisError, MismatchError
+from dis_cli.errors import CheckpointError, DisError, MismatchError, first_line
 from dis_cli.runtime.untrusted import check_torch_file, refused_pickle
 
 DAMAGED_HINT = "Copy or download the file again"
@@ -36,7 +36,7 @@ def read_torch_file(path: Path) -> object:
         raise refused_pickle(path, "PyTorch's loader of weights refuses it") from error
     # A damaged or hostile pickle can raise anything.
     except Exception as error:
-        raise CheckpointError(f"`{path}` cannot be read: {_first_line(error)}", DAMAGED_HINT) from error
+        raise CheckpointError(f"`{path}` cannot be read: {first_line(error)}", DAMAGED_HINT) from error
 
 
 def _check(path: Path) -> None:
@@ -65,8 +65,4 @@ def _check(path: Path) -> None:
         ) from error
     # A damaged archive can raise anything.
     except Exception as error:
-        raise CheckpointError(f"`{path}` is damaged: {_first_line(error)}", DAMAGED_HINT) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"`{path}` is damaged: {first_line(error)}", DAMAGED_HINT) from error

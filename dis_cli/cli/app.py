@@ -11,20 +11,30 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from dis_cli import __version__
-from dis_cli.cli import checkpoint, output, presets
+from dis_cli.cli import checkpoint, presets
+from dis_cli.cli.display import output
 from dis_cli.cli.doctor import doctor
 from dis_cli.cli.encode_latents import encode_latents
 from dis_cli.cli.eval_fid import ScoreCommand, eval_fid
 from dis_cli.cli.flops import flops
-from dis_cli.cli.hints import command_of, encode_option, fitted, taken_by, taken_in
+from dis_cli.cli.hints.fitted import command_of, encode_option, fitted, taken_by, taken_in
+from dis_cli.cli.hints.other_options import answer
 from dis_cli.cli.options import JsonLinesCommand
-from dis_cli.cli.other_options import answer
 from dis_cli.cli.runs import runs
 from dis_cli.cli.sample import sample
 from dis_cli.cli.train import train
-from dis_cli.errors import DisError, Interrupted, StorageError, UsageError, did_you_mean, is_limit, is_out_of_memory
+from dis_cli.errors import (
+    DisError,
+    Interrupted,
+    StorageError,
+    UsageError,
+    did_you_mean,
+    first_line,
+    is_limit,
+    is_out_of_memory,
+)
 from dis_cli.runtime.openmp import limit_spinning
+from dis_cli.version import __version__
 
 BROKEN_PIPE_STATUS = 128 + 13  # what a shell reports for SIGPIPE
 
@@ -151,7 +161,7 @@ def explain(exception: BaseException, arguments: Sequence[str] = ()) -> DisError
             )
         case _ if is_limit(exception):
             return DisError(
-                f"The system allows no more open files, processes or threads: {_first_line(exception)}",
+                f"The system allows no more open files, processes or threads: {first_line(exception, 'no message')}",
                 "Raise the limits (`ulimit -n` for files, `ulimit -u` for processes and threads) or end other "
                 "programs. What was saved before is unharmed",
             )
@@ -159,13 +169,13 @@ def explain(exception: BaseException, arguments: Sequence[str] = ()) -> DisError
             return StorageError(_os_error_text(exception))
         case _ if is_out_of_memory(exception):
             return DisError(
-                f"Out of memory: {_first_line(exception)}",
+                f"Out of memory: {first_line(exception, 'no message')}",
                 f"{_LESS_MEMORY.get(next(iter(arguments), ''), 'Take a smaller model')}. Other programs may be using "
                 "the same memory. What was saved before is unharmed",
             )
         case _:
             return DisError(
-                f"unexpected {type(exception).__name__}: {_first_line(exception)}",
+                f"unexpected {type(exception).__name__}: {first_line(exception, 'no message')}",
                 "This is a defect of the program: set DIS_DEBUG=1 for the traceback, and report it",
             )
 
@@ -234,7 +244,3 @@ def _setting_hints(message: str, context: typer.Context) -> list[str]:
 def _os_error_text(error: OSError) -> str:
     where = f": `{os.fsdecode(error.filename)}`" if isinstance(error.filename, (str, bytes, os.PathLike)) else ""
     return f"{error.strerror or type(error).__name__}{where}"
-
-
-def _first_line(exception: BaseException) -> str:
-    return next(iter(str(exception).strip().splitlines()), "no message")

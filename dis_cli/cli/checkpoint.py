@@ -1,15 +1,18 @@
 """`dis checkpoint`: what a checkpoint is, and models to and from other places."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dis_cli.cli.display.output import Output
+from dis_cli.cli.display.text import size, table
 from dis_cli.cli.options import DryRunFlag, JsonFlag, Overrides, QuietFlag, RefusedDryRunFlag, StepOption, path_to_write
-from dis_cli.cli.output import Output
-from dis_cli.cli.text import size, table
 from dis_cli.errors import CheckpointError
 from dis_cli.paths import expand_home
+
+if TYPE_CHECKING:
+    from dis_cli.workflows.load.opened import Opened
 
 app = typer.Typer(help="Show, export and import checkpoints.", rich_markup_mode=None)
 
@@ -36,10 +39,12 @@ def show(
 
     Example: dis checkpoint show runs/dis-xs-digits
     """
-    from dis_cli.workflows.checkpoint import describe
+    opened = _open(path, overrides, step)
+
+    from dis_cli.workflows.checkpoint.show import describe
 
     output = Output(as_json=as_json)
-    found = describe(Path(path), overrides or (), step)
+    found = describe(opened)
     for note in found["notes"]:
         output.warning(note)
     output.result(_lines(found), found)
@@ -83,26 +88,14 @@ def export_checkpoint(
 
     Example: dis checkpoint export runs/dis-xs-digits --out digits.safetensors sample.steps=50
     """
-    from dis_cli.workflows.resources import read_config
+    opened = _open(path, overrides, step)
+    # What is wrong with the settings is told before torch is imported.
+    _ = opened.settings
 
-    # Before torch is imported, which takes seconds.
-    read_config(Path(path), overrides or (), step)
-
-    from dis_cli.workflows.export import export
+    from dis_cli.workflows.checkpoint.export import export
 
     output = Output(as_json=as_json, quiet=quiet)
-    result = output.render(
-        export(
-            Path(path),
-            out,
-            form=form,
-            dtype=dtype,
-            overrides=overrides or (),
-            step=step,
-            force=force,
-            dry_run=dry_run,
-        )
-    )
+    result = output.render(export(opened, out, form=form, dtype=dtype, force=force, dry_run=dry_run))
     lines = [
         f"model   {result['parameters']:,} parameters in {result['dtype']}, step {_or_unknown(result['step'])}, "
         f"{_average(result['ema_decay'])}",
@@ -133,10 +126,12 @@ def import_checkpoint(
 
     Example: dis checkpoint import dis-h-imagenet-256.pt --out runs/dis-h codec.vae=vae/
     """
-    from dis_cli.workflows.import_model import import_model
+    opened = _open(path, overrides)
+
+    from dis_cli.workflows.checkpoint.import_model import import_model
 
     output = Output(as_json=as_json, quiet=quiet)
-    result = output.render(import_model(Path(path), out, overrides=overrides or (), dry_run=dry_run))
+    result = output.render(import_model(opened, out, dry_run=dry_run))
     lines = [
         f"model   {result['parameters']:,} parameters, step {_or_unknown(result['step'])}, "
         + ", ".join(map(_average, result["averages"])),
@@ -145,9 +140,16 @@ def import_checkpoint(
     output.result(lines, result)
 
 
+def _open(path: str, overrides: list[str] | None, step: int | None = None) -> "Opened":
+    """The checkpoint, but for its weights: without torch, which takes seconds to import."""
+    from dis_cli.workflows.load.opened import open_checkpoint
+
+    return open_checkpoint(Path(path), overrides or (), step)
+
+
 def _lines(found: dict[str, Any]) -> list[str]:
     from dis_cli.config.schema import RunConfig
-    from dis_cli.workflows.model_card import describe_model, describe_objective, describe_sampling
+    from dis_cli.workflows.checkpoint.model_card import describe_model, describe_objective, describe_sampling
 
     config = RunConfig.model_validate(found["config"])
     names: list[str] = found["class_names"]

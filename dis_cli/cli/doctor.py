@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
+from dis_cli.cli.display.output import Output
+from dis_cli.cli.display.text import size, table
 from dis_cli.cli.options import JsonFlag
-from dis_cli.cli.output import Output
-from dis_cli.cli.text import size, table
 from dis_cli.errors import DisError, NegativeVerdict
 
 

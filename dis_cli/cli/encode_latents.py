@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from dis_cli.cli.display.output import Output
+from dis_cli.cli.display.text import size
 from dis_cli.cli.options import (
     DeviceOption,
     DryRunFlag,
@@ -14,8 +16,6 @@ from dis_cli.cli.options import (
     VerboseFlag,
     path_to_write,
 )
-from dis_cli.cli.output import Output
-from dis_cli.cli.text import size
 from dis_cli.errors import UsageError
 from dis_cli.paths import expand_home, home_path
 
@@ -145,7 +145,7 @@ def encode_latents(
     if data is None and source != "digits":
         raise UsageError("No images given", "Name a folder or archive with `--data PATH`, or take `--source digits`")
 
-    from dis_cli.workflows.encode import EncodeOptions, encode
+    from dis_cli.workflows.encode_latents import EncodeOptions, encode
 
     options = EncodeOptions(
         image_size=image_size,

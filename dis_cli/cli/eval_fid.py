@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from dis_cli.cli.display.scores import result_lines, sweep_lines
 from dis_cli.cli.eval_fid_options import (
     DownloadFlag,
     FeaturesOption,
@@ -19,7 +20,6 @@ from dis_cli.cli.eval_fid_options import (
     output_of_rank,
 )
 from dis_cli.cli.eval_fid_stats import stats
-from dis_cli.cli.eval_fid_text import result_lines, sweep_lines
 from dis_cli.cli.options import (
     DataOption,
     DeviceOption,
@@ -46,7 +46,9 @@ from dis_cli.cli.sample_options import (
     VaeOption,
     sample_settings,
 )
+from dis_cli.config.sampling import LARGEST_SEED
 from dis_cli.errors import NegativeVerdict, UsageError
+from dis_cli.metrics.table import METRICS, full_name, without_reference, words
 from dis_cli.paths import expand_home, home_path
 from dis_cli.runtime.distributed import part_from_environment
 
@@ -71,6 +73,11 @@ stats_app = typer.Typer(
     rich_markup_mode=None, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
 stats_app.command()(stats)
+
+
+def _complete_metrics(incomplete: str) -> list[str]:
+    before, comma, word = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in (*words(), "all") if name.startswith(word)]
 
 
 def eval_fid(
@@ -111,7 +118,8 @@ def eval_fid(
         typer.Option(
             "--metrics",
             metavar="NAME,...",
-            help="fid, sfid, is, kid, precision, recall, density, coverage, or all; fid if unset.",
+            help=f"{', '.join(words())}, or all; fid if unset.",
+            autocompletion=_complete_metrics,
         ),
     ] = None,
     features: FeaturesOption = None,
@@ -124,7 +132,7 @@ def eval_fid(
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", min=0, max=2**31 - 1, help="Seed of the first image.")
+        int | None, typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="Seed of the first image.")
     ] = None,
     repeat: Annotated[
         int, typer.Option("--repeat", metavar="R", min=1, help="Draw R times as many images, and give the spread.")
@@ -206,8 +214,9 @@ def eval_fid(
         "evaluate.seed": seed,
         "evaluate.metrics": None if metrics is None else _metric_names(metrics),
     }
-    settings = [f"{key}={value}" for key, value in options.items() if value is not None]
-    settings += evaluate_settings(features, split)
+    from dis_cli.config.overrides import as_overrides
+
+    settings = as_overrides(options) + evaluate_settings(features, split)
     settings += sample_settings(
         steps=steps,
         sampler=sampler,
@@ -222,26 +231,27 @@ def eval_fid(
 
     # Before torch is imported, which takes seconds.
     from dis_cli.config.sweep import check_points, parse_axes, points_of
+    from dis_cli.workflows.load.opened import open_checkpoint
 
     axes = parse_axes(axis_texts)
-    config = _config(ckpt, preset, settings, step)
+    opened = None if ckpt is None else open_checkpoint(ckpt, settings, step)
+    config = _config(preset, settings) if opened is None else opened.config
     if config is not None:
         check_points(config, points_of(axes))
     fetch(download, inception)
     _look(config, inception, vae, download=download, generates=ckpt is not None and not dry_run)
 
-    from dis_cli.workflows.bounds import check_bounds
-    from dis_cli.workflows.evaluate import Request, evaluate
-    from dis_cli.workflows.sweep import sweep as run_sweep
+    from dis_cli.workflows.eval_fid.bounds import check_bounds
+    from dis_cli.workflows.eval_fid.evaluate import Request, evaluate
+    from dis_cli.workflows.eval_fid.sweep import sweep as run_sweep
 
     request = Request(
-        checkpoint=ckpt,
+        opened=opened,
         images=images,
         ref=ref,
         inception=inception,
         overrides=settings,
         preset=preset,
-        step=step,
         out=out,
         device=device,
         interval=interval,
@@ -291,24 +301,23 @@ def _require_sense(
     given = [name for name, value in generation.items() if value is not None]
     if given:
         raise UsageError(f"{', '.join(given)} is about generated images, and `{images}` is there already")
-    if ref is None and (metrics is None or _metric_names(metrics) != "inception_score"):
+    alone = without_reference()
+    if ref is None and (metrics is None or not set(_metric_names(metrics).split(",")) <= set(alone)):
+        names = " and ".join(f"the {METRICS[name].label}" for name in alone)
+        asked = ",".join(METRICS[name].short_name or name for name in alone)
         raise UsageError(
             f"Give what `{images}` is compared with: `--ref PATH`, or `--ref data --preset NAME`",
-            "Only the Inception Score (`--metrics is`) needs none",
+            f"Only {names} (`--metrics {asked}`) {'needs' if len(alone) == 1 else 'need'} none",
         )
     if ref == "data" and preset is None:
         raise UsageError("`--ref data` is that of a preset here", "Name it with `--preset NAME`, or give `--ref PATH`")
 
 
 def _metric_names(text: str) -> str:
-    return ",".join("inception_score" if name == "is" else name for name in text.replace(" ", "").split(","))
+    return ",".join(map(full_name, text.replace(" ", "").split(",")))
 
 
-def _config(ckpt: Path | None, preset: str | None, settings: list[str], step: int | None) -> Any:
-    if ckpt is not None:
-        from dis_cli.workflows.resources import read_config
-
-        return read_config(ckpt, settings, step)
+def _config(preset: str | None, settings: list[str]) -> Any:
     from dis_cli.config.overrides import apply_overrides
     from dis_cli.config.presets import load_preset
     from dis_cli.config.schema import RunConfig
@@ -317,7 +326,7 @@ def _config(ckpt: Path | None, preset: str | None, settings: list[str], step: in
 
 
 def _look(config: Any, inception: Path | None, vae: str | None, *, download: bool, generates: bool) -> None:
-    from dis_cli.workflows.resources import look_for_features, look_for_vae
+    from dis_cli.workflows.preflight import look_for_features, look_for_vae
 
     if is_looked_for(download):
         look_for_features(config, inception)

@@ -5,13 +5,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from dis_cli.cli.output import Output
+from dis_cli.cli.display.output import Output
 from dis_cli.paths import home_path
 from dis_cli.runtime.distributed import part_from_environment
 
 SplitOption = Annotated[
     Literal["train", "test", "all"] | None,
-    typer.Option("--split", help="Part of the data; the test images of digits, else the training images."),
+    typer.Option("--split", help="WorkShare of the data; the test images of digits, else the training images."),
 ]
 FeaturesOption = Annotated[
     Literal["auto", "inception", "digits", "clip", "dinov2"] | None,
@@ -33,14 +33,15 @@ DownloadFlag = Annotated[
 
 def evaluate_settings(features: str | None, split: str | None) -> list[str]:
     """The settings that options stand for, as overrides."""
-    options = {"evaluate.features": features, "evaluate.split": split}
-    return [f"{key}={value}" for key, value in options.items() if value is not None]
+    from dis_cli.config.overrides import as_overrides
+
+    return as_overrides({"evaluate.features": features, "evaluate.split": split})
 
 
 def fetch(download: bool, inception: Path | None) -> None:
     """Fetch the weights, by the first process of a job: before torch is imported, so that a failure is told at once."""
     if download and part_from_environment().index == 0:
-        from dis_cli.workflows.extractors import download_if_absent
+        from dis_cli.metrics.extractors.choose import download_if_absent
 
         download_if_absent(inception)
 

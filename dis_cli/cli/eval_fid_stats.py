@@ -74,13 +74,13 @@ def stats(
     from dis_cli.config.overrides import apply_overrides
     from dis_cli.config.presets import load_preset
     from dis_cli.config.schema import RunConfig
-    from dis_cli.workflows.resources import look_for_features
+    from dis_cli.workflows.preflight import look_for_features
 
     config = apply_overrides(RunConfig() if preset is None else load_preset(preset), settings)
     if is_looked_for(download):
         look_for_features(config, inception)
 
-    from dis_cli.workflows.statistics_file import make_statistics
+    from dis_cli.workflows.eval_fid.stats import make_statistics
 
     result = output.render(
         make_statistics(

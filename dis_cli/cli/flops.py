@@ -5,16 +5,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dis_cli.cli import flops_tables
+from dis_cli.cli.display import flops as flops_tables
+from dis_cli.cli.display.output import Output
 from dis_cli.cli.options import DeviceOption, JsonFlag, PresetOption, path_to_write
-from dis_cli.cli.output import Output
 from dis_cli.errors import UsageError
-from dis_cli.models.sizes import SIZES
+from dis_cli.models.families import DEFAULT, FAMILIES
 from dis_cli.paths import home_path
 from dis_cli.runtime.targets import require_writable
 
 if TYPE_CHECKING:
-    from dis_cli.workflows.asked_model import AskedModel
+    from dis_cli.workflows.flops.model import AskedModel
+
+SIZES = FAMILIES[DEFAULT].sizes
 
 
 def flops(
@@ -110,8 +112,8 @@ def flops(
             "Try `dis flops --size xl --patch 2`, or `dis flops --all`",
         )
 
-    from dis_cli.workflows.asked_model import ask_model
-    from dis_cli.workflows.flops import comparison_report, model_report, sizes_report
+    from dis_cli.workflows.flops.model import ask_model
+    from dis_cli.workflows.flops.report import comparison_report, model_report, sizes_report
 
     model = ask_model(
         size=size,
@@ -138,7 +140,7 @@ def flops(
     else:
         report = model_report(model, batch=batch, steps=steps, guided=cfg)
         if time:
-            from dis_cli.workflows.flops_time import time_model
+            from dis_cli.workflows.flops.timing import time_model
 
             report["time"] = output.render(time_model(model, batch=batch, device=device))
         tables, records = flops_tables.model_tables(report), flops_tables.model_records(report)
@@ -157,13 +159,13 @@ def _require_at_most_one(**flags: bool) -> None:
 
 
 def _compared(model: "AskedModel") -> list["AskedModel"]:
-    from dis_cli.workflows.flops import compared_sizes
+    from dis_cli.workflows.flops.report import compared_sizes
 
-    return [model.resized(SIZES[name]) for name in compared_sizes()]
+    return [model.resized(model.family.sizes[name]) for name in compared_sizes()]
 
 
 def _resolutions(text: str | None, model: "AskedModel") -> list[int]:
-    from dis_cli.workflows.flops import LATENT_RESOLUTIONS, PIXEL_RESOLUTIONS
+    from dis_cli.workflows.flops.report import LATENT_RESOLUTIONS, PIXEL_RESOLUTIONS
 
     if text is None:
         return list(LATENT_RESOLUTIONS if model.is_latent else PIXEL_RESOLUTIONS)
@@ -183,13 +185,15 @@ def _require_png(path: Path) -> None:
 
 
 def _draw(path: Path, models: list["AskedModel"], pixels: list[int]) -> None:
-    # Imported late: pillow takes a while, and only this needs it.
+    # Imported late: drawing takes a while to import, and only this needs it.
+    from dis_cli.pictures.plot import log_log_png
     from dis_cli.runtime.files import atomic_write_bytes, require_replaceable
-    from dis_cli.workflows.flops import plotted
-    from dis_cli.workflows.plot import log_log_png
+    from dis_cli.runtime.machine import cache_folder
+    from dis_cli.workflows.flops.report import plotted
 
     picture = log_log_png(
         list(plotted(models, pixels)),
+        cache=cache_folder() / "matplotlib",
         title="One evaluation of one image, attention and scan counted",
         x_label="tokens",
         y_label="GFLOPs (2 x GMAC)",

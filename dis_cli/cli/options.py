@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
+from dis_cli.config.sampling import LARGEST_SEED
 from dis_cli.errors import UsageError
 from dis_cli.paths import expand_home, home_path
 from dis_cli.runtime.targets import FILE_SUFFIXES, is_folder, without_ending
@@ -143,7 +144,7 @@ OutOption = Annotated[
 ]
 
 SeedOption = Annotated[
-    int | None, typer.Option("--seed", metavar="N", min=0, max=2**31 - 1, help="Seed of every random draw.")
+    int | None, typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="Seed of every random draw.")
 ]
 
 DeviceOption = Annotated[

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dis_cli.cli.display.output import result
+from dis_cli.cli.display.text import table
 from dis_cli.cli.options import JsonFlag, PresetName
-from dis_cli.cli.output import result
-from dis_cli.cli.text import table
 from dis_cli.errors import NegativeVerdict
 from dis_cli.paths import expand_home
 
@@ -90,15 +90,12 @@ def validate_presets(
 
 
 def _summary(config: "RunConfig") -> dict[str, object]:
-    from dis_cli.models.sizes import SIZES
-    from dis_cli.workflows.cost import model_cost
+    from dis_cli.workflows.cost import model_cost, model_shape
 
     model = config.model
-    shape = (model.embed_dim, model.depth)
-    sizes = [name for name, entry in SIZES.items() if (entry.embed_dim, entry.depth) == shape]
     return {
         "name": config.name,
-        "size": sizes[0] if sizes else None,
+        "size": model_shape(config).size,
         "patch_size": model.patch_size,
         "num_parameters": model_cost(config).parameters,
         "image_size_pixels": config.pixel_size,

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dis_cli.cli.display.output import Output
+from dis_cli.cli.display.text import table
 from dis_cli.cli.options import JsonFlag
-from dis_cli.cli.output import Output
-from dis_cli.cli.text import table
 from dis_cli.paths import home_path
 
 if TYPE_CHECKING:
-    from dis_cli.workflows.runs import RunSummary, Score
+    from dis_cli.runs.summary import RunSummary, Score
 
 _ONE_LINE = str.maketrans({"\n": "\\n", "\t": "\\t"})
 
@@ -31,7 +31,7 @@ def runs(
 
     Example: dis runs runs/ablations
     """
-    from dis_cli.workflows.runs import find_runs
+    from dis_cli.runs.summary import find_runs
 
     output = Output(as_json=as_json)
     found = find_runs(folder)

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from dis_cli.cli.display.output import Output
+from dis_cli.cli.display.text import size
 from dis_cli.cli.options import (
     CkptOption,
     DeviceOption,
@@ -19,7 +21,6 @@ from dis_cli.cli.options import (
     VerboseFlag,
     take_checkpoint,
 )
-from dis_cli.cli.output import Output
 from dis_cli.cli.sample_options import (
     CfgChannelsOption,
     CfgIntervalOption,
@@ -31,7 +32,7 @@ from dis_cli.cli.sample_options import (
     VaeOption,
     sample_settings,
 )
-from dis_cli.cli.text import size
+from dis_cli.config.sampling import LARGEST_SEED
 from dis_cli.runtime.distributed import part_from_environment
 
 
@@ -52,7 +53,7 @@ def sample(
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", metavar="N", min=0, max=2**31 - 1, help="Seed of the first image; image i adds i."),
+        typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="Seed of the first image; image i adds i."),
     ] = None,
     seeds: Annotated[
         str | None, typer.Option("--seeds", metavar="LIST", help="All seeds instead, such as 0-15,40.")
@@ -114,25 +115,24 @@ def sample(
         overrides=given,
     )
 
-    from dis_cli.workflows.resources import look_for_vae, read_config
+    from dis_cli.workflows.load.opened import open_checkpoint
+    from dis_cli.workflows.preflight import look_for_vae
 
     # Before torch is imported, which takes seconds.
-    config = read_config(Path(path), settings, step)
+    opened = open_checkpoint(Path(path), settings, step)
     if not dry_run:
-        look_for_vae(config, vae)
+        look_for_vae(opened.config, vae)
 
-    from dis_cli.workflows.sample import sample as run_sampling
+    from dis_cli.workflows.sample.sample import sample as run_sampling
 
     result = output.render(
         run_sampling(
-            Path(path),
+            opened,
             num_images=num_images,
             seed=seed,
             seeds=seeds,
             classes=classes or (),
-            overrides=settings,
             preset=preset,
-            step=step,
             out=out,
             form=form,
             trajectory=trajectory,

@@ -63,10 +63,11 @@ def sample_settings(
     overrides: list[str] | None,
 ) -> list[str]:
     """The settings that options stand for, as overrides; explicit KEY=VALUE win."""
+    from dis_cli.config.overrides import as_overrides
+
     options = {
         "sample.sampler": sampler,
-        # The run's number of steps is that of its own sampler.
-        "sample.steps": "auto" if steps is None and sampler is not None else steps,
+        "sample.steps": steps,
         "sample.eta": eta,
         "sample.cfg_scale": cfg_scale,
         "sample.cfg_channels": cfg_channels,
@@ -74,4 +75,4 @@ def sample_settings(
         "sample.cfg_schedule": cfg_schedule,
         "codec.vae": vae,
     }
-    return [f"{key}={value}" for key, value in options.items() if value is not None] + (overrides or [])
+    return as_overrides(options) + (overrides or [])

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from dis_cli.cli.display.output import Output
+from dis_cli.cli.display.text import size
 from dis_cli.cli.options import (
     DataOption,
     DeviceOption,
@@ -20,10 +22,8 @@ from dis_cli.cli.options import (
     SeedOption,
     VerboseFlag,
 )
-from dis_cli.cli.output import Output
-from dis_cli.cli.text import size
+from dis_cli.runs.folder import RunDir
 from dis_cli.runtime.distributed import part_from_environment
-from dis_cli.runtime.run_dir import RunDir
 from dis_cli.runtime.signals import stop_on_signals
 from dis_cli.runtime.targets import require_writable
 
@@ -75,8 +75,8 @@ def train(
     run = out or Path("runs") / config.name
     require_writable(run, "filled folder")
 
-    from dis_cli.workflows.resources import look_for_vae
-    from dis_cli.workflows.trackers import look_for_trackers
+    from dis_cli.runs.trackers import look_for_trackers
+    from dis_cli.workflows.preflight import look_for_vae
 
     # Before torch is imported, which takes seconds.
     look_for_trackers(config.train.trackers)
@@ -85,7 +85,7 @@ def train(
     if dry_run:
         from dis_cli.config.presets import dump_toml
         from dis_cli.config.schema import RunConfig
-        from dis_cli.workflows.train import plan_training
+        from dis_cli.workflows.train.train import plan_training
 
         plan: dict[str, Any] = plan_training(config, run, device=device, fresh=fresh)
         for warning in plan["warnings"]:
@@ -96,7 +96,7 @@ def train(
     # Before torch is imported too: of two that want one folder, one has to know at once; and a signal must not leave
     # the folder behind.
     with stop_on_signals() as stop, RunDir(run).lock() if is_leader else contextlib.nullcontext():
-        from dis_cli.workflows.train import train as run_training
+        from dis_cli.workflows.train.train import train as run_training
 
         events = run_training(config, run, device=device, fresh=fresh, is_locked=True, stop=stop)
         result = output.render(events, log_every=config.train.log_every)

@@ -8,12 +8,6 @@ from torch import Tensor
 class PixelCodec:
     """The identity between images and the grid the model sees."""
 
-    downsample = 1
-
-    def encode(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """The images themselves."""
-        return images
-
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """The grid itself, not clamped."""
         return latents

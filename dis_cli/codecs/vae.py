@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dis_cli.codecs.locate import WEIGHTS, VaeFiles, locate_vae
-from dis_cli.errors import DataError, RefusedError
+from dis_cli.errors import DataError, RefusedError, first_line
 from dis_cli.runtime.untrusted import check_safetensors
 
 # Images decoded at a time: one activation of the usual VAE's last layers takes 67 MB an image at 256 pixels (256
@@ -25,7 +25,6 @@ class VaeCodec:
     Args:
         vae: A bundled VAE's name, a folder in diffusers' layout, or a hub id that is in the local Hugging Face cache.
         scale: Factor on the VAE's z, which brings latents to about unit variance; None takes the VAE's own.
-        device: Where the VAE lives.
 
     Raises:
         MissingResourceError: No such VAE on this machine.
@@ -68,10 +67,6 @@ class VaeCodec:
         posterior = self._module.encode(images.to(self.device, torch.float32)).latent_dist
         return posterior.mean, posterior.std
 
-    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
-        """The posterior's mode, scaled: the same latent every time."""
-        return self.scale * (self.moments(images)[0] - self.shift)
-
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
         """Images in about [-1, 1], not clamped, of scaled latents."""
@@ -102,7 +97,7 @@ def _load(files: VaeFiles) -> Any:
             folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
         )
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:
-        raise DataError(f"VAE unreadable: {folder}: {str(error).strip().splitlines()[0]}") from error
+        raise DataError(f"VAE unreadable: {folder}: {first_line(error)}") from error
     # diffusers only warns about absent weights and leaves them random.
     if report["missing_keys"]:
         raise DataError(

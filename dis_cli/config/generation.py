@@ -5,9 +5,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from dis_cli.config.sampling import SamplerName
-from dis_cli.config.section import HomePath, NoneWord, PositiveInt, PrecisionName, Section, Share
-
-MetricName = Literal["fid", "sfid", "inception_score", "kid", "precision", "recall", "density", "coverage"]
+from dis_cli.config.section import HomePath, NoneWord, OneOf, PositiveInt, PrecisionName, Section, Seed, Share
+from dis_cli.metrics.table import METRICS
 
 
 def _read_three(value: object) -> object:
@@ -79,16 +78,14 @@ class EvaluateConfig(Section):
     num_samples: Annotated[Annotated[int, Field(ge=2)] | None, NoneWord] = Field(
         default=None, description="generated images; none takes as many as the reference has"
     )
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
-        default=1_000_000, description="seed of the first generated image"
-    )
+    seed: Seed = Field(default=1_000_000, description="seed of the first generated image")
     inception: Annotated[HomePath | None, NoneWord] = Field(
         default=None, description="weights of Inception; none takes those in torch's cache where they are needed"
     )
     features: Literal["auto", "inception", "digits", "clip", "dinov2"] = Field(
         default="auto", description="what looks at the images; 'auto' is 'digits' for the digits, else 'inception'"
     )
-    metrics: tuple[Literal["all", MetricName], ...] = Field(
+    metrics: tuple[Annotated[str, OneOf("all", METRICS)], ...] = Field(
         default=("fid",), min_length=1, description="what is measured; 'all' is all that the features allow"
     )
     split: Literal["auto", "train", "test", "all"] = Field(

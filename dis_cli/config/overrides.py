@@ -1,10 +1,12 @@
 """KEY=VALUE settings from the command line, on top of a configuration."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
 
 from pydantic import ValidationError
 
+from dis_cli.config.backbones import BACKBONES, with_backbone
 from dis_cli.config.schema import RunConfig
 from dis_cli.config.settings import (
     Problem,
@@ -19,6 +21,8 @@ from dis_cli.config.settings import (
     wrong_value,
 )
 
+_BACKBONE: Final = "model.backbone"
+
 
 def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """``config`` with every ``KEY=VALUE`` of ``overrides`` set.
@@ -29,28 +33,32 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
 
     Args:
         config: The configuration to start from; it is not changed.
-        overrides: Texts such as ``train.steps=2``.
 
     Raises:
         ConfigError: An override has no ``=``, an unknown key or a refused value; all problems are listed.
     """
     data: dict[str, Any] = config.model_dump()
-    defaults = {key: _value_of(data, key) for key in settings()}
     problems: list[Problem] = []
+    backbone = _backbone(config, overrides)
+    if backbone != config.model.backbone:
+        data["model"] = with_backbone(data["model"], backbone)
+    known = settings(backbone)
+    # What the configuration has, before anything is set; a new backbone's own settings have the schema's.
+    defaults = {key: _value_of(data, setting) for key, setting in known.items()}
     for override in overrides:
         key, equals, text = override.partition("=")
         key = key.strip()
-        setting = settings().get(key)
+        setting = known.get(key)
         if not equals:
-            problems.append(_no_equals(override))
+            problems.append(_no_equals(override, known))
         elif not key:
             problems.append(
                 Problem(f"No key in front of `=` in `{override}`", "Write KEY=VALUE, as in train.steps=1000")
             )
         elif key in section_names():
-            problems.append(Problem(f"`{key}` is a section and takes no value", list_keys(key)))
+            problems.append(Problem(f"`{key}` is a section and takes no value", list_keys(key, backbone)))
         elif setting is None:
-            problems.append(unknown_key(key))
+            problems.append(unknown_key(key, backbone))
         else:
             value = _read(setting, text, defaults[key])
             if isinstance(value, Problem):
@@ -67,16 +75,38 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     return result
 
 
+def as_overrides(options: Mapping[str, object]) -> list[str]:
+    """What was given of some options by the keys of their settings; None stands for what was not."""
+    options = dict(options)
+    if options.get("sample.steps") is None and options.get("sample.sampler") is not None:
+        # The run's number of steps is that of its own sampler.
+        options["sample.steps"] = "auto"
+    return [f"{key}={as_text(value)}" for key, value in options.items() if value is not None]
+
+
 def describe_keys() -> list[tuple[str, str, str, str]]:
-    """Every key with what it allows, its default as KEY=VALUE has it, and its meaning, in the schema's order."""
-    return [
-        (setting.key, setting.allowed, as_text(setting.default), setting.description) for setting in settings().values()
-    ]
+    """Every key with what it allows, its default as KEY=VALUE has it, and its meaning, in the schema's order.
+
+    After those of the default backbone come those that are others with another one.
+    """
+    usual = settings()
+    found = [*usual.values()]
+    for name in BACKBONES:
+        own = [setting for key, setting in settings(name).items() if setting != usual.get(key)]
+        own = [setting for setting in own if setting.key != _BACKBONE]
+        found += [replace(setting, description=f"{setting.description} ({_BACKBONE}={name})") for setting in own]
+    return [(setting.key, setting.allowed, as_text(setting.default), setting.description) for setting in found]
 
 
-def _value_of(data: dict[str, Any], key: str) -> object:
-    section, _, leaf = key.rpartition(".")
-    return (data[section] if section else data)[leaf]
+def _backbone(config: RunConfig, overrides: Sequence[str]) -> str:
+    """The backbone that the settings will be of; the configuration's own when there is none of the name asked for."""
+    asked = [text for key, _, text in (override.partition("=") for override in overrides) if key.strip() == _BACKBONE]
+    return asked[-1] if asked and asked[-1] in BACKBONES else config.model.backbone
+
+
+def _value_of(data: dict[str, Any], setting: Setting) -> object:
+    section, _, leaf = setting.key.rpartition(".")
+    return (data[section] if section else data).get(leaf, setting.default)
 
 
 def _read(setting: Setting, text: str, default: object) -> object:
@@ -92,9 +122,9 @@ def _read(setting: Setting, text: str, default: object) -> object:
     return text
 
 
-def _no_equals(override: str) -> Problem:
-    if override in settings():
-        return Problem(f"`{override}` has no value", f"Write `{override}=VALUE`: {settings()[override].allowed}")
+def _no_equals(override: str, known: Mapping[str, Setting]) -> Problem:
+    if override in known:
+        return Problem(f"`{override}` has no value", f"Write `{override}=VALUE`: {known[override].allowed}")
     return Problem(
         f"Not of the form KEY=VALUE: `{override}`", "Write the key, `=` and the value, as in train.steps=1000"
     )

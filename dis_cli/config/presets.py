@@ -89,7 +89,7 @@ def dump_toml(config: RunConfig) -> str:
     Settings without a value are left out, except where the schema's default is a value: there the word "none" stands.
     """
     data: dict[str, Any] = config.model_dump(mode="json")
-    for setting in settings().values():
+    for setting in settings(config.model.backbone).values():
         section, _, leaf = setting.key.rpartition(".")
         table = data[section] if section else data
         if table[leaf] is None:

@@ -7,6 +7,8 @@ SamplerName = Literal["ancestral", "ddim", "dpm++", "dpm++sde", "unipc", "heun",
 FLOW_SAMPLERS: Final = ("heun", "euler")
 SCHEDULE_SAMPLERS: Final = ("ancestral", "ddim", "dpm++", "dpm++sde", "unipc", "heun", "euler")
 
+LARGEST_SEED: Final = 2**31 - 1
+
 # Model evaluations per image; the paper's for its sampler.
 USUAL_STEPS: Final[dict[SamplerName, int]] = {
     "ancestral": 250,
@@ -32,7 +34,6 @@ def choose_sampling(
         sampler: A sampler, or "auto": DPM-Solver++ for a schedule; Heun's method for a rectified flow, or Euler's
             where an even number of steps was asked for, which Heun's cannot take.
         steps: Model evaluations per image, or "auto": what is usual for the sampler, and possible.
-        is_flow: Whether the model is a rectified flow.
         num_timesteps: Number of timesteps T of the forward process.
     """
     if sampler == "auto":
@@ -68,11 +69,8 @@ def sampling_problem(
     """What is wrong with a sampler and its steps, with what is allowed; None when they can run.
 
     Args:
-        sampler: The sampler that will run.
         steps: Model evaluations per image.
         eta: Share of the ancestral noise.
-        prediction: What the model predicts, for the message.
-        is_flow: Whether the model is a rectified flow.
         num_timesteps: Number of timesteps T of the forward process.
     """
     fitting = FLOW_SAMPLERS if is_flow else SCHEDULE_SAMPLERS

@@ -6,54 +6,25 @@ and refuse unknown keys, so a typing error can never be a silently ignored setti
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
+from dis_cli.config.backbones import DisConfig, ModelSection
 from dis_cli.config.generation import EvaluateConfig, SampleConfig
 from dis_cli.config.sampling import SamplerName, choose_sampling, guidance_problem, sampling_problem
 from dis_cli.config.section import (
     HomePath,
     HomePathOrName,
     NoneWord,
+    OneOf,
     OptionalSteps,
     PositiveInt,
     PrecisionName,
     Section,
+    Seed,
 )
-
-
-class ModelConfig(Section):
-    """The DiS backbone. The model sees a square grid: pixels, or latents when the codec is a VAE."""
-
-    image_size: PositiveInt = Field(default=32, description="side of the square grid the model sees, in its own pixels")
-    patch_size: PositiveInt = Field(default=2, description="side of a patch, in grid pixels; divides image_size")
-    in_channels: PositiveInt = Field(default=3, description="channels of the grid: 1 grey, 3 RGB, 4 VAE latents")
-    embed_dim: Annotated[int, Field(ge=8)] = Field(default=368, description="width of a token, in channels")
-    depth: PositiveInt = Field(default=25, description="number of blocks, odd: half in, one middle, half out")
-    num_classes: Annotated[int, Field(ge=0)] = Field(default=0, description="number of classes; 0 is unconditional")
-    d_state: PositiveInt = Field(default=16, description="state size N of the selective scan, per channel")
-    d_conv: PositiveInt = Field(default=4, description="taps of the causal convolution, in tokens")
-    expand: PositiveInt = Field(default=2, description="inner width of a mixer, as a multiple of embed_dim")
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.1, description="drop-path rate of the last block in training, as a fraction; grows linearly from 0"
-    )
-    label_drop: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.1, description="fraction of training labels replaced by the null class, for guidance"
-    )
-    init: Literal["corrected", "published"] = Field(
-        default="corrected",
-        description="'corrected' gives the backward scan's time step the forward's initialisation; 'published' keeps 0",
-    )
-    final_init: Literal["published", "zero"] = Field(
-        default="published", description="initial weights of the output layer: as published (random), or zero"
-    )
-
-    @model_validator(mode="after")
-    def _shape_is_possible(self) -> Self:
-        if self.depth % 2 == 0:
-            raise ValueError(f"depth must be odd (half in, one middle, half out), got {self.depth}")
-        if self.image_size % self.patch_size:
-            raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
-        return self
+from dis_cli.metrics.table import METRICS
+from dis_cli.scan.engines import table as engines
 
 
 class DiffusionConfig(Section):
@@ -196,8 +167,9 @@ class TrainConfig(Section):
     evaluate_every: OptionalSteps = Field(
         default=None, description="steps between scores; the best checkpoint so far is kept for good"
     )
-    best_metric: Literal["distance", "class_accuracy"] = Field(
-        default="distance", description="what makes a checkpoint the best: the lowest Frechet distance, or accuracy"
+    best_metric: Annotated[str, OneOf("distance", "class_accuracy", METRICS)] = Field(
+        default="distance",
+        description="what makes a checkpoint the best: the lowest Frechet distance, accuracy, or another metric",
     )
     max_minutes: Annotated[Annotated[float, Field(gt=0)] | None, NoneWord] = Field(
         default=None, description="save and stop in order after this time; the same command continues"
@@ -229,17 +201,27 @@ class RunConfig(Section):
         default="custom", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the preset or run"
     )
     description: str = Field(default="", description="one line on what it is for")
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(default=0, description="seed of the weights and of every draw")
-    engine: Literal["auto", "kernel", "torch", "reference", "mamba_ssm"] = Field(
-        default="auto", description="what computes the scan; 'auto' takes the fastest that works. See `dis doctor`"
+    seed: Seed = Field(default=0, description="seed of the weights and of every draw")
+    engine: str = Field(
+        default=engines.AUTO,
+        description="what computes the scan; 'auto' takes the fastest that works. See `dis doctor`",
+        json_schema_extra=lambda schema: schema.update(enum=[*engines.allowed()]),
     )
-    model: ModelConfig = Field(default_factory=ModelConfig, description="the backbone")
+    model: ModelSection = Field(default_factory=DisConfig, description="the backbone")
     diffusion: DiffusionConfig = Field(default_factory=DiffusionConfig, description="the diffusion process")
     data: DataConfig = Field(default_factory=DataConfig, description="the images")
     codec: CodecConfig = Field(default_factory=CodecConfig, description="pixels or latents")
     train: TrainConfig = Field(default_factory=TrainConfig, description="the optimisation")
     sample: SampleConfig = Field(default_factory=SampleConfig, description="the generation of images")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="the scoring")
+
+    @field_validator("engine")
+    @classmethod
+    def _engine_exists(cls, name: str) -> str:
+        if name not in engines.allowed():
+            # Told like any other choice (`dis_cli.config.settings.wrong_value`).
+            raise PydanticCustomError("unknown_engine", "engine must be one of {names}", {"names": engines.allowed()})
+        return name
 
     @property
     def pixel_size(self) -> int:

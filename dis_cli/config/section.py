@@ -1,10 +1,13 @@
 """What all sections of the settings share: how they are checked, and the types of their fields."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
+from dis_cli.config.sampling import LARGEST_SEED
 from dis_cli.errors import UsageError
 from dis_cli.paths import expand_home
 
@@ -29,6 +32,8 @@ def _read_home(value: object) -> object:
 
 PositiveInt = Annotated[int, Field(ge=1)]
 
+Seed = Annotated[int, Field(ge=0, lt=LARGEST_SEED + 1)]
+
 Share = Annotated[float, Field(ge=0, le=1)]
 
 PrecisionName = Literal["auto", "fp32", "bf16"]
@@ -39,5 +44,35 @@ NoneWord = BeforeValidator(_read_none)
 # No shell sees the paths in TOML or after KEY=. A VAE is a path or a name, and no name begins with `~`.
 HomePath = Annotated[Path, BeforeValidator(_read_home)]
 HomePathOrName = Annotated[str, BeforeValidator(_read_home)]
+
+
+class OneOf:
+    """A string that is one of some names, some of which stand in tables that may grow; refused as by a Literal.
+
+    Args:
+        names: The names, or tables of them.
+    """
+
+    def __init__(self, *names: str | Mapping[str, object]) -> None:
+        self._given = names
+
+    @property
+    def names(self) -> list[str]:
+        """All of them, now."""
+        return [name for given in self._given for name in ([given] if isinstance(given, str) else given)]
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """A string that is checked."""
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The names as an enumeration."""
+        return handler(schema) | {"enum": self.names}
+
+    def _check(self, name: str) -> str:
+        if name not in self.names:
+            raise PydanticKnownError("literal_error", {"expected": ", ".join(self.names)})
+        return name
+
 
 OptionalSteps = Annotated[PositiveInt | None, NoneWord]

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from dis_cli.config.backbones import BACKBONES, DEFAULT, backbone_of
 from dis_cli.config.schema import RunConfig
 from dis_cli.config.section import Section
 from dis_cli.errors import ConfigError, did_you_mean
@@ -30,16 +31,12 @@ class Setting:
         key: Its dotted name, such as ``train.steps``.
         kind: How it is written: "boolean", "integer", "number", "string", "path", "choice", "array" (of fixed length)
             or "list".
-        optional: Whether ``none`` is allowed.
         allowed: Type and bounds, in words.
-        default: The schema's value.
-        description: Meaning and unit.
         choices: The words that it may be, as far as they can be counted.
     """
 
     key: str
     kind: str
-    optional: bool
     allowed: str
     default: object
     description: str
@@ -58,11 +55,11 @@ class Problem:
 
 
 @functools.cache
-def settings() -> dict[str, Setting]:
-    """Every setting of the schema by its dotted key, in the schema's order."""
+def settings(backbone: str = DEFAULT) -> dict[str, Setting]:
+    """Every setting of a run with this backbone by its dotted key, in the schema's order."""
     found: dict[str, Setting] = {}
     properties = RunConfig.model_json_schema()["properties"]
-    defaults = RunConfig()
+    defaults = RunConfig(model=BACKBONES[backbone](backbone=backbone))
     for name, field in RunConfig.model_fields.items():
         value: object = getattr(defaults, name)
         if isinstance(value, Section):
@@ -80,20 +77,20 @@ def section_names() -> list[str]:
     return list(dict.fromkeys(key.split(".")[0] for key in settings() if "." in key))
 
 
-def unknown_key(key: str) -> Problem:
-    """The problem that ``key`` is not a setting, with the nearest ones."""
+def unknown_key(key: str, backbone: str = DEFAULT) -> Problem:
+    """The problem that ``key`` is not a setting of a run with this backbone, with the nearest ones."""
     section, _, leaf = key.partition(".") if "." in key else ("", "", key)
     if section not in ["", *section_names()]:
         section = did_you_mean(section, section_names()) or section
-    near = _nearest_keys(section, leaf)
-    hint = f"Did you mean {' or '.join(f'`{name}`' for name in near)}?" if near else list_keys(section)
+    near = _nearest_keys(section, leaf, list(settings(backbone)))
+    hint = f"Did you mean {' or '.join(f'`{name}`' for name in near)}?" if near else list_keys(section, backbone)
     return Problem(f"Unknown key: `{key}`", hint)
 
 
-def _nearest_keys(section: str, leaf: str) -> list[str]:
+def _nearest_keys(section: str, leaf: str, known: list[str]) -> list[str]:
     """A section or settings that may be meant: of this section, else of any; a right name beats a similar spelling."""
-    own = [key for key in settings() if key.startswith(f"{section}.")]
-    for keys in (own, [*settings(), *([] if section else section_names())]):
+    own = [key for key in known if key.startswith(f"{section}.")]
+    for keys in (own, [*known, *([] if section else section_names())]):
         leaves = {key.rpartition(".")[2]: key for key in keys}
         close = leaf if leaf in leaves else None
         close = close or (did_you_mean(leaf, leaves) if keys is own or not section else None)
@@ -102,9 +99,9 @@ def _nearest_keys(section: str, leaf: str) -> list[str]:
     return []
 
 
-def list_keys(section: str) -> str:
+def list_keys(section: str, backbone: str = DEFAULT) -> str:
     """A sentence that lists the keys of ``section``, or the sections when there is none of that name."""
-    leaves = [key.split(".")[1] for key in settings() if key.startswith(f"{section}.")]
+    leaves = [key.split(".")[1] for key in settings(backbone) if key.startswith(f"{section}.")]
     return f"Keys of `{section}`: {', '.join(leaves)}" if leaves else f"Sections: {', '.join(section_names())}"
 
 
@@ -143,11 +140,12 @@ def explain(
         defaults: What settings are where they are left out, by key; the schema's values when there are none.
     """
     problems: dict[str, Problem] = {}
+    backbone = backbone_of(data.get("model"))
     for detail in error.errors(include_url=False):
         names = [str(name) for name in detail["loc"][:2]]
         key = ".".join(names)
         if detail["type"] == "extra_forbidden":
-            problem = unknown_key(key)
+            problem = unknown_key(key, backbone)
         elif detail["type"] == "value_error":
             text = str(detail.get("ctx", {})["error"])
             problem = Problem(f"`{key}`: {text}" if key else text)
@@ -155,12 +153,12 @@ def explain(
             got: Any = data
             for name in names:
                 got = got[name]
-            setting = settings().get(key)
+            setting = settings(backbone).get(key)
             shown = _shorten(show(got))
             problem = (
                 wrong_value(setting, shown, (defaults or {}).get(key, setting.default))
                 if setting
-                else Problem(f"`{key}`: got `{shown}`, allowed: a section", list_keys(key))
+                else Problem(f"`{key}`: got `{shown}`, allowed: a section", list_keys(key, backbone))
             )
         problems.setdefault(problem.message, problem)
     return list(problems.values())
@@ -203,7 +201,6 @@ def _setting(key: str, schema: dict[str, Any], default: object, description: str
     return Setting(
         key=key,
         kind=_kind(values[0]),
-        optional=optional,
         allowed=" or ".join(map(_allowed, values)) + (", or none" if optional else ""),
         default=default,
         description=description or "",

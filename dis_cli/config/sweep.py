@@ -26,7 +26,6 @@ class Axis:
 
     Attributes:
         name: As the user called it.
-        key: The setting.
         values: At least one, as text.
     """
 

@@ -22,8 +22,6 @@ class TrainingSet:
     """A source seen through the run's order; the key of a batch is the global positions of its samples.
 
     Args:
-        source: The images.
-        seed: The run's seed.
         num_timesteps: Timesteps are drawn uniformly below it.
         num_drop_path: Drop-path decisions of the model, per sample.
     """
@@ -40,7 +38,6 @@ class TrainingSet:
         """The samples at the positions.
 
         Args:
-            positions: Of the samples.
             sign_of_life: Called after each sample.
 
         Raises:
@@ -97,14 +94,10 @@ def training_batches(
 
     Args:
         dataset: The samples by global position.
-        first_step: First optimizer step, from 0.
         last_step: The step before which to stop.
         batch_size: Samples per optimizer step, over all ranks.
-        accumulation: Parts per step.
         num_workers: Loader processes; 0 loads in line.
         pin_memory: Put batches where a GPU can fetch them by itself.
-        rank: This rank, from 0.
-        world_size: Ranks in all.
 
     Raises:
         ValueError: ``batch_size`` cannot be dealt out in equal parts.

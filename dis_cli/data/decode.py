@@ -220,7 +220,6 @@ class _Samples(NamedTuple):
     """What a file says of its samples before they are decoded, and Pillow does not keep or heed.
 
     Attributes:
-        grey: See Decoded.
         top: The value of full brightness, where Pillow leaves more than 8 bits.
         white_is_zero: Whether it is that of black, and Pillow does not turn it over.
         wide: Whether the type of the values says nothing of their range.

@@ -75,13 +75,7 @@ def load_ahead(load: Load, indices: range, *, num_workers: int, pin_memory: bool
 
 
 class _Worker:
-    """A loader process, as the process that trains sees it.
-
-    Args:
-        process: Running.
-        pipe: What it makes comes out here.
-        title: What to call it.
-    """
+    """A loader process, as the process that trains sees it."""
 
     def __init__(self, process: Process, pipe: "Connection[Any, Any]", title: str) -> None:
         self.process = process

@@ -1,7 +1,7 @@
 """What a data source is, and what the sources share.
 
 To add a source, write a class with the members of ImageSource (no base class to inherit), give it a branch in
-``open_source`` (``dis_cli.data.images``) and a value in the setting ``data.source``.
+``open_source`` (``dis_cli.data.open``) and a value in the setting ``data.source``.
 """
 
 import hashlib
@@ -102,7 +102,6 @@ class BatchSource(ImageSource, Protocol):
         """The samples that ``load`` would give, in the same bits.
 
         Args:
-            indices: Of the samples.
             rngs: One generator for each, as ``load`` takes it; each serves until the next is asked for.
         """
         ...

@@ -99,7 +99,6 @@ def guide(
     Args:
         model: Maps (x, t, labels) to its output, the predicted channels first.
         labels: Class of each image, or None for an unconditional model.
-        guidance: How it is guided.
         null_class: The label that means none.
         num_channels: Predicted channels, without those of the variance.
     """

@@ -35,7 +35,6 @@ def check_objective(process: ForwardProcess, *, prediction: Prediction, variance
     """Refuse an objective that the forward process does not have.
 
     Args:
-        process: The forward process.
         prediction: "velocity" belongs to a rectified flow, the others to a schedule.
         variance: "learned_range" needs a schedule: a flow has no reverse Gaussian.
 
@@ -60,7 +59,6 @@ def q_sample(
     rectified flow 1 - sigma and sigma.
 
     Args:
-        process: The forward process.
         x_0: Clean images, in [-1, 1], or latents of about unit variance.
         t: Index of each image's noise level, 0 to T - 1.
         noise: Standard normal.
@@ -79,7 +77,6 @@ def prediction_target(
     """What the model should output.
 
     Args:
-        process: The forward process.
         x_0: Clean images.
         t: Index of each image's noise level, 0 to T - 1.
         noise: The noise in x_t.
@@ -112,7 +109,6 @@ def predict_x_0(
     """The clean images that an output stands for: ``prediction_target`` solved for x_0.
 
     Args:
-        process: The forward process.
         output: The model's output without variance channels.
         x_t: Noisy images.
         t: Index of each image's noise level, 0 to T - 1.
@@ -163,7 +159,6 @@ def posterior(
     """Mean and log variance of q(x_{t-1} | x_t, x_0) (DDPM, equation 7), the variance clipped at t = 0.
 
     Args:
-        schedule: The forward process.
         x_0: Clean images.
         x_t: Noisy images.
         t: Index of each image's noise level, 0 to T - 1.
@@ -184,7 +179,6 @@ def reverse_step(
     """The model's Gaussian p(x_{t-1} | x_t).
 
     Args:
-        schedule: The forward process.
         model_output: The model's output at (x_t, t).
         x_t: Noisy images.
         t: Index of each image's noise level, 0 to T - 1.
@@ -218,7 +212,6 @@ def min_snr_weights(process: ForwardProcess, *, prediction: Prediction, gamma: f
     A squared error of epsilon is one of x_0 times snr, and one of v is one of x_0 times snr + 1.
 
     Args:
-        process: The forward process.
         prediction: "epsilon", "v" or "x_0".
         gamma: The cap, above 0; 5 in the paper.
 
@@ -254,7 +247,6 @@ def training_losses(
     (Nichol and Dhariwal 2021, section 3.1).
 
     Args:
-        process: The forward process.
         model_output: The model's output at (x_t, t).
         x_0: Clean images; the bound's last term takes [-1, 1] as 256 levels.
         x_t: ``q_sample(process, x_0, t, noise)``.

@@ -198,24 +198,10 @@ def space_timesteps(num_timesteps: int, spec: str) -> list[int]:
     return kept
 
 
-def respace(schedule: Schedule, spec: str) -> Schedule:
-    """The schedule restricted to the timesteps that a respacing keeps.
-
-    Args:
-        schedule: The schedule to restrict; it may have been respaced before.
-        spec: See ``space_timesteps``.
-
-    Raises:
-        ValueError: As ``space_timesteps``.
-    """
-    return schedule.restrict(space_timesteps(schedule.num_timesteps, spec))
-
-
 def check_indices(indices: list[int], num_timesteps: int) -> None:
     """Refuse indices that are no restriction of a process.
 
     Args:
-        indices: The indices to keep.
         num_timesteps: Number of steps T of the process.
 
     Raises:
@@ -227,11 +213,6 @@ def check_indices(indices: list[int], num_timesteps: int) -> None:
 
 def check_choice(what: str, got: str, choices: Any) -> None:
     """Refuse a name that is not among the choices.
-
-    Args:
-        what: What the name chooses.
-        got: The name.
-        choices: A ``Literal`` type.
 
     Raises:
         ValueError: It is not; the message lists them.

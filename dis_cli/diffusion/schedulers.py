@@ -20,7 +20,7 @@ SamplerName: TypeAlias = Literal["ancestral", "ddim", "dpm++", "dpm++sde", "unip
 # These integrate along straight lines from noise to image, whatever the process (``line_scales``).
 STRAIGHT: Final = ("heun", "euler")
 
-_THEIR_NAME: Final[dict[str, Literal["epsilon", "v_prediction", "sample"]]] = {
+_DIFFUSERS_PREDICTION: Final[dict[str, Literal["epsilon", "v_prediction", "sample"]]] = {
     "epsilon": "epsilon",
     "v": "v_prediction",
     "x_0": "sample",
@@ -67,8 +67,6 @@ def make_scheduler(
 
     Args:
         process: The forward process restricted to the timesteps to visit.
-        name: The sampler.
-        prediction: What the model predicts.
         variance: What it says about the variance of a step; for "ancestral".
         clip: Whether "ancestral" and "ddim" clip their estimates of x_0 to [-1, 1].
     """
@@ -82,12 +80,12 @@ def make_scheduler(
             from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
             scheduler: Any = DDPMScheduler(
-                **tables, prediction_type=_THEIR_NAME[prediction], variance_type=variance, clip_sample=clip
+                **tables, prediction_type=_DIFFUSERS_PREDICTION[prediction], variance_type=variance, clip_sample=clip
             )
         case "ddim":
             from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-            scheduler = DDIMScheduler(**tables, prediction_type=_THEIR_NAME[prediction], clip_sample=clip)
+            scheduler = DDIMScheduler(**tables, prediction_type=_DIFFUSERS_PREDICTION[prediction], clip_sample=clip)
         # The others get x_0 itself: their own conversion cannot clip, and takes a learned variance for three channels.
         case "unipc":
             from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler

@@ -31,7 +31,6 @@ class ClassGaussians:
 
         Args:
             labels: The class of each image wanted; a class must have had at least one image.
-            seed: Seed of the draws.
 
         Raises:
             ValueError: When a class had no images.

@@ -20,10 +20,8 @@ class Interval:
 
     Args:
         low: Its lower end, at least 0.
-        high: Its upper end.
         standard_error: Of the distance.
         level: The share of such intervals that hold the distance's expectation, 0 to 1.
-        resamples: How many sets were drawn.
     """
 
     low: float
@@ -79,10 +77,8 @@ def frechet_interval(
 
     Args:
         generated: The scored images' moments.
-        reference: What they are compared with.
         resamples: Sets to draw, at least 2.
         level: The share of such intervals that hold the distance's expectation, 0 to 1.
-        seed: Seed of the draws.
 
     Raises:
         ValueError: There are too few resamples, or images for less than two groups.

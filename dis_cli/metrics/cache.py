@@ -54,8 +54,6 @@ class Key:
     Args:
         kind: What they are, such as "statistics".
         images_sha256: Of the images' content (`ImageDigest`); names, sizes and times are not enough.
-        num_images: How many there are.
-        extractor: Name of the extractor.
         extractor_sha256: Of its weights.
         preprocessing: What it does with an image first.
         computed: What else moves the numbers: the device, the batch size, the version of torch.
@@ -105,7 +103,6 @@ class ScoreCache:
         """Keep arrays; of several processes that write the same entry, each writes it whole, and the last one stays.
 
         Args:
-            key: What they depend on.
             arrays: The arrays, by names other than "key".
         """
         text = np.frombuffer(key.text.encode(), np.uint8)

@@ -60,10 +60,6 @@ def sample_size_notes(generated: Statistics, reference: Statistics) -> list[str]
 
     The distance is biased upwards by about ``c / n``, where c depends on the model: distances of different n cannot be
     compared (Chong and Forsyth, 2020).
-
-    Args:
-        generated: Statistics of the images that are scored.
-        reference: Statistics of what they are compared with.
     """
     size, notes = generated.mean.size, list[str]()
     for what, count in (("scored", generated.count), ("reference", reference.count)):

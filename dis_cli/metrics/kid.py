@@ -16,6 +16,23 @@ def subset_size_for(num_generated: int, num_reference: int) -> int:
     return min(SUBSET_SIZE, num_generated, num_reference)
 
 
+def facts(num_generated: int, num_reference: int) -> dict[str, object]:
+    """What results say of the subsets."""
+    size = subset_size_for(num_generated, num_reference)
+    return {"kid_subsets": {"number": NUM_SUBSETS, "size": size, "seed": SUBSET_SEED}}
+
+
+def notes(generated: Float32[Tensor, "n d"], reference: Float32[Tensor, "m d"]) -> list[str]:
+    """What to tell the reader of a distance over subsets that hold nearly everything."""
+    size = subset_size_for(len(generated), len(reference))
+    if size == SUBSET_SIZE:
+        return []
+    return [
+        f"The kernel distance is over subsets of {size:,} images, nearly all there are: its spread says little "
+        f"(papers: {SUBSET_SIZE:,} of many more)"
+    ]
+
+
 def kernel_distance(
     generated: Float32[Tensor, "n d"],
     reference: Float32[Tensor, "m d"],
@@ -31,10 +48,8 @@ def kernel_distance(
 
     Args:
         generated: Features of the scored images.
-        reference: Features of what they are compared with.
         num_subsets: How many pairs of subsets.
         subset_size: Images of each subset, drawn without replacement; None takes ``subset_size_for``.
-        seed: Seed of the draws.
 
     Raises:
         ValueError: A set has fewer images than a subset, or a subset fewer than 2.

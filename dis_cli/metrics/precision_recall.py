@@ -55,7 +55,6 @@ def precision_recall(
         real: Features of what they are compared with, more than k.
         num_neighbours: k of precision and recall, at least 1.
         num_neighbours_density: k of density and coverage, at least 1.
-        device: Where distances are computed.
 
     Raises:
         ValueError: There are too few images, or features of different lengths.

@@ -1,95 +1,20 @@
-"""DiS: time, class and noisy patches as tokens, through bidirectional Mamba blocks with long skip connections.
+"""What every backbone is: the network between a noisy grid and what is predicted of it."""
 
-Source: "Scalable Diffusion Models with State Space Backbone" (arXiv 2402.05608) and its published code, whose parameter
-names are kept. A model of depth d has d // 2 in-blocks, one middle block and d // 2 out-blocks; the i-th out-block
-takes the output of the i-th in-block from the end through ``skip_linear``.
-"""
-
-import math
-from collections.abc import Iterator
+import abc
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dis_cli.models.embed import FinalLayer, LabelEmbed, PatchEmbed, RowWise, timestep_embedding, unpatchify
-from dis_cli.models.mixer import Mixer
-from dis_cli.scan import add_rms_norm
 
-NORM_EPS = 1e-5
+class Backbone(nn.Module, abc.ABC):
+    """A noise predictor. Its weights are its parameters, all of them: it has no buffers that would have to be saved.
 
-
-class AddNorm(nn.Module):
-    """Adds to the residual stream and normalises it (RMS norm with a weight per channel).
-
-    Args:
-        embed_dim: Width of a token.
-        engine: What computes it (``dis_cli.scan.engines``).
-    """
-
-    def __init__(self, embed_dim: int, engine: str) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(embed_dim))
-        self.engine = engine
-
-    def forward(
-        self,
-        hidden: Float[Tensor, "b l d"],
-        residual: Float[Tensor, "b l d"] | None,
-        keep: Float[Tensor, " b"] | None = None,
-    ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b l d"]]:
-        """The norm, and the stream: ``residual`` plus ``hidden``, times ``keep`` where a path may be dropped."""
-        if keep is not None:
-            hidden = hidden * keep[:, None, None]
-        return add_rms_norm(hidden, residual, self.weight, epsilon=NORM_EPS, engine=self.engine)
-
-
-class Block(nn.Module):
-    """Add the incoming hidden state to the residual stream, normalise, mix.
-
-    Args:
-        embed_dim: Width of a token.
-        skip: Whether the block takes a long skip connection.
-        d_state: State size of the scan, per channel.
-        d_conv: Taps of the causal convolution.
-        expand: Inner width of the mixer, as a multiple of ``embed_dim``.
-        engine: What computes the scan and the convolution (``dis_cli.scan.engines``).
-    """
-
-    def __init__(self, embed_dim: int, *, skip: bool, d_state: int, d_conv: int, expand: int, engine: str) -> None:
-        super().__init__()
-        self.mixer = Mixer(embed_dim, d_state, d_conv, expand, engine)
-        self.norm = AddNorm(embed_dim, engine)
-        self.skip_linear = nn.Linear(2 * embed_dim, embed_dim) if skip else None
-
-    def forward(
-        self,
-        hidden: Float[Tensor, "b l d"],
-        residual: Float[Tensor, "b l d"] | None,
-        skip: Float[Tensor, "b l d"] | None = None,
-        keep: Float[Tensor, " b"] | None = None,
-    ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b l d"]]:
-        """One block.
-
-        Args:
-            hidden: Output of the previous block's mixer, or the tokens.
-            residual: The residual stream; None at the first block, which starts it.
-            skip: Output of the matching in-block's mixer.
-            keep: Drop-path factor per sample (0, or 1 / keep probability); None drops nothing. It scales what the
-                previous block and the skip contribute, never the residual stream.
-
-        Returns:
-            The mixer's output and the residual stream.
-        """
-        if self.skip_linear is not None and skip is not None:
-            hidden = self.skip_linear(torch.cat([hidden, skip], dim=-1))
-        normed, total = self.norm(hidden, residual, keep)
-        return self.mixer(normed), total
-
-
-class DiS(nn.Module):
-    """The DiS noise predictor.
+    A family's network takes as keyword arguments the settings of its section, ``learn_sigma`` (whether the output has a
+    second half of channels for the variance) and ``engine`` (what computes a scan, where it has one).
 
     Attributes:
         gradient_checkpointing: Whether a training forward keeps only what enters each block, and the backward computes
@@ -97,91 +22,44 @@ class DiS(nn.Module):
 
     Args:
         image_size: Side of the square grid, in its own pixels (image pixels or latent pixels).
-        patch_size: Side of a patch; divides ``image_size``.
         in_channels: Channels of the grid.
-        embed_dim: Width of a token.
-        depth: Number of blocks, odd. (The published code's ``depth`` is this minus one.)
-        num_classes: Number of classes; 0 is unconditional: no label token, no modulation of the final layer.
+        num_classes: Number of classes; 0 is unconditional.
         learn_sigma: Whether the output has a second half of channels for the variance.
-        drop_path: Drop-path rate after the last block in training; the rates grow linearly, the first two are 0.
         label_drop: Probability that a training label becomes the null class.
-        d_state: State size of the scan, per channel.
-        d_conv: Taps of the causal convolution.
-        expand: Inner width of a mixer, as a multiple of ``embed_dim``.
-        init: "corrected", or "published" to start the backward scan's time step at softplus(0), as published.
-        final_init: "published" (random), or "zero" to start from an all-zero output.
-        engine: What computes the scan and the convolution (``dis_cli.scan.engines``).
-
-    Raises:
-        ValueError: ``depth`` is even, or ``patch_size`` does not divide ``image_size``.
     """
 
     def __init__(
-        self,
-        image_size: int,
-        patch_size: int,
-        in_channels: int,
-        embed_dim: int,
-        depth: int,
-        num_classes: int = 0,
-        learn_sigma: bool = True,
-        drop_path: float = 0.0,
-        label_drop: float = 0.1,
-        *,
-        d_state: int = 16,
-        d_conv: int = 4,
-        expand: int = 2,
-        init: str = "corrected",
-        final_init: str = "published",
-        engine: str = "auto",
+        self, image_size: int, in_channels: int, num_classes: int, *, learn_sigma: bool, label_drop: float
     ) -> None:
         super().__init__()
-        if depth < 1 or depth % 2 == 0:
-            raise ValueError(f"depth must be odd and at least 1, got {depth}")
-        if image_size % patch_size:
-            raise ValueError(f"patch_size {patch_size} does not divide image_size {image_size}")
-        if init not in ("corrected", "published"):
-            raise ValueError(f"init must be 'corrected' or 'published', got {init!r}")
-        if final_init not in ("published", "zero"):
-            raise ValueError(f"final_init must be 'published' or 'zero', got {final_init!r}")
         self.image_size = image_size
-        self.patch_size = patch_size
         self.in_channels = in_channels
         self.out_channels = in_channels * 2 if learn_sigma else in_channels
-        self.embed_dim = embed_dim
         self.num_classes = num_classes
         self.null_class = num_classes
         self.label_drop = label_drop
-        self.extras = 2 if num_classes else 1
-        self.drop_path_rates = drop_path_rates(drop_path, depth)
         self.gradient_checkpointing = False
 
-        self.patch_embed = PatchEmbed(patch_size, in_channels, embed_dim)
-        self.time_embed = RowWise(nn.Linear(embed_dim, 4 * embed_dim), nn.SiLU(), nn.Linear(4 * embed_dim, embed_dim))
-        self.label_emb = LabelEmbed(num_classes, embed_dim) if num_classes else None
-        self.pos_embed = nn.Parameter(torch.empty(1, self.extras + (image_size // patch_size) ** 2, embed_dim))
-
-        def block(*, skip: bool) -> Block:
-            return Block(embed_dim, skip=skip, d_state=d_state, d_conv=d_conv, expand=expand, engine=engine)
-
-        self.in_blocks = nn.ModuleList(block(skip=False) for _ in range(depth // 2))
-        self.mid_block = block(skip=False)
-        self.out_blocks = nn.ModuleList(block(skip=True) for _ in range(depth // 2))
-        self.norm_f = AddNorm(embed_dim, engine)
-        self.final_layer = FinalLayer(embed_dim, patch_size, self.out_channels, modulated=num_classes > 0)
-        self._initialize(init, final_init)
+    @property
+    @abc.abstractmethod
+    def num_tokens(self) -> int:
+        """Length of the sequence that blocks work on."""
 
     @property
     def num_drop_path(self) -> int:
         """How many drop-path decisions a training forward takes per sample."""
-        return sum(rate > 0 for rate in self.drop_path_rates)
+        return 0
 
-    def blocks(self) -> Iterator[Block]:
-        """All blocks in the order in which they run."""
-        for block in (*self.in_blocks, self.mid_block, *self.out_blocks):
-            assert isinstance(block, Block)
-            yield block
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
 
+    @abc.abstractmethod
+    def blocks(self) -> Iterable[nn.Module]:
+        """The blocks in the order in which they run: what is dealt out to ranks, and computed again, one by one."""
+
+    @abc.abstractmethod
     def forward(
         self,
         x: Float[Tensor, "b c h w"],
@@ -208,37 +86,13 @@ class DiS(nn.Module):
         Raises:
             ValueError: The grid's shape, or the presence of labels, does not fit the model.
         """
-        self._check(x, labels)
-        keeps = self._keep_factors(x, drop_path_uniform)
-        time_token = self.time_embed(timestep_embedding(t, self.embed_dim).to(self.pos_embed.dtype))
-        tokens = [time_token[:, None], self.patch_embed(x)]
-        condition = None
-        if self.label_emb is not None and labels is not None:
-            label_token = self.label_emb(self._drop_labels(labels, label_drop_uniform))
-            tokens.insert(0, label_token[:, None])
-            condition = time_token + label_token
-        hidden = torch.cat(tokens, dim=1) + self.pos_embed
-        residual: Tensor | None = None
-        skips: list[Tensor] = []
-        for index, block in enumerate(self.blocks()):
-            skip = skips.pop() if block.skip_linear is not None else None
-            hidden, residual = self._run(block, hidden, residual, skip, keeps[index])
-            if index < len(self.in_blocks):
-                skips.append(hidden)
-        hidden, _ = self.norm_f(hidden, residual, keeps[-1])
-        # The extra tokens pass the final layer as published and are dropped after it: the same as dropping them before.
-        patches = self.final_layer(hidden[:, self.extras :], condition)
-        return unpatchify(patches, self.patch_size, self.out_channels)
 
-    def _run(
-        self, block: Block, hidden: Tensor, residual: Tensor | None, skip: Tensor | None, keep: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            # A block draws no random numbers, so that torch's generators need not be put back for it.
-            return checkpoint(block, hidden, residual, skip, keep, use_reentrant=False, preserve_rng_state=False)
-        return block(hidden, residual, skip, keep)
+    def require_fitting(self, x: Tensor, labels: Tensor | None) -> None:
+        """Refuse what is no input of this model.
 
-    def _check(self, x: Tensor, labels: Tensor | None) -> None:
+        Raises:
+            ValueError: The grid's shape, or the presence of labels, does not fit the model.
+        """
         wanted = (self.in_channels, self.image_size, self.image_size)
         if x.ndim != 4 or tuple(x.shape[1:]) != wanted:
             raise ValueError(f"x must have shape (batch, {', '.join(map(str, wanted))}), got {tuple(x.shape)}")
@@ -247,57 +101,17 @@ class DiS(nn.Module):
         if not self.num_classes and labels is not None:
             raise ValueError("this model is unconditional and takes no labels")
 
-    def _drop_labels(self, labels: Tensor, uniform: Tensor | None) -> Tensor:
+    def drop_labels(self, labels: Tensor, uniform: Tensor | None) -> Tensor:
+        """In training, the null class in place of some labels; the draws are those of ``forward``."""
         if not self.training or self.label_drop == 0:
             return labels
         if uniform is None:
             uniform = torch.rand(labels.shape, device=labels.device)
         return torch.where(uniform < self.label_drop, self.null_class, labels)
 
-    def _keep_factors(self, x: Tensor, uniform: Tensor | None) -> list[Tensor | None]:
-        """Per drop-path place, 0 or 1 / (1 - rate) for each sample; None where nothing is dropped."""
-        keeps: list[Tensor | None] = [None] * len(self.drop_path_rates)
-        if not self.training or not self.num_drop_path:
-            return keeps
-        if uniform is None:
-            uniform = torch.rand(self.num_drop_path, len(x), device=x.device)
-        elif tuple(uniform.shape) != (self.num_drop_path, len(x)):
-            raise ValueError(
-                f"drop_path_uniform must have shape {(self.num_drop_path, len(x))}, got {tuple(uniform.shape)}"
-            )
-        rows = iter(uniform)
-        for place, rate in enumerate(self.drop_path_rates):
-            if rate > 0:
-                keeps[place] = (next(rows) >= rate).to(self.pos_embed.dtype) / (1 - rate)
-        return keeps
-
-    def _initialize(self, init: str, final_init: str) -> None:
-        """As published, except for the backward time step (see ``Mixer.reset_parameters``).
-
-        Kaiming-uniform linear weights, zero biases, class table N(0, 0.02), positions 0, and ``out_proj`` divided by
-        sqrt(depth - 1): the published code counts one block fewer than it builds.
-        """
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-                if module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
-                    nn.init.zeros_(module.bias)
-        nn.init.zeros_(self.pos_embed)
-        if self.label_emb is not None:
-            nn.init.normal_(self.label_emb.embedding_table.weight, std=0.02)
-        blocks = list(self.blocks())
-        for block in blocks:
-            block.mixer.reset_parameters(init=init)
-            with torch.no_grad():
-                block.mixer.out_proj.weight.div_(math.sqrt(max(1, len(blocks) - 1)))
-        if final_init == "zero":
-            nn.init.zeros_(self.final_layer.linear.weight)
-
-
-def drop_path_rates(rate: float, depth: int) -> list[float]:
-    """The rate at each block's entry and, last, before the final norm, as published.
-
-    ``[0, 0, rate / (depth - 2), ..., rate, rate]``: one place more than blocks; the first two never drop. The ramp is
-    rounded to float32 where it is made, as published.
-    """
-    return [0.0, *torch.linspace(0, rate, depth - 1).tolist(), rate]
+    def run(self, block: nn.Module, *inputs: Any) -> Any:
+        """What a block makes of its inputs; with ``gradient_checkpointing`` the backward computes it again."""
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            # A block draws no random numbers, so that torch's generators need not be put back for it.
+            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return block(*inputs)

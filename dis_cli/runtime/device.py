@@ -1,12 +1,59 @@
-"""Choosing the device that computes."""
+"""What a process computes on, and the processes that it works with; whether torch can compile for its device."""
 
+import contextlib
 import os
 import re
+from collections.abc import Generator
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
-from dis_cli.errors import UsageError
+from dis_cli.errors import ConfigError, UsageError, first_line
+from dis_cli.events import Event
 from dis_cli.runtime.distributed import WORK_ALONE, local_rank, part_from_environment
+from dis_cli.runtime.process_group import ProcessGroup, join_process_group, meet
+from dis_cli.runtime.signals import StopRequest, stop_on_signals
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process of a job.
+
+    Attributes:
+        device: What it computes on.
+        group: All processes of the job.
+        stop: The signals that this one has received.
+    """
+
+    device: torch.device
+    group: ProcessGroup = field(default_factory=ProcessGroup)
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    def obey(self, state: str) -> None:
+        """End the work here, on all ranks, if one of them was asked to; see `StopRequest.obey`."""
+        self.group.obey(self.stop, state)
+
+    def wait_for_leader(self, state: str) -> None:
+        """Return on every rank once the leader has called it too; see `ProcessGroup.wait_for_leader`."""
+        self.group.wait_for_leader(self.stop, state)
+
+
+def join_job(
+    device: torch.device, held: contextlib.ExitStack, *, alone: bool = False, stop: StopRequest | None = None
+) -> Generator[Event, None, Process]:
+    """Work with all processes of the job until ``held`` is left; errors are those of `join_process_group`.
+
+    Args:
+        device: What this one computes on.
+        held: Whatever has to end with the work.
+        alone: Need no others, as a process that only looks.
+        stop: Where the caller notes signals already; None notes them here.
+    """
+    stop = stop or held.enter_context(stop_on_signals())
+    meeting = None if alone else (yield from meet(stop))
+    group = ProcessGroup() if alone else held.enter_context(join_process_group(device, meeting))
+    return Process(device, group, stop)
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -38,3 +85,30 @@ def pick_device(name: str = "auto") -> torch.device:
         have = f"this machine has {count} (cuda:0 to cuda:{count - 1})" if count else "PyTorch finds no CUDA device"
         raise UsageError(f"No device `{name}`: {have}", "Use `--device auto`, or see `dis doctor`")
     return torch.device("cuda", index)
+
+
+def require_compiler(device: torch.device, asked: str = "`train.compile`: got true") -> None:
+    """Compile a sum, so that what is missing is told before the work begins and not at its first step.
+
+    It takes some seconds, most of which the model would spend later: to load torch's compiler. That a compiler is
+    installed would say less: it also needs Python's headers, and on a GPU Triton.
+
+    Args:
+        asked: What asked for it, for the beginning of the message.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    try:
+        torch.compile(_add_one)(torch.zeros(1, device=device))
+    except (RuntimeError, OSError) as error:
+        # torch wraps what a backend raises.
+        cause = first_line(getattr(error, "inner_exception", error)).rstrip(".")
+        raise ConfigError(
+            f"{asked}, but torch cannot compile on this machine: {cause}",
+            "Install a C++ compiler (g++, or name one in the variable CXX), or do without compiling",
+        ) from error
+
+
+def _add_one(values: Tensor) -> Tensor:
+    return values + 1

@@ -10,12 +10,11 @@ WORK_ALONE = "If this one is to work alone, run `unset RANK WORLD_SIZE`"
 
 
 @dataclass(frozen=True)
-class Part:
+class WorkShare:
     """A share of work that is dealt out in turn: item k belongs to part ``k % count``.
 
     Args:
         index: This part, 0 to count - 1.
-        count: Parts in all.
         together: The other parts are processes of the same job, which end together; else they may run at any time.
     """
 
@@ -28,7 +27,7 @@ class Part:
         return item % self.count == self.index
 
 
-def part_from_environment() -> Part:
+def part_from_environment() -> WorkShare:
     """This process's part of a job that `torchrun` started; the whole when it was started alone.
 
     Raises:
@@ -36,17 +35,17 @@ def part_from_environment() -> Part:
     """
     # torchrun sets both
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        return Part()
+        return WorkShare()
     rank, world_size = os.environ["RANK"], os.environ["WORLD_SIZE"]
     if not (rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size)):
         raise UsageError(
             f"RANK must be a number from 0 to WORLD_SIZE - 1, got RANK={rank} and WORLD_SIZE={world_size}",
             f"Start the processes with `torchrun`, which sets these variables. {WORK_ALONE}",
         )
-    return Part(int(rank), int(world_size))
+    return WorkShare(int(rank), int(world_size))
 
 
-def require_meeting_place(part: Part) -> str:
+def require_meeting_place(part: WorkShare) -> str:
     """Where the processes of a job meet, as HOST:PORT.
 
     Raises:
@@ -95,7 +94,7 @@ def _number(name: str, alone: int) -> int:
     return int(text)
 
 
-def parse_part(text: str) -> Part:
+def parse_part(text: str) -> WorkShare:
     """A part from ``i/n``, counted from 1.
 
     Raises:
@@ -105,7 +104,7 @@ def parse_part(text: str) -> Part:
     index, count = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= index <= count:
         raise UsageError(
-            f"Part must be i/n with i from 1 to n, got `{text}`",
+            f"WorkShare must be i/n with i from 1 to n, got `{text}`",
             "With two processes, give one `--part 1/2` and the other `--part 2/2`",
         )
-    return Part(index - 1, count, together=False)
+    return WorkShare(index - 1, count, together=False)

@@ -15,7 +15,6 @@ def reach(point: str, step: int, **what: Any) -> None:
         point: Its name: "gradients", before they are looked at; "saving", before a checkpoint is written; "saved",
             when it has its name.
         step: The optimizer step, counted from 1.
-        what: What the work holds there.
     """
     if _injector is not None:
         _injector(point, step, **what)

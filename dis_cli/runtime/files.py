@@ -13,9 +13,12 @@ import secrets
 import shutil
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from dis_cli.errors import StorageError, UsageError
+
+if TYPE_CHECKING:
+    import filelock
 
 TEMPORARY_PREFIX = ".tmp-"
 
@@ -34,8 +37,6 @@ def atomic_write_chunks(path: Path, chunks: Iterable[bytes | memoryview], *, siz
     Missing parent folders are made. A symbolic link is followed. The mode follows the umask.
 
     Args:
-        path: The file.
-        chunks: Its content.
         size: Of all of them, in bytes.
 
     Raises:
@@ -82,7 +83,6 @@ def require_replaceable(path: Path, data: bytes, *, option: str) -> None:
 
     Args:
         path: The file that the user named.
-        data: Its content to be.
         option: How the user named it, such as "--plot".
 
     Raises:
@@ -109,7 +109,6 @@ def publish(temporary: Path, final: Path) -> None:
 
     Args:
         temporary: The file or folder, on the same file system.
-        final: Its name to be.
 
     Raises:
         OSError: The old content of ``final`` is untouched.
@@ -154,7 +153,6 @@ def write_durably(path: Path, data: bytes, *, shown_as: Path | None = None) -> N
 
     Args:
         path: The file, which must not exist.
-        data: Its content.
         shown_as: The path to name in an error; None names ``path``.
 
     Raises:
@@ -169,7 +167,6 @@ def write_hashed(path: Path, chunks: Iterable[bytes | memoryview], *, size: int,
 
     Args:
         path: The file, which must not exist.
-        chunks: Its content.
         size: Of all of them, in bytes.
         shown_as: The path to name in an error.
 
@@ -233,17 +230,41 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def try_lock(lock: "filelock.BaseFileLock") -> bool:
+    """Take a lock without waiting; False while another process holds it.
+
+    Raises:
+        OSError: The file system has no locks, or does not let us.
+    """
+    # Imported here: only commands that write need it.
+    import filelock
+
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        return False
+    except NotImplementedError as error:
+        raise OSError(str(error)) from error
+    return True
+
+
+def free_bytes(path: Path) -> int | None:
+    """Free bytes on the disk of ``path``, or of its nearest existing parent; None when that cannot be told."""
+    for place in (path, *path.absolute().parents):
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(place).free
+    return None
+
+
 def storage_error(path: Path, error: OSError, needed: int | None = None, *, action: str = "write") -> StorageError:
     """The error to show when the operating system refused to write.
 
     Args:
         path: What was to be written, under the name the user knows.
-        error: What the operating system said.
         needed: Size of what was to be written, in bytes; None when unknown.
-        action: The verb of the message.
     """
     facts = [] if needed is None else [f"needs {needed:,} bytes"]
-    free = _free_bytes(path)
+    free = free_bytes(path)
     if free is not None:
         facts.append(f"{free:,} bytes free")
     message = f"Cannot {action} `{path}`: {error.strerror or error}" + (f" ({', '.join(facts)})" if facts else "")
@@ -273,14 +294,6 @@ def _durable_file(path: Path, size: int, shown_as: Path) -> Generator[BinaryIO]:
 def _temporary_for(final: Path) -> Path:
     """A fresh temporary name beside ``final``; short, whatever the length of the final name."""
     return final.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
-
-
-def _free_bytes(path: Path) -> int | None:
-    """Free bytes on the disk that holds the nearest existing parent of ``path``, or None when that cannot be told."""
-    for parent in path.absolute().parents:
-        with contextlib.suppress(OSError):
-            return shutil.disk_usage(parent).free
-    return None
 
 
 def _fsync_tree(folder: Path) -> None:

@@ -1,7 +1,6 @@
 """Facts about this machine and what is installed on it. Nothing here imports torch."""
 
 import contextlib
-import importlib.metadata
 import os
 import platform
 from pathlib import Path
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Memory(NamedTuple):
-    """The computer's main memory.
+    """The computer's main memory, or a GPU's.
 
     Args:
         total_bytes: All of it; None when the system does not say.
@@ -48,8 +47,13 @@ def num_cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def memory() -> Memory:
-    """Size of the main memory, and how much of it is free."""
+def memory(device: "torch.device | None" = None) -> Memory:
+    """Size of a device's memory, or of the main memory, and how much of it is free."""
+    if device is not None and device.type == "cuda":
+        import torch
+
+        free, total = torch.cuda.mem_get_info(device)
+        return Memory(total, free)
     found = {key: value for key, _, value in (line.partition(":") for line in _lines(Path("/proc/meminfo")))}
     if {"MemTotal", "MemAvailable"} <= found.keys():
         total, free = (int(found[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
@@ -61,11 +65,7 @@ def memory() -> Memory:
 
 
 def memory_in_use(device: "torch.device") -> int | None:
-    """What the work holds, in bytes: the most that a GPU has held for it, or what this process holds; None if unknown.
-
-    Args:
-        device: What computes.
-    """
+    """Bytes that the work holds: the most that a GPU has held for it, or what this process holds; None if unknown."""
     if device.type == "cuda":
         import torch
 
@@ -82,6 +82,9 @@ def resident_bytes() -> int | None:
 
 def package_version(name: str) -> str | None:
     """The installed version of a distribution, without importing it; None when it is not installed."""
+    # Imported late, as everything that the live line does not need.
+    import importlib.metadata
+
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -22,7 +22,6 @@ def matrix_flops_per_second(device: torch.device, precision: str, width: int) ->
     while something else computes. Takes at most 0.2 s, and leaves torch's random numbers and settings as they are.
 
     Args:
-        device: What computes.
         precision: "fp32" or "bf16": the numbers that are multiplied.
         width: Of the model, in channels: the matrix is at least this large.
 

@@ -40,7 +40,6 @@ def choose_precision(requested: str, device: torch.device, width: int) -> Precis
 
     Args:
         requested: "auto", "fp32" or "bf16".
-        device: Where the model computes.
         width: Of a token, in channels: the size of layer that is timed on a CPU, in about 50 ms.
 
     Raises:

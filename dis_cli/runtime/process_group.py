@@ -22,9 +22,9 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
-from dis_cli.errors import DisError, Interrupted, MismatchError, PeerError
+from dis_cli.errors import DisError, Interrupted, MismatchError, PeerError, first_line
 from dis_cli.events import Waiting
-from dis_cli.runtime.distributed import WORK_ALONE, Part, part_from_environment, require_meeting_place
+from dis_cli.runtime.distributed import WORK_ALONE, WorkShare, part_from_environment, require_meeting_place
 from dis_cli.runtime.signals import CONTINUE_HINT, StopRequest
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ class ProcessGroup:
         peers: Through whom they leave word; None when there is only one.
     """
 
-    def __init__(self, part: Part = Part(), peers: "_Peers | None" = None) -> None:  # noqa: B008 - a frozen default
+    def __init__(self, part: WorkShare = WorkShare(), peers: "_Peers | None" = None) -> None:  # noqa: B008 - a frozen default
         self.rank = part.index
         self.world_size = part.count
         self._peers = peers
@@ -118,7 +118,6 @@ class ProcessGroup:
         """Return on every rank once the leader has called it too, however long that takes.
 
         Args:
-            stop: Looked at meanwhile.
             state: How far the work is, for the message of ``Interrupted``.
 
         Raises:
@@ -169,13 +168,7 @@ def _disagreements(by_rank: list[dict[str, str]]) -> list[str]:
 
 @dataclass(frozen=True)
 class Meeting:
-    """All ranks have come.
-
-    Args:
-        store: What they share.
-        rank: This one.
-        world_size: Their number.
-    """
+    """All ranks have come."""
 
     store: Store
     rank: int
@@ -184,9 +177,6 @@ class Meeting:
 
 def meet(stop: StopRequest) -> Generator[Waiting, None, Meeting | None]:
     """Wait for the other ranks, if `torchrun` started any, and say so when that takes long.
-
-    Args:
-        stop: Looked at meanwhile.
 
     Returns:
         What `join_process_group` takes; None when this process was started alone.
@@ -225,7 +215,7 @@ def meet(stop: StopRequest) -> Generator[Waiting, None, Meeting | None]:
 
 
 @contextlib.contextmanager
-def _reaching_others(part: Part) -> Generator[None]:
+def _reaching_others(part: WorkShare) -> Generator[None]:
     try:
         yield
     except (ValueError, RuntimeError) as error:
@@ -331,7 +321,7 @@ class _Peers:
         if not is_broken:
             return None
         gone = PeerError(
-            f"Another process of the job is gone without a word: {str(error).strip().splitlines()[0][:200]}",
+            f"Another process of the job is gone without a word: {first_line(error)[:200]}",
             "Look at its own output, and at the system's log if it was killed. Run the same command again to continue",
             1,
         )

@@ -14,8 +14,6 @@ class Stored(NamedTuple):
 
     Args:
         dtype: As the format calls it: "F32", "F16", "BF16", "I64", "U8" ...
-        shape: Of the tensor.
-        size_bytes: Of its values.
     """
 
     dtype: str

@@ -25,7 +25,6 @@ def generator(seed: int, stream: Stream, position: int = 0) -> np.random.Generat
 
     Args:
         seed: The run's or image's seed, 0 to 2**63 - 1.
-        stream: What the draws are for.
         position: The sample's place in that stream, 0 to 2**63 - 1.
     """
     return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, position, 0]))
@@ -37,8 +36,6 @@ def generators(seed: int, stream: Stream, positions: Iterable[int]) -> Iterator[
     One object, moved from place to place: making a generator takes as long as all the draws of a small image.
 
     Args:
-        seed: As for ``generator``.
-        stream: As for ``generator``.
         positions: Places in that stream.
     """
     moving = generator(seed, stream)

@@ -29,7 +29,6 @@ class StopRequest:
 
         Args:
             state: How far it is, for the message.
-            hint: What to do then.
 
         Raises:
             Interrupted: It was.

@@ -41,8 +41,6 @@ def require_writable(path: Path, kind: Kind, *, suffixes: Collection[str] = (), 
     caller to say. Nothing stays behind of the attempt.
 
     Args:
-        path: The result's path to be.
-        kind: What will be written.
         suffixes: The endings, in small letters, that a file of this content may have; others in `FILE_SUFFIXES` are
             refused.
         option: The option that named the path.

@@ -3,6 +3,7 @@
 What is absent or merely damaged passes: the reader says better what is wrong. Nothing here imports torch.
 """
 
+import contextlib
 import io
 import itertools
 import json
@@ -40,12 +41,14 @@ def check_safetensors(path: Path) -> None:
     Raises:
         RefusedError: It is one of these.
     """
-    try:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = file.read(size) if size <= MAX_HEADER_BYTES else b""
-    except OSError:
-        return
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        check_header(path, file)
+
+
+def check_header(path: Path, file: BinaryIO) -> None:
+    """`check_safetensors` of an open file, at its beginning; ``path`` is named in errors."""
+    size = int.from_bytes(file.read(8), "little")
+    header = file.read(size) if size <= MAX_HEADER_BYTES else b""
     if size > MAX_HEADER_BYTES:
         raise RefusedError(
             f"`{path}` was refused: its header claims {size:,} bytes, at most {MAX_HEADER_BYTES:,} are allowed",

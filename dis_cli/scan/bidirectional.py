@@ -14,10 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from dis_cli.scan import kernel
-from dis_cli.scan.contract import Direction, ScanInputs
-from dis_cli.scan.engines import runs_eagerly
-from dis_cli.scan.ops import compute_dtype, conv_flops, engine_module, scan_flops
+from dis_cli.scan.contract import Direction, ScanInputs, compute_dtype
+from dis_cli.scan.engines.choose import engine_module, runs_eagerly
+from dis_cli.scan.ops import conv_flops, scan_flops
 
 
 def bidirectional_scan(
@@ -33,7 +32,7 @@ def bidirectional_scan(
             float32.
         forward: Parameters of the scan in the order of the tokens.
         backward: Parameters of the scan from the last token to the first.
-        engine: "kernel" or "torch".
+        engine: One that has forwards and backwards, such as "torch" (``dis_cli.scan.contract.EngineModule``).
     """
     if runs_eagerly():
         return _Eager.apply(xz, *forward, *backward, engine)  # pyright: ignore[reportReturnType]
@@ -72,6 +71,10 @@ def _directions(parameters: Sequence[Tensor]) -> tuple[Direction, Direction]:
     return Direction(*parameters[:half]), Direction(*parameters[half:])
 
 
+def _runs_whole(module: Any, xz: Tensor) -> bool:
+    return hasattr(module, "mixer_forward") and module.runs_whole_mixer(xz)
+
+
 def _forward(xz: Tensor, *parameters_and_engine: Any) -> tuple[Tensor, ...]:
     """The result; and for the backward, of each direction, [dt, B, C] (b, l, r + 2 n) and the states kept."""
     if torch.is_autocast_enabled(xz.device.type):
@@ -80,9 +83,9 @@ def _forward(xz: Tensor, *parameters_and_engine: Any) -> tuple[Tensor, ...]:
             return _forward(xz, *parameters_and_engine)
     *parameters, engine = parameters_and_engine
     directions = _directions(parameters)
-    if engine == "kernel" and kernel.runs_whole_mixer(xz):
-        return kernel.mixer_forward(xz, *directions)
     module = engine_module(engine)
+    if _runs_whole(module, xz):
+        return module.mixer_forward(xz, *directions)
     x, z = _compute(xz).chunk(2, dim=-1)
     y: Tensor | None = None
     kept: list[Tensor] = []
@@ -121,23 +124,30 @@ def _backward(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     *kept, xz = rest[:5]
     *parameters, engine = rest[5:]
     directions = _directions(parameters)
-    if engine == "kernel" and kernel.runs_whole_mixer(xz):
-        return kernel.mixer_backward(grad, kept, xz, *directions)
+    module = engine_module(engine)
+    if _runs_whole(module, xz):
+        return module.mixer_backward(grad, kept, xz, *directions)
     grad_xz = torch.empty_like(xz, dtype=compute_dtype(xz), memory_format=torch.contiguous_format)
     gradients: list[Tensor] = []
     for index, direction in enumerate(directions):
-        gradients += _direction_gradients(grad, kept[2 * index : 2 * index + 2], xz, grad_xz, direction, index, engine)
+        gradients += _direction_gradients(grad, kept[2 * index : 2 * index + 2], xz, grad_xz, direction, index, module)
     return grad_xz.to(xz.dtype), *gradients
 
 
 def _direction_gradients(
-    grad: Tensor, kept: Sequence[Tensor], xz: Tensor, grad_xz: Tensor, direction: Direction, index: int, engine: str
+    grad: Tensor,
+    kept: Sequence[Tensor],
+    xz: Tensor,
+    grad_xz: Tensor,
+    direction: Direction,
+    index: int,
+    module: Any,
 ) -> Direction:
     """Gradients of one direction's parameters; writes that of xz, or adds to it in the second direction.
 
     A function of its own, so that what it works with is freed before the other direction begins.
     """
-    module, dtype, second = engine_module(engine), xz.dtype, index == 1
+    dtype, second = xz.dtype, index == 1
     x, z = _compute(xz).chunk(2, dim=-1)
     grad_x, grad_z = grad_xz.chunk(2, dim=-1)
     projected, ends = kept

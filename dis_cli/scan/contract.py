@@ -1,7 +1,9 @@
 """What the engines take and give, so that they can stand in for each other."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -68,3 +70,119 @@ class Direction(NamedTuple):
     dt_bias: Tensor
     A_log: Tensor
     D: Tensor
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """What the scan computes in: float64 for float64, float32 for everything else."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+class EngineModule(Protocol):
+    """The functions of an engine, which its module has.
+
+    Two kinds of engines compute the scan and the convolution. Either with forwards and backwards, which torch's
+    autograd knows nothing of (``scan_forward`` and what follows): a mixer then is one operator. Or with functions that
+    autograd differentiates (``selective_scan``, ``causal_conv_silu``). A module has one group or the other; the norm
+    and the whole mixer are optional, and computed by torch's operators, or from scans and convolutions, where absent.
+    """
+
+    def why_not(self) -> str | None:
+        """Why the engine cannot be used on this machine; None when it can."""
+        ...
+
+    def selective_scan(
+        self,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        *,
+        D: Tensor | None,
+        z: Tensor | None,
+        delta_bias: Tensor | None,
+        delta_softplus: bool,
+        reverse: bool,
+    ) -> Tensor:
+        """``dis_cli.scan.selective_scan``: tensors of any dtype, the result in that of ``u``."""
+        ...
+
+    def causal_conv_silu(self, x: Tensor, weight: Tensor, bias: Tensor, *, reverse: bool) -> Tensor:
+        """``dis_cli.scan.causal_conv_silu``: tensors of any dtype, the result in that of ``x``."""
+        ...
+
+    def ends_shape(self, batch: int, length: int, channels: int, states: int) -> tuple[int, ...]:
+        """Shape of the states that ``scan_forward`` keeps for ``scan_backward``."""
+        ...
+
+    def scan_forward(self, inputs: ScanInputs, *, add_to: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The result (b, l, d) and the states kept; ``add_to`` is added before the gate, and overwritten."""
+        ...
+
+    def scan_backward(
+        self,
+        grad: Tensor,
+        ends: Tensor,
+        inputs: ScanInputs,
+        *,
+        grad_B: Tensor | None = None,
+        grad_C: Tensor | None = None,
+        grad_z: Tensor | None = None,
+        add_to_z: bool = False,
+    ) -> ScanGradients:
+        """Gradients of all inputs.
+
+        Args:
+            grad: Gradient of the result (b, l, d).
+            ends: From ``scan_forward``.
+            inputs: Those of ``scan_forward``.
+            grad_B: Where to write that gradient; None makes a tensor. Channels contiguous.
+            grad_C: Likewise.
+            grad_z: Likewise.
+            add_to_z: Whether to add to ``grad_z`` instead.
+        """
+        ...
+
+    def conv_silu_forward(self, x: Tensor, weight: Tensor, bias: Tensor, *, reverse: bool) -> Tensor:
+        """The convolution with SiLU: x (b, l, d), weight (d, k), bias (d)."""
+        ...
+
+    def conv_silu_backward(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        *,
+        reverse: bool,
+        grad_x: Tensor | None = None,
+        add_to_x: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of ``x``, ``weight`` and ``bias``; that of ``x`` is written, or added, to ``grad_x``."""
+        ...
+
+    def norm_forward(
+        self, hidden: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """RMS norm of ``hidden + residual`` (b, l, d); that sum; and 1 / rms (b, l). All float32."""
+        ...
+
+    def norm_backward(
+        self, grad_normed: Tensor, grad_total: Tensor | None, total: Tensor, scale: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of ``hidden`` (and ``residual``), and of ``weight``, from those of the norm and of the sum."""
+        ...
+
+    def runs_whole_mixer(self, xz: Tensor) -> bool:
+        """Whether ``mixer_forward`` takes this input (b, l, 2 e), and is faster than one operation at a time."""
+        ...
+
+    def mixer_forward(self, xz: Tensor, forward: Direction, backward: Direction) -> tuple[Tensor, ...]:
+        """The result (b, l, e); and, of each direction, [dt, B, C] (b, l, r + 2 n) and the states kept."""
+        ...
+
+    def mixer_backward(
+        self, grad: Tensor, kept: Sequence[Tensor], xz: Tensor, forward: Direction, backward: Direction
+    ) -> tuple[Tensor, ...]:
+        """Gradients of xz and of the parameters of both directions, from what ``mixer_forward`` kept."""
+        ...

@@ -12,10 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from dis_cli.scan import kernel, mamba_engine, torch_engine
-from dis_cli.scan.contract import ScanInputs
-from dis_cli.scan.engines import choose_engine
-from dis_cli.scan.reference import causal_conv_silu_reference, selective_scan_reference
+from dis_cli.scan.contract import ScanInputs, compute_dtype
+from dis_cli.scan.engines.choose import choose_engine, engine_module
 
 
 def selective_scan(
@@ -48,7 +46,6 @@ def selective_scan(
         delta_bias: Added to ``delta`` before softplus; None adds nothing.
         delta_softplus: Whether ``delta`` goes through softplus (linear beyond 20).
         reverse: Scan from the last token to the first.
-        engine: What computes it (``dis_cli.scan.engines``).
 
     Raises:
         ValueError: A tensor's shape does not fit the others, or the engine cannot be used.
@@ -56,13 +53,11 @@ def selective_scan(
     _check_scan_shapes(u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias)
     name = choose_engine(engine, u.device.type, u.dtype).name
     flags = {"delta_softplus": delta_softplus, "reverse": reverse}
-    if name == "mamba_ssm":
-        return mamba_engine.selective_scan(u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias, **flags)
+    module = engine_module(name)
+    if not hasattr(module, "scan_forward"):
+        return module.selective_scan(u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias, **flags)
     compute = compute_dtype(u)
     tensors = [None if tensor is None else tensor.to(compute) for tensor in (u, delta, A, B, C, D, z, delta_bias)]
-    if name == "reference":
-        names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
-        return selective_scan_reference(**dict(zip(names, tensors, strict=True)), **flags).to(u.dtype)  # pyright: ignore[reportArgumentType]
     result, _ = torch.ops.dis.selective_scan(*tensors, delta_softplus, reverse, name)
     return result.to(u.dtype)
 
@@ -84,7 +79,6 @@ def causal_conv_silu(
         weight: Taps per channel; the last one meets the token itself.
         bias: Per channel.
         reverse: Look at the tokens that come after instead, as if the sequence were flipped.
-        engine: What computes it (``dis_cli.scan.engines``).
 
     Raises:
         ValueError: A tensor's shape does not fit the others, or the engine cannot be used.
@@ -95,23 +89,12 @@ def causal_conv_silu(
         raise ValueError(f"weight must be ({x.shape[2]}, taps), got shape {tuple(weight.shape)}")
     _check_shape("bias", bias, (x.shape[2],))
     name = choose_engine(engine, x.device.type, x.dtype).name
-    if name == "mamba_ssm":
-        return mamba_engine.causal_conv_silu(x, weight, bias, reverse=reverse)
+    module = engine_module(name)
+    if not hasattr(module, "conv_silu_forward"):
+        return module.causal_conv_silu(x, weight, bias, reverse=reverse)
     compute = compute_dtype(x)
     tensors = [tensor.to(compute) for tensor in (x, weight, bias)]
-    if name == "reference":
-        return causal_conv_silu_reference(*tensors, reverse=reverse).to(x.dtype)
     return torch.ops.dis.causal_conv_silu(*tensors, reverse, name).to(x.dtype)
-
-
-def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """What the scan computes in: float64 for float64, float32 for everything else."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
-def engine_module(name: str) -> Any:
-    """The module of an engine that has ``scan_forward`` and its kind: the kernel or plain PyTorch."""
-    return kernel if name == "kernel" else torch_engine
 
 
 def _check_scan_shapes(

@@ -44,8 +44,6 @@ def train_steps(
         learning_rate: The learning rate of a step, counted from 0.
         accumulation: Batches per optimizer step.
         clip_norm: Largest global norm of the gradient; None does not clip.
-        device: Where the model is.
-        group: All ranks.
         max_skipped: Steps in all whose update may be left out because the loss or the gradient is not finite.
 
     Raises:

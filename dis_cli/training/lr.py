@@ -21,7 +21,6 @@ def lr_factor(
     Args:
         position: Time, in steps since the start; need not be whole.
         warmup_steps: Length of the linear rise from 0.
-        total_steps: Length of the run.
         schedule: After the rise "constant"; lowered along a line ("linear") or half a cosine to ``min_ratio``; or
             "inverse_sqrt", sqrt(w / position) with w = max(1, warmup_steps), whatever the length of the run (Vaswani
             et al. 2017, equation 3, scaled to a peak of 1; in this form Karras et al. 2024).

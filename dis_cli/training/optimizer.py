@@ -16,7 +16,6 @@ def make_optimizer(model: nn.Module, *, lr: float, betas: tuple[float, float], w
     """AdamW (arXiv 1711.05101) over all parameters in two groups, its update fused into one pass where torch can.
 
     Args:
-        model: On its device.
         lr: Learning rate of the first step.
         betas: Decay rates of the first and second moment.
         weight_decay: Decoupled weight decay of the first group; that of the second is 0.
@@ -41,7 +40,6 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
 
     Args:
         name: As ``named_parameters`` gives it; only what comes after the last dot counts.
-        parameter: Its number of dimensions counts.
     """
     return parameter.ndim >= 2 and name.rpartition(".")[2] not in UNDECAYED
 

@@ -15,23 +15,23 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from dis_cli.models.backbone import DiS
+from dis_cli.models.backbone import Backbone
 
 
-def shard(model: DiS) -> None:
+def shard(model: Backbone) -> None:
     """Deal the parameters of ``model`` out to all ranks, block by block (FSDP2); they become ``DTensor`` in place.
 
     The average and the optimizer that are made afterwards are dealt out with them.
     """
-    mesh = init_device_mesh(model.pos_embed.device.type, (dist.get_world_size(),))
+    mesh = init_device_mesh(model.device.type, (dist.get_world_size(),))
     for block in model.blocks():
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
 
-def replicate(model: DiS) -> nn.Module:
+def replicate(model: Backbone) -> nn.Module:
     """What to call in training instead of ``model``, so that its gradients are the mean over all ranks (DDP)."""
-    device = model.pos_embed.device
+    device = model.device
     return DistributedDataParallel(
         model, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
     )

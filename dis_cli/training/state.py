@@ -23,7 +23,6 @@ class TrainingState:
         optimizer: AdamW over all parameters.
         more_emas: Averages with other decays.
         module: What is called in training: ``model``, or what averages its gradients over all ranks.
-        step: Optimizer steps taken so far.
         num_skipped: How many of them left the weights as they were, because the gradient was not finite.
     """
 

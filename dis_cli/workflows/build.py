@@ -9,9 +9,10 @@ from dis_cli.codecs.locate import locate_vae
 from dis_cli.codecs.pixel import PixelCodec
 from dis_cli.codecs.vae import VaeCodec
 from dis_cli.config.schema import RunConfig
-from dis_cli.data.images import open_source
-from dis_cli.data.latents import LatentSource
-from dis_cli.data.shards import VaeRecord
+from dis_cli.data.images.verify import layout_notes
+from dis_cli.data.latents.format import VaeRecord
+from dis_cli.data.latents.source import LatentSource
+from dis_cli.data.open import open_source
 from dis_cli.data.source import ImageSource
 from dis_cli.diffusion.flow import ForwardProcess, make_flow
 from dis_cli.diffusion.guidance import Guidance
@@ -19,12 +20,13 @@ from dis_cli.diffusion.samplers import Sampler, make_sampler
 from dis_cli.diffusion.schedule import make_schedule
 from dis_cli.errors import ConfigError, MismatchError, MissingResourceError, UsageError
 from dis_cli.events import Note
-from dis_cli.models.backbone import DiS
+from dis_cli.models.backbone import Backbone
 from dis_cli.runtime.precision import Precision, choose_precision
 from dis_cli.runtime.seed import Stream, generator
-from dis_cli.scan.engines import ENGINES, Engine, SecondChoice, choose_engine, failing, unavailable
-from dis_cli.workflows.check import layout_notes
-from dis_cli.workflows.resources import named_vae
+from dis_cli.scan.engines.choose import ChosenEngine, SecondChoice, choose_engine, failing, unavailable
+from dis_cli.scan.engines.table import ENGINES
+from dis_cli.workflows.cost import model_family, model_shape
+from dis_cli.workflows.preflight import named_vae
 
 Codec = PixelCodec | VaeCodec
 
@@ -152,7 +154,7 @@ def require_vae(record: VaeRecord, vae: str, made: str) -> None:
         )
 
 
-def pick_engine(config: RunConfig, device: torch.device) -> Engine:
+def pick_engine(config: RunConfig, device: torch.device) -> ChosenEngine:
     """What will compute the scan on a device, and why.
 
     Raises:
@@ -161,11 +163,7 @@ def pick_engine(config: RunConfig, device: torch.device) -> Engine:
     try:
         return choose_engine(config.engine, device)
     except ValueError as error:
-        usable = [
-            name
-            for name in ENGINES
-            if name != "auto" and unavailable(name, device.type) is None and failing(name, device) is None
-        ]
+        usable = [name for name in ENGINES if unavailable(name, device.type) is None and failing(name, device) is None]
         raise ConfigError(
             f"`engine`: got `{config.engine}`, allowed on {device.type} here: auto, {', '.join(usable)}. {error}",
             "`engine=auto` takes the fastest that works; see `dis doctor`",
@@ -178,18 +176,17 @@ def pick_precision(requested: str, config: RunConfig, device: torch.device) -> P
     Args:
         requested: ``config.train.precision`` or ``config.sample.precision``.
         config: Its model's width is what is timed.
-        device: Where the model computes.
     """
-    return choose_precision(requested, device, config.model.embed_dim)
+    return choose_precision(requested, device, model_shape(config).width)
 
 
-def engine_note(engine: Engine) -> Note:
+def engine_note(engine: ChosenEngine) -> Note:
     """Which engine was chosen and why; a warning when one that is installed does not work."""
     level = "warning" if isinstance(engine, SecondChoice) else "info"
     return Note(message=f"engine {engine.name}: {engine.reason}", level=level)
 
 
-def choices(engine: Engine, precision: Precision) -> list[Note]:
+def choices(engine: ChosenEngine, precision: Precision) -> list[Note]:
     """What the machine decided, to be told once when the work begins."""
     return [
         engine_note(engine),
@@ -197,33 +194,12 @@ def choices(engine: Engine, precision: Precision) -> list[Note]:
     ]
 
 
-def build_model(config: RunConfig, kind: type[DiS] = DiS) -> DiS:
-    """The backbone on the CPU, its weights drawn from the run's seed whatever was drawn before.
-
-    Args:
-        config: The run.
-        kind: The class to make it of.
-    """
-    model = config.model
+def build_model(config: RunConfig) -> Backbone:
+    """The backbone on the CPU, its weights drawn from the run's seed whatever was drawn before."""
+    settings = config.model.model_dump(exclude={"backbone"})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator(config.seed, Stream.WEIGHTS).integers(2**63)))
-        return kind(
-            image_size=model.image_size,
-            patch_size=model.patch_size,
-            in_channels=model.in_channels,
-            embed_dim=model.embed_dim,
-            depth=model.depth,
-            num_classes=model.num_classes,
-            learn_sigma=config.learn_sigma,
-            drop_path=model.drop_path,
-            label_drop=model.label_drop,
-            d_state=model.d_state,
-            d_conv=model.d_conv,
-            expand=model.expand,
-            init=model.init,
-            final_init=model.final_init,
-            engine=config.engine,
-        )
+        return model_family(config).build(**settings, learn_sigma=config.learn_sigma, engine=config.engine)
 
 
 def build_schedule(config: RunConfig) -> ForwardProcess:
@@ -249,15 +225,8 @@ def build_sampler(config: RunConfig) -> Sampler:
 
 def build_guidance(config: RunConfig) -> Guidance:
     """How the model is guided."""
-    sample = config.sample
-    return Guidance(
-        num_timesteps=config.diffusion.num_timesteps,
-        cfg_scale=sample.cfg_scale,
-        cfg_channels=sample.cfg_channels,
-        cfg_interval=sample.cfg_interval,
-        cfg_schedule=sample.cfg_schedule,
-        cfg_power=sample.cfg_power,
-    )
+    settings = {name: value for name, value in config.sample if name.startswith("cfg_")}
+    return Guidance(num_timesteps=config.diffusion.num_timesteps, **settings)
 
 
 def build_codec(config: RunConfig, device: torch.device, trained_with: VaeRecord | None = None) -> Codec:
@@ -265,7 +234,6 @@ def build_codec(config: RunConfig, device: torch.device, trained_with: VaeRecord
 
     Args:
         config: Its ``codec`` section says what; its model must fit.
-        device: Where a VAE lives.
         trained_with: The VAE that the model's latents are of; None when that is not known.
 
     Raises:

@@ -1,27 +1,24 @@
-"""What the model of a configuration costs, without torch and without building it."""
+"""What the model of a configuration is and costs, without building it; without torch where there is a closed form."""
+
+from dataclasses import fields
 
 from dis_cli.config.schema import RunConfig
-from dis_cli.models.flops import Flops, count
-from dis_cli.models.sizes import Shape
+from dis_cli.models.cost import Flops, ModelShape
+from dis_cli.models.families import FAMILIES, Family
 
 
-def model_shape(config: RunConfig) -> Shape:
-    """The settings of the configured model that decide what it costs."""
-    model = config.model
-    return Shape(
-        image_size=model.image_size,
-        patch_size=model.patch_size,
-        in_channels=model.in_channels,
-        embed_dim=model.embed_dim,
-        depth=model.depth,
-        num_classes=model.num_classes,
-        learn_sigma=config.learn_sigma,
-        d_state=model.d_state,
-        d_conv=model.d_conv,
-        expand=model.expand,
-    )
+def model_family(config: RunConfig) -> Family:
+    """What the configured model is one of."""
+    return FAMILIES[config.model.backbone]
+
+
+def model_shape(config: RunConfig) -> ModelShape:
+    """The settings of the configured model that decide what it computes."""
+    shape = model_family(config).shape
+    settings = config.model.model_dump() | {"learn_sigma": config.learn_sigma}
+    return shape(**{field.name: settings[field.name] for field in fields(shape)})
 
 
 def model_cost(config: RunConfig) -> Flops:
     """Parameters and operations of one forward of the configured model for one image."""
-    return count(model_shape(config))
+    return model_family(config).cost(model_shape(config))

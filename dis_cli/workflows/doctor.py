@@ -9,15 +9,18 @@ from pathlib import Path
 
 import torch
 
-from dis_cli import __version__
-from dis_cli.config.schema import ModelConfig
+from dis_cli.config.schema import RunConfig
+from dis_cli.errors import first_line
 from dis_cli.events import Event, Finished, Note
+from dis_cli.models.dis.parity import PARITY_LIMIT, parity_error
 from dis_cli.runtime import machine, openmp
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.precision import best_seconds, choose_precision, cpu_bf16_instructions
-from dis_cli.scan import kernel
-from dis_cli.scan.engines import ENGINES, choose_engine, unavailable
-from dis_cli.workflows.parity import PARITY_LIMIT, parity_error
+from dis_cli.scan.engines.choose import choose_engine, unavailable
+from dis_cli.scan.engines.cpu import kernel
+from dis_cli.scan.engines.table import ENGINES
+from dis_cli.version import __version__
+from dis_cli.workflows.cost import model_shape
 
 OPTIONAL_PACKAGES = ("mamba-ssm", "causal-conv1d", "diffusers", "torch-fidelity", "torchvision")
 MIN_FREE_DISK_BYTES = 1_000_000_000
@@ -50,7 +53,7 @@ def diagnose(*, device: str | None = None) -> Iterator[Event]:
         except Exception as exception:  # noqa: BLE001
             problems.append(f"{place}: {_raised(exception)}")
             continue
-        checked = {name: _check_engine(name, place) for name in ENGINES if name != "auto"}
+        checked = {name: _check_engine(name, place) for name in ENGINES}
         problems += [f"engine {name} on {place}: {problem}" for name, (_, problem) in checked.items() if problem]
         engines[str(place)] = {name: facts for name, (facts, _) in checked.items()}
     free_disk = shutil.disk_usage(Path.cwd()).free
@@ -104,19 +107,13 @@ def _devices() -> list[torch.device]:
 
 
 def _describe(device: torch.device) -> dict[str, object]:
-    memory = machine.memory()
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        free, total = torch.cuda.mem_get_info(device)
-        memory = machine.Memory(total, free)
-    else:
-        name = machine.cpu_name()
+    memory = machine.memory(device)
     return {
-        "name": name,
+        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else machine.cpu_name(),
         "total_memory_bytes": memory.total_bytes,
         "free_memory_bytes": memory.free_bytes,
         "engine": asdict(choose_engine("auto", device)),
-        "precision": asdict(choose_precision("auto", device, ModelConfig().embed_dim)),
+        "precision": asdict(choose_precision("auto", device, model_shape(RunConfig()).width)),
         "matmul_gflops_per_second": matmul_gflops_per_second(device),
     }
 
@@ -138,8 +135,7 @@ def _check_engine(name: str, device: torch.device) -> tuple[dict[str, object], s
 
 
 def _raised(exception: Exception) -> str:
-    first_line = str(exception).strip().partition("\n")[0]
-    return f"it raises {type(exception).__name__}: {first_line}"
+    return f"it raises {type(exception).__name__}: {first_line(exception)}"
 
 
 def _has(path: str) -> bool:

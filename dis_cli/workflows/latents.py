@@ -9,16 +9,16 @@ import torch
 
 from dis_cli.codecs.pixel import to_uint8
 from dis_cli.codecs.vae import VaeCodec
-from dis_cli.data.latents import LatentSource
-from dis_cli.data.shards import FINISH_HINT, MANIFEST, read_manifest
-from dis_cli.data.unfinished import Unfinished
+from dis_cli.data.latents.format import FINISH_HINT, MANIFEST, read_manifest
+from dis_cli.data.latents.source import LatentSource
+from dis_cli.data.latents.unfinished import Unfinished
 from dis_cli.errors import DataError
 from dis_cli.events import Event, Finished, Note, Progress, Started, Wrote
+from dis_cli.pictures.grid import labelled_grid
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.files import atomic_write_bytes, place_for, require_replaceable
 from dis_cli.runtime.targets import require_writable
 from dis_cli.workflows.build import require_vae
-from dis_cli.workflows.grid import labelled_grid
 
 GRID_FILE = "grid.png"
 
@@ -69,9 +69,7 @@ def decode_latents(
     """Decode some latents, spread evenly over a folder, into a labelled grid: what the model will be trained on.
 
     Args:
-        folder: The folder of latents.
         vae: The VAE that made them; None looks for it where it was then.
-        num_images: How many.
         out: The PNG file; None puts ``grid.png`` into the folder, or ``grid_2.png`` beside another picture.
         device: "auto", "cpu", "cuda" or "cuda:N".
 

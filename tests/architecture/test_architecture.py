@@ -29,7 +29,17 @@ def test_every_file_named_on_the_page_exists() -> None:
 def test_every_room_is_installed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     listed = set(project["tool"]["setuptools"]["packages"]) - {"dis_cli", "dis_cli.presets"}
-    assert sorted(name.removeprefix("dis_cli.") for name in listed) == ROOMS
+    folders = {file.parent.relative_to(ROOT) for file in PACKAGE.rglob("__init__.py")} - {Path("dis_cli")}
+    assert listed == {".".join(folder.parts) for folder in folders}
+
+
+def test_no_folder_is_crowded_and_no_file_is_long() -> None:
+    files = list(PACKAGE.rglob("*.py"))
+    crowded = {
+        str(folder.relative_to(ROOT)): len(list(folder.glob("*.py"))) for folder in {file.parent for file in files}
+    }
+    assert {folder: count for folder, count in crowded.items() if count > 15} == {}
+    assert [str(file.relative_to(ROOT)) for file in files if len(file.read_text().splitlines()) > 400] == []
 
 
 def test_the_top_level_is_the_agreed_one() -> None:

@@ -16,8 +16,8 @@ def test_all_that_is_told_is_understood_when_it_is_typed(tally) -> None:
 @pytest.mark.parametrize(
     ("words", "file", "problem"),
     [
-        ("go on without them: `--on-bad skip`", "workflows/check.py", "`--on-bad` is no option of `dis train`"),
-        ("go on without them: --on-bad skip", "workflows/check.py", "`--on-bad` is no option of `dis train`"),
+        ("go on without them: `--on-bad skip`", "data/images/verify.py", "`--on-bad` is no option of `dis train`"),
+        ("go on without them: --on-bad skip", "data/images/verify.py", "`--on-bad` is no option of `dis train`"),
         ("Give its folder with `--vae DIR`", "codecs/locate.py", "`--vae` is no option of `dis train`"),
         ("Give `--frobnicate`", "errors.py", "`--frobnicate` is no option of any command"),
         ("Give `--format jpg`", "cli/sample.py", "`--format` does not take `jpg`"),
@@ -33,9 +33,9 @@ def test_all_that_is_told_is_understood_when_it_is_typed(tally) -> None:
         ("Start `torchrun --nproc-per-node 2 -m dis_cli train --epochs 3`", "errors.py", "No such option: --epochs"),
         ("Make it.\n\nExample: dis flops --sise xl", "cli/flops.py", "No such option: --sise"),
         ("score   dis eval-fid --fid RUN", "cli/train.py", "No such option: --fid"),
-        ("Set train.stepz=3", "workflows/train.py", "`train.stepz` is no setting"),
-        ("lower train.batch_sise", "workflows/train.py", "`train.batch_sise` is no setting"),
-        ("Set data.source=rar", "data/images.py", "`data.source`: got `rar`"),
+        ("Set train.stepz=3", "workflows/train/train.py", "`train.stepz` is no setting"),
+        ("lower train.batch_sise", "workflows/train/train.py", "`train.batch_sise` is no setting"),
+        ("Set data.source=rar", "data/open.py", "`data.source`: got `rar`"),
         ("Set `engine=cuda`", "workflows/build.py", "`engine`: got `cuda`"),
         ("Set model.depth=3", "workflows/latents.py", "not understood by `dis encode-latents`: name its option"),
         ("set DIS_DEBUGGING=1", "cli/app.py", "nothing reads the variable DIS_DEBUGGING"),
@@ -50,10 +50,10 @@ def test_a_wrong_hint_is_found(words: str, file: str, problem: str) -> None:
 @pytest.mark.parametrize(
     ("words", "file"),
     [
-        ("Leave them out: `--on-bad skip` (or data.on_bad=skip)", "workflows/check.py"),
-        ("Set data.source=folder, or data.download=true.", "data/images.py"),
+        ("Leave them out: `--on-bad skip` (or data.on_bad=skip)", "data/images/verify.py"),
+        ("Set data.source=folder, or data.download=true.", "data/open.py"),
         ("set sample.steps (`--steps`) to 25", "config/sampling.py"),
-        ("Encode them by `dis encode-latents` with `--dtype float32`", "workflows/train.py"),
+        ("Encode them by `dis encode-latents` with `--dtype float32`", "workflows/train/train.py"),
         ("Try `dis sample --ckpt RUN --format FORMAT --class 0-4 sample.eta=0.5 | head -1`", "errors.py"),
         ("`pip install --no-build-isolation x` and `hf download --local-dir DIR`", "errors.py"),
         ("It was written by `dis checkpoint export`", "errors.py"),

@@ -21,7 +21,7 @@ from model import train_step
 from peers import DiT, UViT, parameter_count
 from torch import nn
 
-from dis_cli.models.backbone import DiS
+from dis_cli.models.dis.backbone import DiS
 
 WIDTH, BLOCKS, PATCH, CHANNELS = 384, 7, 2, 4
 TOLERANCE = 0.02

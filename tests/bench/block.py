@@ -26,7 +26,7 @@ from common import (
     thread_counts,
 )
 
-from dis_cli.models.backbone import Block
+from dis_cli.models.dis.backbone import Block
 
 TOKENS, STATES, DIRECTIONS = 1024, 16, 2
 TARGETS = {768: at_least(80), 384: at_least(70)}

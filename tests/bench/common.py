@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dis_cli.scan import kernel
-from dis_cli.scan.engines import choose_engine
+from dis_cli.scan.engines.choose import choose_engine
+from dis_cli.scan.engines.cpu import kernel
 
 # Seconds that one turn lasts at least: shorter calls are repeated within it.
 SHORTEST_TURN = 0.004
@@ -46,7 +46,7 @@ class Settings:
     """What a run measures.
 
     Args:
-        engine: The engine under test (``dis_cli.scan.engines``).
+        engine: The engine under test (``dis_cli.scan.engines.choose``).
         quick: Fewer turns and lengths.
         train_blocks: Blocks of the DiS-S/2 whose training step is measured against the published loop.
         run: A run folder of trained digits, whose samples are scored.

@@ -31,18 +31,18 @@ from torch.utils.data import DataLoader
 
 from dis_cli.codecs.locate import BUNDLED
 from dis_cli.data.batches import TrainingSet, training_batches
-from dis_cli.data.digits import DigitsSource
-from dis_cli.data.files import FileSource, FolderFiles
-from dis_cli.data.latents import LatentSource
-from dis_cli.data.shard_writer import ShardWriter
-from dis_cli.data.shards import CROP, PROGRESS, LatentSettings, Manifest, Shard, VaeRecord, write_manifest
+from dis_cli.data.images.digits import DigitsSource
+from dis_cli.data.images.files import FileSource, FolderFiles
+from dis_cli.data.images.verify import check_images
+from dis_cli.data.latents.format import CROP, PROGRESS, LatentSettings, Manifest, Shard, VaeRecord, write_manifest
+from dis_cli.data.latents.source import LatentSource
+from dis_cli.data.latents.writer import ShardWriter
 from dis_cli.data.source import ImageSource
 from dis_cli.events import Finished
 from dis_cli.runtime.machine import num_cores
 from dis_cli.runtime.seed import Stream, generators
 from dis_cli.runtime.signals import StopRequest
-from dis_cli.workflows.check import check_images
-from dis_cli.workflows.encode import EncodeOptions, encode
+from dis_cli.workflows.encode_latents import EncodeOptions, encode
 
 WALL = f"wall, {torch.get_num_threads()} threads"
 IMAGE_SIZE = 64
@@ -135,7 +135,7 @@ def _loader(folder: Path, settings: Settings) -> Iterator[Record]:
 def _open(folder: Path) -> Iterator[Record]:
     path = _sparse_latents(folder / "large")
     script = (
-        f"import sys, time; from pathlib import Path; from dis_cli.data.latents import LatentSource; {PEAK}; "
+        f"import sys, time; from pathlib import Path; from dis_cli.data.latents.source import LatentSource; {PEAK}; "
         "before = peak(); "
         "start = time.perf_counter(); source = LatentSource(Path(sys.argv[1])); "
         "seconds = time.perf_counter() - start; source.load(len(source) - 1, None); "
@@ -191,7 +191,7 @@ def _digits_step(workers: int, steps: int) -> float:
     from dis_cli.config.presets import load_preset
     from dis_cli.runtime.process_group import ProcessGroup
     from dis_cli.training.loop import train_steps
-    from dis_cli.workflows.build_training import build_loss_function, build_training_state
+    from dis_cli.workflows.train.build import build_objective, build_training_state
 
     config = load_preset("dis-xs-digits")
     state = build_training_state(config, torch.device("cpu"), ProcessGroup())
@@ -202,7 +202,7 @@ def _digits_step(workers: int, steps: int) -> float:
     taken = train_steps(
         state,
         batches,
-        loss_function=build_loss_function(config),
+        loss_function=build_objective(config).loss,
         learning_rate=lambda _: 1e-3,
         accumulation=1,
         clip_norm=1.0,

@@ -21,9 +21,9 @@ from common import Record, Settings, at_least, at_most, can_measure_memory, cloc
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
 from dis_cli.metrics.bootstrap import GroupedMoments, frechet_interval
-from dis_cli.metrics.features import FEATURES, LOGITS, SPATIAL
+from dis_cli.metrics.extractors.base import FEATURES, LOGITS, SPATIAL
+from dis_cli.metrics.extractors.inception import InceptionFeatures
 from dis_cli.metrics.frechet import frechet_distance
-from dis_cli.metrics.inception import InceptionFeatures
 from dis_cli.metrics.inception_score import InceptionScore
 from dis_cli.metrics.statistics import Moments, Statistics, statistics
 

@@ -18,7 +18,7 @@ from common import Record, Settings, Target, at_least, clock_name, interleaved, 
 from peers import on_published_loop
 from torch import Tensor, nn
 
-from dis_cli.models.backbone import DiS
+from dis_cli.models.dis.backbone import DiS
 from dis_cli.training.optimizer import make_optimizer
 
 WIDTH, BLOCKS, BATCH = 368, 25, 4

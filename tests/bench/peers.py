@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dis_cli.models.backbone import DiS
+from dis_cli.models.dis.backbone import DiS
+from dis_cli.models.dis.mixer import Mixer
 from dis_cli.models.embed import PatchEmbed, timestep_embedding, unpatchify
-from dis_cli.models.mixer import Mixer
 
 
 def published_scan(

@@ -31,7 +31,7 @@ import train_step
 import training
 from common import Record, Settings, kernel_isa, machine_facts, other_isas, table_head
 
-from dis_cli.scan.engines import ENGINES
+from dis_cli.scan.engines.table import allowed
 
 SUBJECTS: dict[str, Callable[[Settings], Iterator[Record]]] = {
     "scan": scan.measure,
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument(
         "--run", type=Path, default=Path("runs/demo"), metavar="DIR", help="trained digits, for `sampling`"
     )
-    parser.add_argument("--engine", choices=ENGINES, default="auto", help="the engine under test")
+    parser.add_argument("--engine", choices=allowed(), default="auto", help="the engine under test")
     parser.add_argument("--json", type=Path, help="where to write the figures; with --only or --quick, else nowhere")
     arguments = parser.parse_args()
     settings = Settings(arguments.engine, arguments.quick, arguments.train_blocks, arguments.run)

@@ -22,13 +22,14 @@ from dis_cli.codecs.pixel import PixelCodec
 from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.presets import load_preset
 from dis_cli.config.schema import RunConfig
-from dis_cli.metrics.features import DigitFeatures
-from dis_cli.models.backbone import DiS
+from dis_cli.metrics.extractors.digits import DigitFeatures
+from dis_cli.models.dis.backbone import DiS
 from dis_cli.workflows.build import build_guidance, build_model, build_sampler
-from dis_cli.workflows.evaluate import class_labels, reference_images
-from dis_cli.workflows.generate import Generated, generate
-from dis_cli.workflows.load import load_model
-from dis_cli.workflows.scorer import score
+from dis_cli.workflows.eval_fid.references import class_labels, reference_images
+from dis_cli.workflows.eval_fid.scorer import score
+from dis_cli.workflows.load.model import load_model
+from dis_cli.workflows.load.opened import open_checkpoint
+from dis_cli.workflows.sample.generate import Generated, generate
 
 BATCH = 16
 CLASSES = [index % 10 for index in range(BATCH)]
@@ -128,7 +129,7 @@ def _timed(run: Callable[[], object]) -> float:
 
 
 def _digits(run: Path) -> Iterator[Record]:
-    loaded = load_model(run, CPU)
+    loaded = load_model(open_checkpoint(run), CPU)
     source = reference_images(loaded.config)
     labels = class_labels(source, NUM_DIGITS)
     extractor = DigitFeatures()

@@ -47,14 +47,14 @@ from dis_cli.config.presets import load_preset
 from dis_cli.config.schema import RunConfig
 from dis_cli.data.batches import TrainingSet, training_batches
 from dis_cli.events import Step
-from dis_cli.models.backbone import DiS
+from dis_cli.models.dis.backbone import DiS
 from dis_cli.runtime.process_group import ProcessGroup
 from dis_cli.training.ema import Ema
 from dis_cli.training.loop import train_steps
 from dis_cli.training.optimizer import make_optimizer
 from dis_cli.training.state import TrainingState
 from dis_cli.workflows.build import build_source
-from dis_cli.workflows.build_training import build_learning_rate, build_loss_function
+from dis_cli.workflows.train.build import build_learning_rate, build_objective
 
 MEMORY_BATCH = 128
 TOLERANCE = 0.02
@@ -70,7 +70,7 @@ def digits(batch_size: int | None = None) -> RunConfig:
 
 def dis(config: RunConfig, engine: str) -> DiS:
     torch.manual_seed(0)
-    return DiS(**config.model.model_dump() | {"learn_sigma": config.learn_sigma, "engine": engine})
+    return DiS(**config.model.model_dump(exclude={"backbone"}), learn_sigma=config.learn_sigma, engine=engine)
 
 
 def dit(config: RunConfig) -> DiT:
@@ -104,7 +104,7 @@ def steps(config: RunConfig, model: nn.Module) -> Iterator[Step]:
     return train_steps(
         state,
         batches,
-        loss_function=build_loss_function(config),
+        loss_function=build_objective(config).loss,
         learning_rate=lambda step: build_learning_rate(config, step),
         accumulation=1,
         clip_norm=train.clip_norm,

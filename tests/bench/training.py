@@ -47,11 +47,11 @@ from dis_cli.config.presets import load_preset
 from dis_cli.config.schema import RunConfig
 from dis_cli.data.batches import TrainingSet, training_batches
 from dis_cli.events import Event, Step
-from dis_cli.models.backbone import DiS
+from dis_cli.models.dis.backbone import DiS
 from dis_cli.training.optimizer import make_optimizer
 from dis_cli.workflows.build import build_model, build_source
-from dis_cli.workflows.build_training import build_loss_function
-from dis_cli.workflows.train import train
+from dis_cli.workflows.train.build import build_objective
+from dis_cli.workflows.train.train import train
 
 sys.path.append(str(Path(__file__).parents[1]))
 from support.cifar import make_cifar10
@@ -160,7 +160,7 @@ def _beside_the_model(folder: Path, settings: Settings, threads: int) -> Record:
 
 def _bare_steps(config: RunConfig) -> Iterator[Tensor]:
     """Forward, backward and optimizer step, nothing else, over batches that lie ready."""
-    model, loss_function = build_model(config).train(), build_loss_function(config)
+    model, loss_function = build_model(config).train(), build_objective(config).loss
     own = config.train
     optimizer = make_optimizer(model, lr=own.lr, betas=own.betas, weight_decay=own.weight_decay)
     dataset = TrainingSet(build_source(config), seed=0, num_timesteps=config.diffusion.num_timesteps, num_drop_path=0)

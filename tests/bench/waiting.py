@@ -30,7 +30,7 @@ def time_steps(subject: str, seconds: float) -> float:
     import torch
     from train_step import digits, dis, steps
 
-    from dis_cli.models.backbone import DiS
+    from dis_cli.models.dis.backbone import DiS
 
     torch.set_num_threads(THREADS)
     config = digits()

@@ -15,8 +15,9 @@ from support.vae import save_tiny_vae
 
 from dis_cli.checkpoints.store import read_checkpoint
 from dis_cli.config.presets import read_config
-from dis_cli.workflows.runs import summarize_run
-from dis_cli.workflows.saved import read_saved
+from dis_cli.runs.summary import summarize_run
+from dis_cli.workflows.load.opened import open_checkpoint
+from dis_cli.workflows.load.saved import read_saved
 
 Capture = pytest.CaptureFixture[str]
 
@@ -135,7 +136,7 @@ def test_what_is_exported_comes_back_bit_equal(form: str, run: Path, tmp_path: P
     for decay, expected in images.items():
         asked = [f"sample.ema={decay}"] if decay else []
         out = exported(run, tmp_path, form, "--force", *asked)
-        back, saved = read_saved(out), read_saved(run, asked)
+        back, saved = read_saved(open_checkpoint(out)), read_saved(open_checkpoint(run, asked))
         assert back.weights.keys() == saved.weights.keys()
         assert all(back.weights[name].equal(tensor) for name, tensor in saved.weights.items())
         assert (back.step, back.average.decay, back.class_names) == (7, saved.average.decay, tuple(NAMES))
@@ -158,7 +159,7 @@ def test_one_model_has_one_sha256_in_every_form(run: Path, tmp_path: Path, capsy
 
 
 def test_other_libraries_read_the_files(run: Path, tmp_path: Path) -> None:
-    expected = read_saved(run).weights
+    expected = read_saved(open_checkpoint(run)).weights
     for out in (exported(run, tmp_path, "safetensors"), exported(run, tmp_path, "diffusers")):
         with safe_open(weights_file(out), "pt") as file:
             assert file.metadata()["format"] == "pt"
@@ -199,7 +200,7 @@ def test_a_folder_has_settings_and_a_model_card(run: Path, tmp_path: Path, capsy
 
 def test_settings_are_baked_in_and_paths_left_out(run: Path, tmp_path: Path) -> None:
     out = exported(run, tmp_path, "safetensors", "sample.steps=5", "sample.cfg_scale=2", "data.path=/home/secret")
-    config = read_saved(out).config
+    config = read_saved(open_checkpoint(out)).config
     assert (config.sample.steps, config.sample.cfg_scale, config.data.path) == (5, 2.0, None)
     assert b"secret" not in out.read_bytes()
     assert dis("checkpoint", "export", run, "--out", tmp_path / "y.pt", "model.embed_dim=32") == 2
@@ -209,8 +210,8 @@ def test_settings_are_baked_in_and_paths_left_out(run: Path, tmp_path: Path) -> 
 def test_smaller_numbers_are_rounded_once(dtype: str, bits: int, run: Path, tmp_path: Path, capsys: Capture) -> None:
     out = exported(run, tmp_path, "safetensors", "--dtype", dtype)
     assert shown(capsys, out)["dtype"] == {"bf16": "bfloat16", "fp16": "float16"}[dtype]
-    expected = read_saved(run).weights
-    for name, tensor in read_saved(out).weights.items():
+    expected = read_saved(open_checkpoint(run)).weights
+    for name, tensor in read_saved(open_checkpoint(out)).weights.items():
         assert tensor.dtype == torch.float32
         assert torch.allclose(tensor, expected[name], rtol=2**-bits, atol=1e-7), name
     assert sampled(out, tmp_path / "samples")
@@ -234,7 +235,7 @@ def test_nothing_is_overwritten_unasked(form: str, run: Path, tmp_path: Path, ca
     assert weights_file(out).read_bytes() == before
     assert exported(run, tmp_path, form, "--force", "sample.ema=0") == out
     assert weights_file(out).read_bytes() != before
-    assert read_saved(out).average.decay == 0
+    assert read_saved(open_checkpoint(out)).average.decay == 0
     assert {path.name for path in tmp_path.iterdir()} == {out.name}
 
 
@@ -276,12 +277,12 @@ def test_files_can_be_read_by_others(run: Path, tmp_path: Path) -> None:
 def test_an_exported_model_becomes_a_run(form: str, asked: str, decay: float, run: Path, tmp_path: Path) -> None:
     out = exported(run, tmp_path, form, f"sample.ema={asked}")
     assert dis("checkpoint", "import", out, "--out", tmp_path / "imported", "-q") == 0
-    saved = read_saved(tmp_path / "imported")
+    saved = read_saved(open_checkpoint(tmp_path / "imported"))
     assert (saved.step, saved.average.decay, saved.held, saved.class_names) == (7, decay, (decay,), tuple(NAMES))
     assert sampled(tmp_path / "imported", tmp_path / "samples") == sampled(out, tmp_path / "same")
     assert read_config(tmp_path / "imported" / "config.toml") == saved.config
     facts = json.loads((tmp_path / "imported" / "run.json").read_text())
-    assert facts["from"]["sha256"] == read_saved(out).sha256
+    assert facts["from"]["sha256"] == read_saved(open_checkpoint(out)).sha256
     assert summarize_run(tmp_path / "imported").status == "imported"
 
 
@@ -303,14 +304,14 @@ def test_the_decay_of_an_import_is_that_of_its_weights(tmp_path: Path) -> None:
     torch.save({"model": weights_of(1), "ema": weights_of(2)}, tmp_path / "x.pt")
     asked = ["train.ema_decay=0.5", "sample.ema=0"]
     assert dis("checkpoint", "import", tmp_path / "x.pt", "--out", tmp_path / "run", "-q", *asked) == 0
-    saved = read_saved(tmp_path / "run")
+    saved = read_saved(open_checkpoint(tmp_path / "run"))
     assert (saved.held, saved.average.decay, saved.config.train.ema_decay) == ((0.9999, 0.0), 0.0, 0.9999)
 
 
 def test_a_bare_state_dict_becomes_a_run(tmp_path: Path) -> None:
     torch.save(weights_of(1), tmp_path / "x.pt")
     assert dis("checkpoint", "import", tmp_path / "x.pt", "--out", tmp_path / "run", "-q", "sample.steps=2") == 0
-    assert read_saved(tmp_path / "run").held == (0.0,)
+    assert read_saved(open_checkpoint(tmp_path / "run")).held == (0.0,)
     assert sampled(tmp_path / "run", tmp_path / "own")
 
 

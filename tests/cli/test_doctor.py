@@ -7,9 +7,10 @@ import torch
 from support.tiny import dis, result
 
 from dis_cli import __version__
-from dis_cli.scan.engines import ENGINES, choose_engine, unavailable
+from dis_cli.models.dis import parity
+from dis_cli.scan.engines.choose import choose_engine, unavailable
+from dis_cli.scan.engines.table import ENGINES
 from dis_cli.workflows import doctor as workflow
-from dis_cli.workflows import parity
 
 
 @pytest.fixture
@@ -39,9 +40,9 @@ def test_a_sound_machine(capsys) -> None:
     assert "GFLOP/s in bf16" in captured.out
     assert captured.out.splitlines()[-1].startswith("healthy")
     # A table: every state begins in the same column.
-    rows = [line for line in captured.out.splitlines() if line[2:].startswith(("ENGINE", *ENGINES[1:]))]
+    rows = [line for line in captured.out.splitlines() if line[2:].startswith(("ENGINE", *ENGINES))]
     column = rows[0].index("STATE")
-    assert len(rows) == len(ENGINES)
+    assert len(rows) == 1 + len(ENGINES)
     assert all(row[column - 2 : column] == "  " and row[column] != " " for row in rows)
 
 
@@ -61,7 +62,7 @@ def test_json_is_one_object_with_units(capsys) -> None:
     assert cpu["precision"]["reason"]
     assert all(rate > 0 for rate in cpu["matmul_gflops_per_second"].values())
     engines = data["engines"]["cpu"]
-    assert list(engines) == list(ENGINES[1:])
+    assert list(engines) == list(ENGINES)
     for name, facts in engines.items():
         assert facts["reason"] == unavailable(name, "cpu")
         if facts["available"]:

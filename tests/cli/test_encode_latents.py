@@ -19,20 +19,19 @@ from support.archives import pack, png, write_archive
 from support.cifar import make_cifar10
 from support.latents import SIZE, Fork, content, finish, finished_shards, save_images, wait_until
 from support.tiny import dis, result
-from support.vae import LATENT_CHANNELS, save_tiny_vae
+from support.vae import LATENT_CHANNELS, mode, save_tiny_vae
 
 from dis_cli.codecs.pixel import to_uint8
 from dis_cli.codecs.vae import VaeCodec
-from dis_cli.data import unfinished
-from dis_cli.data.digits import DigitsSource
-from dis_cli.data.latents import LatentSource
-from dis_cli.data.shards import read_manifest
+from dis_cli.data.images.digits import DigitsSource
+from dis_cli.data.latents import agreement, unfinished
+from dis_cli.data.latents.format import read_manifest
+from dis_cli.data.latents.source import LatentSource
 from dis_cli.errors import DataError, Interrupted, MismatchError, StorageError, UsageError
 from dis_cli.events import Note, Progress, Started, Wrote
-from dis_cli.runtime.distributed import Part
-from dis_cli.workflows import agreement
-from dis_cli.workflows import encode as workflow
-from dis_cli.workflows.encode import EncodeOptions, encode
+from dis_cli.runtime.distributed import WorkShare
+from dis_cli.workflows import encode_latents as workflow
+from dis_cli.workflows.encode_latents import EncodeOptions, encode
 
 NUM_IMAGES = 11
 # 4 images of 2,056 bytes in a shard
@@ -214,7 +213,7 @@ def test_cifar10_is_known_by_its_files(vae: str, tmp_path: Path):
     assert source.sample_name(7) == "cifar10/train/00007"
     codec = VaeCodec(vae)
     seventh = torch.from_numpy(images[7]).permute(2, 0, 1)[None].float() / 127.5 - 1
-    torch.testing.assert_close(source.load(7, None), codec.encode(seventh)[0], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(source.load(7, None), mode(codec, seventh)[0], atol=1e-3, rtol=1e-3)
 
 
 # Running again
@@ -282,12 +281,12 @@ def test_damaged_and_deleted_shards_are_encoded_again(data: Path, vae: str, gold
     assert finished_shards(out)["shard-00001.safetensors"] == kept
 
 
-@pytest.mark.parametrize("part", [Part(), Part(0, 2, together=False)])
+@pytest.mark.parametrize("part", [WorkShare(), WorkShare(0, 2, together=False)])
 def test_damaged_and_deleted_shards_of_an_unfinished_folder_are_encoded_again(
-    data: Path, vae: str, golden: Path, tmp_path: Path, part: Part
+    data: Path, vae: str, golden: Path, tmp_path: Path, part: WorkShare
 ):
     out = tmp_path / "out"
-    finish(encode(data, vae, out, SMALL, part=Part(0, 2, together=False)))
+    finish(encode(data, vae, out, SMALL, part=WorkShare(0, 2, together=False)))
     assert finished_shards(out).keys() == {"shard-00000.safetensors", "shard-00002.safetensors"}
     shorten(out / "shard-00000.safetensors")
     (out / ".progress" / "shard-00002.json").write_text("{")
@@ -498,7 +497,7 @@ def test_parts_at_once(data: Path, vae: str, golden: Path, tmp_path: Path):
 
 def test_more_parts_than_shards(data: Path, vae: str, golden: Path, tmp_path: Path):
     for number in (6, 2, 0, 1):
-        finish(encode(data, vae, tmp_path / "out", SMALL, part=Part(number, 7, together=False)))
+        finish(encode(data, vae, tmp_path / "out", SMALL, part=WorkShare(number, 7, together=False)))
     assert content(tmp_path / "out") == content(golden)
 
 
@@ -536,7 +535,7 @@ def test_impossible_parts(data: Path, vae: str, tmp_path: Path, part: str, capsy
     status = dis("encode-latents", "--data", data, "--vae", vae, "--out", tmp_path / "out", "--part", part)
     assert status == 2
     error = capsys.readouterr().err
-    assert f"Part must be i/n with i from 1 to n, got `{part}`" in error
+    assert f"WorkShare must be i/n with i from 1 to n, got `{part}`" in error
     assert "--part 1/2" in error
     assert not (tmp_path / "out").exists()
 
@@ -709,7 +708,7 @@ def test_what_verify_advises_helps(
 
 def test_verify_of_an_unfinished_folder(data: Path, vae: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "out"
-    finish(encode(data, vae, out, SMALL, part=Part(0, 2, together=False)))
+    finish(encode(data, vae, out, SMALL, part=WorkShare(0, 2, together=False)))
     assert dis("encode-latents", "--verify", "--out", out, "--json") == 0
     captured = capsys.readouterr()
     outcome = json.loads(captured.out)

@@ -7,8 +7,8 @@ import pytest
 from support.tiny import TINY, dis, result, train
 
 from dis_cli.checkpoints.store import read_checkpoint
-from dis_cli.runtime.run_dir import read_events
-from dis_cli.scan.engines import choose_engine
+from dis_cli.runs.folder import read_events
+from dis_cli.scan.engines.choose import choose_engine
 
 AUTO = choose_engine("auto", "cpu")
 
@@ -117,8 +117,9 @@ def test_scores_record_both(run, tmp_path, capsys) -> None:
     captured = capsys.readouterr()
     data = json.loads(captured.out)
     assert data["engine"]["name"] == "reference"
-    assert data["precision"]["name"] in ("fp32", "bf16")
-    assert f"precision {data['precision']['name']}: {data['precision']['reason']}" in captured.err
+    assert data["compute_precision"]["name"] in ("fp32", "bf16")
+    told = f"precision {data['compute_precision']['name']}: {data['compute_precision']['reason']}"
+    assert told in captured.err
 
 
 @pytest.mark.parametrize("command", ["train", "train --dry-run", "sample", "eval-fid"])

@@ -10,12 +10,11 @@ from support.ranks import start
 from support.tiny import dis, result, train
 
 from dis_cli.codecs.pixel import to_uint8
-from dis_cli.data.digits import DigitsSource
-from dis_cli.metrics.features import DigitFeatures
-from dis_cli.workflows import sweep
-from dis_cli.workflows.digit_features import as_digits, digit_images
-from dis_cli.workflows.digit_scores import DigitScores
-from dis_cli.workflows.evaluate import class_labels
+from dis_cli.data.images.digits import DigitsSource
+from dis_cli.metrics.digit_scores import DigitScores, digit_images
+from dis_cli.metrics.extractors.digits import DigitFeatures, as_digits
+from dis_cli.workflows.eval_fid import sweep
+from dis_cli.workflows.eval_fid.references import class_labels
 
 
 @pytest.fixture(scope="module")

@@ -17,15 +17,17 @@ from torch import Tensor
 
 from dis_cli.errors import DataError, Interrupted
 from dis_cli.events import Finished
-from dis_cli.metrics.features import FEATURES, DigitFeatures, FunctionFeatures
-from dis_cli.metrics.reference import read_reference
+from dis_cli.metrics.extractors.base import FEATURES, FunctionFeatures
+from dis_cli.metrics.extractors.digits import DigitFeatures
+from dis_cli.metrics.images.extraction import extract
+from dis_cli.metrics.images.sets import TensorImages
+from dis_cli.metrics.statistics_file import read_reference
 from dis_cli.runtime.process_group import ProcessGroup
 from dis_cli.runtime.signals import StopRequest
-from dis_cli.workflows import references
-from dis_cli.workflows.evaluate import Request, evaluate
-from dis_cli.workflows.extraction import extract
-from dis_cli.workflows.scored_images import TensorImages
-from dis_cli.workflows.statistics_file import make_statistics
+from dis_cli.workflows.eval_fid import references
+from dis_cli.workflows.eval_fid.evaluate import evaluate
+from dis_cli.workflows.eval_fid.request import Request
+from dis_cli.workflows.eval_fid.stats import make_statistics
 
 COUNTS = {"a": 140, "b": 150}
 METRICS = ("--metrics", "fid,kid,precision,coverage")

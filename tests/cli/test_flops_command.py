@@ -17,8 +17,8 @@ from PIL import Image
 from support.saved import DIGITS, LATENTS, config_of, save_run
 
 from dis_cli.cli.app import run
-from dis_cli.models.backbone import DiS
-from dis_cli.models.sizes import SIZES, Shape
+from dis_cli.models.dis.backbone import DiS
+from dis_cli.models.dis.sizes import SIZES, Shape
 from dis_cli.workflows.build import build_model
 
 
@@ -180,6 +180,17 @@ def test_plot_replaces_nothing_but_itself(flops, tmp_path) -> None:
     assert path.read_bytes() == drawn
 
 
+def test_a_plot_needs_no_folder_that_can_be_written(tmp_path) -> None:
+    nowhere = {"HOME": "/dev/null", "DIS_CACHE_DIR": "/dev/null/cache"}
+    environment = {name: value for name, value in os.environ.items() if name != "MPLCONFIGDIR"} | nowhere
+    command = [sys.executable, "-m", "dis_cli", "flops", "--size", "l", "--plot", "x.png"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "wrote plot: x.png\n")
+    assert (tmp_path / "x.png").stat().st_size > 10_000
+
+
 def test_csv_is_one_table(flops) -> None:
     for options, key, count in (
         (["--size", "s"], "part", 12),
@@ -256,7 +267,7 @@ def test_bad_input_says_what_is_allowed(flops, options: str, message: str, hint:
 
 
 def test_time_measures_this_machine(flops, monkeypatch) -> None:
-    monkeypatch.setattr("dis_cli.workflows.flops_time.MIN_SECONDS", 0.2)
+    monkeypatch.setattr("dis_cli.workflows.flops.timing.MIN_SECONDS", 0.2)
     model = ["--preset", "dis-xs-digits", "--batch", "4", "--device", "cpu", "--time"]
     status, out, err = flops(*model)
     assert status == 0

@@ -10,10 +10,10 @@ import time
 import pytest
 from support.tiny import TINY, dis, result
 
-from dis_cli.cli.output import Output
+from dis_cli.cli.display.output import Output
 from dis_cli.errors import StorageError
 from dis_cli.events import Finished, Note, Started, Step
-from dis_cli.runtime.run_dir import read_events
+from dis_cli.runs.folder import read_events
 
 
 def lines(capsys) -> list[dict]:
@@ -69,7 +69,7 @@ def test_an_error_is_the_last_line(arguments, status, kind, tmp_path, capsys) ->
 
 
 def test_an_error_on_the_way_follows_the_events(tmp_path, capsys, monkeypatch) -> None:
-    from dis_cli.runtime.run_dir import RunDir
+    from dis_cli.runs.folder import RunDir
 
     append = RunDir.append_event
 

@@ -13,9 +13,9 @@ from support.vae import DOWNSAMPLE, LATENT_CHANNELS, save_tiny_vae
 
 from dis_cli.checkpoints.store import latest_checkpoint, read_checkpoint
 from dis_cli.codecs.locate import locate_vae
-from dis_cli.data.latents import LatentSource
+from dis_cli.data.latents.source import LatentSource
+from dis_cli.runs.folder import read_events
 from dis_cli.runtime import faults
-from dis_cli.runtime.run_dir import read_events
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_a_run_on_images_encodes_them_once(images, vae, tmp_path, capsys, monkey
     assert (source.settings.vae.name, source.settings.mirrored) == (str(vae), True)
     before, shards = content(out / "latents"), finished_shards(out / "latents")
     with monkeypatch.context() as patch:
-        patch.setattr("dis_cli.workflows.encode._moments", None)
+        patch.setattr("dis_cli.workflows.encode_latents._moments", None)
         assert dis(*from_images(images, vae, out), "train.steps=7") == 0
     assert latest_checkpoint(out / "checkpoints")[0].step == 7
     assert (content(out / "latents"), finished_shards(out / "latents")) == (before, shards)

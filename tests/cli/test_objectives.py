@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from support.tiny import TINY, dis, result, train
 
-from dis_cli.runtime.run_dir import read_events
+from dis_cli.runs.folder import read_events
 
 FLOW = ["diffusion.schedule=rectified_flow", "diffusion.prediction=velocity", "sample.sampler=euler"]
 

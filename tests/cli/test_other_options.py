@@ -7,8 +7,8 @@ import typer
 from support.hints import check_command, check_setting
 
 from dis_cli.cli.app import app, run
-from dis_cli.cli.hints import Taken, command_of, fitted, taken_by
-from dis_cli.cli.other_options import ROWS, answer
+from dis_cli.cli.hints.fitted import Taken, command_of, fitted, taken_by
+from dis_cli.cli.hints.other_options import ROWS, answer
 
 COMMANDS = (
     "train", "sample", "encode-latents", "eval-fid", "eval-fid stats", "flops", "runs", "doctor", "presets show",

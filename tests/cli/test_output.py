@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from support.terminal import read_all
 
-from dis_cli.cli import output
-from dis_cli.cli.live import fit
-from dis_cli.cli.meter import Meter
-from dis_cli.cli.output import Output
-from dis_cli.cli.text import duration, jsonable, printable, size, table
+from dis_cli.cli.display import output
+from dis_cli.cli.display.live import fit
+from dis_cli.cli.display.meter import Meter
+from dis_cli.cli.display.output import Output
+from dis_cli.cli.display.text import duration, jsonable, printable, size, table
 from dis_cli.errors import DisError, StorageError, UsageError
 from dis_cli.events import Finished, Metric, Note, Progress, Saved, Started, Step, Wrote
 
@@ -377,7 +377,7 @@ def test_a_narrow_line_drops_its_last_parts():
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from dis_cli.cli.output import Output
+from dis_cli.cli.display.output import Output
 from dis_cli.events import Finished, Saved, Started, Step
 
 def workflow():

@@ -17,10 +17,10 @@ from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.presets import load_preset, read_config
 from dis_cli.config.schema import RunConfig
 from dis_cli.errors import UsageError
-from dis_cli.metrics.locate import torch_cache
+from dis_cli.metrics.extractors.locate import torch_cache
 from dis_cli.paths import expand_home, home_path
 from dis_cli.runtime.machine import cache_folder
-from dis_cli.workflows.identity import with_absolute_paths
+from dis_cli.workflows.load.identity import with_absolute_paths
 
 SCORED = ("--features", "digits", "-n", "8", "--json", "sample.steps=2")
 OF_FILES = ("data.source=folder", "model.num_classes=2", "train.steps=2", "train.precision=fp32")

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from support.tiny import TINY, dis, result, train, trained
 
-from dis_cli.metrics.reference import read_reference
-from dis_cli.workflows import watch
+from dis_cli.metrics.statistics_file import read_reference
+from dis_cli.workflows.train import watch
 
 SWEEP = ["--sweep", "cfg=1,2"]
 
@@ -160,7 +160,7 @@ def test_statistics_are_replaced_by_the_same_only(pictures: Path, tmp_path: Path
 def test_a_sweep_that_is_stopped_again_keeps_the_points_of_the_first(
     run: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    from dis_cli.workflows import sweep
+    from dis_cli.workflows.eval_fid import sweep
 
     def stop_at(count: int) -> None:
         seen: list[object] = []

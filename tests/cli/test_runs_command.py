@@ -10,7 +10,7 @@ from support.processes import python
 from support.tiny import dis, result, train
 
 from dis_cli.events import Metric, Started, Step, Stopped
-from dis_cli.runtime.run_dir import RunDir
+from dis_cli.runs.folder import RunDir
 
 
 def make_run(folder: Path, name: str, age: float, *events: object) -> None:

@@ -11,7 +11,7 @@ from support.tiny import TINY, dis, result, train
 from dis_cli.checkpoints.store import list_checkpoints, read_checkpoint
 from dis_cli.config.presets import load_preset
 from dis_cli.errors import StorageError
-from dis_cli.runtime.run_dir import read_events
+from dis_cli.runs.folder import read_events
 
 
 def test_a_run_folder_holds_what_it_should(tmp_path, capsys) -> None:
@@ -139,7 +139,7 @@ def test_bad_input_is_one_clear_error(arguments, message, hint, tmp_path, capsys
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_saves_the_current_step(number, status, tmp_path, capsys, monkeypatch) -> None:
-    from dis_cli.runtime.run_dir import RunDir
+    from dis_cli.runs.folder import RunDir
 
     append = RunDir.append_event
 

@@ -46,7 +46,7 @@ def test_the_last_lines_say_how_it_ended(values, lines, capsys, monkeypatch, tmp
     def training(*_, **__):
         yield Finished(result=RESULT | values)
 
-    monkeypatch.setattr("dis_cli.workflows.train.train", training)
+    monkeypatch.setattr("dis_cli.workflows.train.train.train", training)
     assert dis("train", "--out", tmp_path) == 0
     assert capsys.readouterr().out.splitlines() == [*lines, *COMMANDS]
 

@@ -14,7 +14,7 @@ from support.tiny import TINY, dis, result, train, trained
 
 from dis_cli.config.presets import read_config
 from dis_cli.runtime.faults import inject
-from dis_cli.workflows import watch
+from dis_cli.workflows.train import watch
 
 SETTINGS = ["train.steps=6", "train.save_every=2", "train.lr_schedule=constant", "train.keep_last=1"]
 QUICK = ["sample.sampler=ddim", "sample.steps=2", "sample.batch_size=8"]

@@ -14,7 +14,8 @@ from support.vae import save_tiny_vae
 
 from dis_cli.checkpoints.store import write_checkpoint
 from dis_cli.codecs.locate import CONFIG, WEIGHTS
-from dis_cli.config.schema import DataConfig, ModelConfig, RunConfig
+from dis_cli.config.backbones import DisConfig
+from dis_cli.config.schema import DataConfig, RunConfig
 from dis_cli.models import DiS
 
 TOUCHED_THE_NETWORK = 77
@@ -63,7 +64,7 @@ def said(folder: Path, *arguments: object, slow: bool = False) -> str:
 
 def save_folder_run(folder: Path) -> Path:
     """A run of an untrained model of the pixels in a folder of images."""
-    config = RunConfig(model=ModelConfig(image_size=8, embed_dim=16, depth=3), data=DataConfig(path=folder))
+    config = RunConfig(model=DisConfig(image_size=8, embed_dim=16, depth=3), data=DataConfig(path=folder))
     write_checkpoint(folder / "checkpoints", 1, {"ema": {}}, {"config": config.model_dump(mode="json")})
     return folder
 

@@ -9,11 +9,11 @@ from support.processes import python
 from support.tiny import TINY, dis, result
 
 from dis_cli.data.decode import printable
-from dis_cli.data.files import FileSource, FolderFiles
+from dis_cli.data.images.files import FileSource, FolderFiles
+from dis_cli.data.images.verify import check_images
 from dis_cli.errors import DataError
 from dis_cli.events import Event, Note, Progress, Started
 from dis_cli.runtime.signals import StopRequest
-from dis_cli.workflows.check import check_images
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +80,10 @@ def test_skipping_uses_all_others_with_their_labels(source: FileSource, table: T
 MEASURE = """
 import sys
 from pathlib import Path
-from dis_cli.data.files import FileSource, FolderFiles
+from dis_cli.data.images.files import FileSource, FolderFiles
 from dis_cli.errors import DataError
 from dis_cli.runtime.signals import StopRequest
-from dis_cli.workflows.check import check_images
+from dis_cli.data.images.verify import check_images
 
 def megabytes(key):
     return int(Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0]) / 1000

@@ -15,7 +15,7 @@ from support.tiny import TINY, dis, train, trained
 
 from dis_cli.checkpoints.manifest import MANIFEST
 from dis_cli.checkpoints.store import latest_checkpoint
-from dis_cli.runtime.run_dir import read_events
+from dis_cli.runs.folder import read_events
 
 FILES = ("model.safetensors", "ema.safetensors", "ema_more_0.safetensors", "optimizer.safetensors", "meta.json")
 SETTINGS = ["train.save_every=2", "train.keep_last=3", "data.num_workers=0"]

@@ -15,8 +15,8 @@ from support.faulty import SMALL, assert_same_run, curve, saved, score_quickly, 
 from support.latents import Fork
 from support.tiny import dis, train, trained
 
-from dis_cli.runtime.run_dir import read_events
-from dis_cli.workflows.sample_output import GRID_FILE, SETTINGS_FILE
+from dis_cli.runs.folder import read_events
+from dis_cli.workflows.sample.output import GRID_FILE, SETTINGS_FILE
 
 SETTINGS = ["train.save_every=2", "train.keep_last=20", "data.num_workers=0"]
 FULL = re.compile(r"error: Cannot write `([^`]+)`: (File too large|No space left on device) \(needs ([\d,]+) bytes,")

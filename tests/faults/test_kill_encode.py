@@ -16,8 +16,8 @@ from support.processes import TESTS
 from support.tiny import dis
 from support.vae import save_tiny_vae
 
-from dis_cli.workflows import encode as workflow
-from dis_cli.workflows.encode import EncodeOptions, encode
+from dis_cli.workflows import encode_latents as workflow
+from dis_cli.workflows.encode_latents import EncodeOptions, encode
 
 NUM_IMAGES = 46
 # 12 shards, the last one smaller: 4 images of 2,056 bytes in a shard, in two batches
@@ -221,7 +221,7 @@ def test_the_manifest_is_written_by_another_process_when_the_last_was_killed_bef
     arguments = command(images, vae, out, "--batch-size", 2)
 
     def die_at_the_end() -> int:
-        from dis_cli.data import unfinished
+        from dis_cli.data.latents import unfinished
 
         unfinished.write_manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         return dis(*arguments)

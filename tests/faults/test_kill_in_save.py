@@ -16,7 +16,7 @@ from support.tiny import train
 from dis_cli.checkpoints.manifest import verify_folder
 from dis_cli.checkpoints.store import list_checkpoints, prune
 from dis_cli.events import Event, Metric, Wrote
-from dis_cli.runtime.run_dir import RunDir
+from dis_cli.runs.folder import RunDir
 
 STEPS = 8
 KEEP_LAST = 2

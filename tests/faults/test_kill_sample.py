@@ -14,7 +14,8 @@ from support.sampling import beside, command, content, sampled
 from support.tiny import dis, trained
 
 from dis_cli.runtime import files
-from dis_cli.workflows import sample as workflow
+from dis_cli.workflows.load.opened import open_checkpoint
+from dis_cli.workflows.sample import sample as workflow
 
 FORMS = ("png", "npz", "zip")
 SLOW = 0.03
@@ -61,7 +62,10 @@ def test_a_kill_before_any_change_of_a_file(
     form: str, run: Path, tmp_path: Path, tally: Callable[[str, object], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Loaded once, instead of by every process.
-    loaded = workflow.load_model(run, workflow.pick_device("cpu"), ["sample.sampler=ddim", "sample.steps=2"])
+    loaded = workflow.load_model(
+        open_checkpoint(run, ["sample.sampler=ddim", "sample.steps=2", "sample.batch_size=2"]),
+        workflow.pick_device("cpu"),
+    )
     monkeypatch.setattr(workflow, "load_model", lambda *_: loaded)
     arguments = ("-n", 5, "--class", "3,4", "sample.batch_size=2")
     whole = content(sampled(run, path_of(tmp_path / "whole", form), *arguments))

@@ -13,7 +13,7 @@ from support.latents import wait_until
 from support.tiny import TINY, train
 
 from dis_cli.checkpoints.store import latest_checkpoint
-from dis_cli.runtime.run_dir import read_events
+from dis_cli.runs.folder import read_events
 
 SAVE_EVERY = 4
 SETTINGS = [f"train.save_every={SAVE_EVERY}", "train.keep_last=2", "train.lr_schedule=linear"]

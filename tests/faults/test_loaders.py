@@ -18,7 +18,7 @@ from support.tiny import dis, train
 
 from dis_cli.checkpoints.store import read_checkpoint
 from dis_cli.data import loaders
-from dis_cli.data.digits import DigitsSource
+from dis_cli.data.images.digits import DigitsSource
 from dis_cli.data.loaders import load_ahead
 from dis_cli.errors import DataError, DisError
 

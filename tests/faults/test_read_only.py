@@ -12,7 +12,7 @@ from support.faulty import SMALL, assert_same_run, curve, last_step, saved, star
 from support.latents import Fork, wait_until
 from support.tiny import dis, trained
 
-from dis_cli.runtime.run_dir import read_events
+from dis_cli.runs.folder import read_events
 
 SAVE_EVERY = 3
 SETTINGS = [f"train.save_every={SAVE_EVERY}", "train.keep_last=2", "data.num_workers=0"]

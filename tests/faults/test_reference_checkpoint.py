@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dis_cli.checkpoints.reference import parameter_shapes, read_reference
+from dis_cli.checkpoints.published import read_reference
 from dis_cli.errors import CheckpointError, DisError, MismatchError, RefusedError
-from dis_cli.models.backbone import DiS
+from dis_cli.models.dis.backbone import DiS
+from dis_cli.models.families import FAMILIES
 
 Shape = tuple[int, ...]
 
@@ -165,8 +166,8 @@ def test_sizes_have_the_published_number_of_parameters(
 ) -> None:
     common = {"image_size": 32, "patch_size": patch_size, "embed_dim": embed_dim, "depth": depth}
     rest = {"learn_sigma": True, "d_state": 16, "d_conv": 4, "expand": 2}
-    pixels = parameter_shapes(**common, **rest, in_channels=3, num_classes=0)
-    latents = parameter_shapes(**common, **rest, in_channels=4, num_classes=1000)
+    pixels = FAMILIES["dis"].parameter_shapes(**common, **rest, in_channels=3, num_classes=0)
+    latents = FAMILIES["dis"].parameter_shapes(**common, **rest, in_channels=4, num_classes=1000)
     assert [sum(map(math.prod, shapes.values())) for shapes in (pixels, latents)] == [unconditional, class_1000_latent]
 
 
@@ -341,7 +342,7 @@ def without_block(state: dict[str, Any]) -> dict[str, Any]:
     [
         (without("pos_embed"), "`pos_embed` is missing"),
         (without("norm_f.weight"), "1 missing: `norm_f.weight`"),
-        (without_block, "19 missing: `out_blocks.0.norm.weight`, .* and 15 more"),
+        (without_block, "19 missing: `out_blocks.0.mixer.A_log`, .* and 15 more"),
         (with_("x_embedder.weight", torch.zeros(3)), "1 not expected: `x_embedder.weight`"),
         (with_("norm_f.weight", torch.zeros(18)), r"1 of another shape: `norm_f.weight has shape \(18,\), .*\(17,\)`"),
         (

@@ -103,7 +103,7 @@ def test_without_a_compiler_nothing_changes(place, monkeypatch) -> None:
     def refuse(*_: object) -> None:
         raise ConfigError("torch cannot compile on this machine")
 
-    monkeypatch.setattr("dis_cli.workflows.train.require_compiler", refuse)
+    monkeypatch.setattr("dis_cli.workflows.train.train.require_compiler", refuse)
     before = content(place)
     assert again("train.compile=true", "train.steps=3") == 2
     assert content(place) == before
@@ -212,7 +212,7 @@ def test_other_commands_leave_what_is_there(place, monkeypatch) -> None:
 
 def test_space_is_asked_for_before_latents_are_begun(place, monkeypatch) -> None:
     vae = save_tiny_vae(place / "vae")
-    monkeypatch.setattr("dis_cli.workflows.encode._free_bytes", lambda _: 10)
+    monkeypatch.setattr("dis_cli.workflows.encode_latents.free_bytes", lambda _: 10)
     before = content(place)
     assert dis("encode-latents", "--vae", vae, "--image-size", "8", "-q", "--data", "imgs", "--out", "new") == 1
     assert content(place) == before

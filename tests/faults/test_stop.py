@@ -162,7 +162,7 @@ def test_a_signal_while_images_are_generated(count: int, rank: int, straight: Pa
     run = tmp_path / "run"
     sampling = ["sample.sampler=ddim", "sample.steps=4", "sample.batch_size=4", "evaluate.num_samples=16"]
     settings = [*SETTINGS, *sampling, "train.preview_images=10"]
-    fault = When("generate", signalling(signal.SIGTERM), module="watch")
+    fault = When("generate", signalling(signal.SIGTERM), module="train.watch")
     for step, looking in ((3, ["train.preview_every=3"]), (6, ["train.evaluate_every=6"])):
         ended = train_on(count, run, *settings, *looking, faults={rank: fault})
         assert_stopped(ended, 143)

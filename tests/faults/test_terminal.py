@@ -109,7 +109,7 @@ def test_train_and_sample(environments: tuple[str, ...], name: str, tmp_path: Pa
 
 
 PROGRAM = """
-from dis_cli.cli.output import Output
+from dis_cli.cli.display.output import Output
 from dis_cli.events import Finished, Started, Step
 
 def workflow():
@@ -146,8 +146,8 @@ def test_lines_of_json_on_a_terminal_are_not_torn_by_a_live_line() -> None:
 
 LOST = """
 import os, signal, sys
-from dis_cli.cli import output
-from dis_cli.cli.output import Output
+from dis_cli.cli.display import output
+from dis_cli.cli.display.output import Output
 from dis_cli.errors import Interrupted
 from dis_cli.events import Finished, Saved, Started, Step
 from dis_cli.runtime.signals import stop_on_signals

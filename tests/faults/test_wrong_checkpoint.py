@@ -53,7 +53,7 @@ def test_weights_that_are_not_of_their_settings(
 def test_weights_of_no_model(said: Refusal, tmp_path: Path) -> None:
     weights = build_model(config_of(DIGITS)).state_dict()
     halved = save_run(tmp_path / "halved", config_of(DIGITS), weights=without_block(weights))
-    assert "19 missing: `out_blocks.0.norm.weight`" in said(*commands(halved, tmp_path)[0])[0]
+    assert "19 missing: `out_blocks.0.mixer.A_log`" in said(*commands(halved, tmp_path)[0])[0]
     foreign = save_run(tmp_path / "foreign", config_of(DIGITS), weights={"conv1.weight": torch.zeros(3)})
     assert "it holds 1 tensors: `conv1.weight`" in said(*commands(foreign, tmp_path)[0])[0]
     empty = save_run(tmp_path / "empty", config_of(DIGITS), weights={})
@@ -134,7 +134,7 @@ def optimizer() -> dict[str, Any]:
         (dict, "holds no weights"),
         (lambda: list(dit().values()), "holds a list"),
         (lambda: torch.zeros(3), "holds a Tensor"),
-        (lambda: without_block(dis_weights()), "19 missing: `out_blocks.0.norm.weight`"),
+        (lambda: without_block(dis_weights()), "19 missing: `out_blocks.0.mixer.A_log`"),
         (lambda: dis_weights(embed_dim=4), "of sizes that this version does not build:"),
     ],
 )

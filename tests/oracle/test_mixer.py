@@ -5,7 +5,7 @@ import torch
 from support.engines import MIXERS, Case, case_fixture
 from support.oracle import assert_matches, group, load
 
-from dis_cli.models.mixer import Mixer
+from dis_cli.models.dis.mixer import Mixer
 
 case = case_fixture(MIXERS)
 

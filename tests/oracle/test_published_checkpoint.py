@@ -94,7 +94,7 @@ def test_sampled_images_are_those_recorded(
         settings += ["--vae", save_tiny_vae(tmp_path / "vae"), "codec.downsample=2"]
     # Each image has a generator of its own; here all draw what was recorded.
     starts, draws = itertools.cycle(z), itertools.chain(noise)
-    monkeypatch.setattr("dis_cli.workflows.generate.torch.randn", lambda *_args, **_kwargs: next(starts))
+    monkeypatch.setattr("dis_cli.workflows.sample.generate.torch.randn", lambda *_args, **_kwargs: next(starts))
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_args, **_kwargs: next(draws))
     codec = PixelCodec if case == "a_plain" else VaeCodec
     decode, decoded = codec.decode, list[Tensor]()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dis_cli.diffusion.objective import Prediction
 from dis_cli.diffusion.samplers import SamplerName, make_sampler, sample_loop
-from dis_cli.diffusion.schedule import ScheduleName, make_schedule, respace
+from dis_cli.diffusion.schedule import ScheduleName, make_schedule, space_timesteps
 
 ORACLE = load_file(Path(__file__).parent / "data" / "sampling_loops_f64.safetensors")
 LINEAR = make_schedule("linear", 1000)
@@ -60,7 +60,7 @@ def test_every_step(
     respacing: str, method: str, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inject_noise(monkeypatch, ORACLE[f"{respacing}.noise_in_call_order"].to(dtype))
-    schedule = respace(LINEAR, respacing)
+    schedule = LINEAR.restrict(space_timesteps(LINEAR.num_timesteps, respacing))
     sampler = make_sampler(
         schedule,
         name="ddim" if "ddim_sample" in method else "ancestral",

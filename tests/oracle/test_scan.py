@@ -5,7 +5,8 @@ from support.engines import DOUBLE_KERNEL, KERNEL, PLAIN, case_fixture
 from support.oracle import DATA, assert_matches, load
 from torch import Tensor
 
-from dis_cli.scan import selective_scan, torch_engine
+from dis_cli.scan import selective_scan
+from dis_cli.scan.engines import torch_engine
 
 FILES = sorted(path.stem for path in DATA.glob("scan_*.safetensors"))
 INPUTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")

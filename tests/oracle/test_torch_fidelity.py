@@ -17,17 +17,17 @@ from support.inception import save_random_inception
 from support.tiny import dis
 from torch import Tensor
 
-from dis_cli.data.files import FileSource, FolderFiles
-from dis_cli.metrics.features import FEATURES, LOGITS, SPATIAL, identity
+from dis_cli.data.images.files import FileSource, FolderFiles
+from dis_cli.metrics import extraction
+from dis_cli.metrics.extractors.base import FEATURES, LOGITS, SPATIAL, identity
+from dis_cli.metrics.extractors.inception import InceptionFeatures
 from dis_cli.metrics.frechet import frechet_distance
-from dis_cli.metrics.inception import InceptionFeatures
+from dis_cli.metrics.images.npz import NpzImages
 from dis_cli.metrics.inception_score import InceptionScore
 from dis_cli.metrics.kid import kernel_distance
-from dis_cli.metrics.npz import NpzImages
 from dis_cli.metrics.precision_recall import precision_recall
-from dis_cli.metrics.reference import Reference, read_reference, require_same_extractor, write_reference
 from dis_cli.metrics.statistics import Moments, Statistics
-from dis_cli.workflows import extraction
+from dis_cli.metrics.statistics_file import Reference, read_reference, require_same_extractor, write_reference
 
 COUNTS = {"a": 20, "b": 24}
 SIZE = 40

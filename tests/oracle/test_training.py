@@ -20,7 +20,7 @@ from dis_cli.training.loop import train_steps
 from dis_cli.training.lr import lr_factor
 from dis_cli.training.optimizer import make_optimizer
 from dis_cli.training.state import TrainingState
-from dis_cli.workflows.build_training import build_learning_rate
+from dis_cli.workflows.train.build import build_learning_rate
 
 
 def test_five_steps() -> None:

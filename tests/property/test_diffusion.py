@@ -22,7 +22,6 @@ from dis_cli.diffusion.schedule import (
     check_choice,
     linear_betas,
     make_schedule,
-    respace,
     space_timesteps,
 )
 
@@ -64,7 +63,7 @@ def test_ddim_takes_the_smallest_integer_stride(num_timesteps: int, stride: int)
 )
 def test_impossible_respacings_name_what_was_asked(spec: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        respace(LINEAR, spec)
+        LINEAR.restrict(space_timesteps(LINEAR.num_timesteps, spec))
 
 
 def test_too_short_a_linear_schedule_is_refused() -> None:

@@ -8,7 +8,7 @@ from support.oracle import assert_matches
 from torch import Tensor
 
 from dis_cli.scan import causal_conv_silu, selective_scan
-from dis_cli.scan.reference import causal_conv_silu_reference, selective_scan_reference
+from dis_cli.scan.engines.reference import causal_conv_silu_reference, selective_scan_reference
 
 Tensors = dict[str, Tensor | None]
 

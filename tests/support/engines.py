@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dis_cli.scan import kernel
+from dis_cli.scan.engines.cpu import kernel
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Case:
     """What a test runs with.
 
     Args:
-        engine: One of ``dis_cli.scan.engines.ENGINES``.
+        engine: A name in ``dis_cli.scan.engines.table.ENGINES``.
         dtype: Of the tensors.
         isa: Instruction set of the kernel; None leaves it alone.
         whole_mixer: Whether the kernel runs a mixer as one call, whatever its size; None leaves it to the size.

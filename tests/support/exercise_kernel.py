@@ -22,7 +22,8 @@ from support.compare import (
 from support.engines import KERNEL, Case, using
 from support.mixers import MIXER_SIZES, everything
 
-from dis_cli.scan import add_rms_norm, kernel, selective_scan
+from dis_cli.scan import add_rms_norm, selective_scan
+from dis_cli.scan.engines.cpu import kernel
 
 
 def norms(case: Case) -> None:

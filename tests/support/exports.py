@@ -21,7 +21,7 @@ from dis_cli.checkpoints.store import write_checkpoint
 from dis_cli.config.presets import dump_toml
 from dis_cli.config.schema import RunConfig
 from dis_cli.workflows.build import build_model
-from dis_cli.workflows.sample_output import png_bytes
+from dis_cli.workflows.sample.output import png_bytes
 
 NAMES = [f"digit {number}" for number in range(10)]
 FORMS = {"safetensors": "x.safetensors", "pt": "x.pt", "diffusers": "x"}

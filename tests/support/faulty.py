@@ -18,10 +18,11 @@ from torch import Tensor
 from dis_cli.checkpoints import store
 from dis_cli.checkpoints.manifest import read_manifest, verify_folder
 from dis_cli.checkpoints.store import list_checkpoints
+from dis_cli.metrics.table import DIGIT_SCORES
+from dis_cli.runs.folder import RunDir, read_events
 from dis_cli.runtime.faults import inject
-from dis_cli.runtime.run_dir import RunDir, read_events
-from dis_cli.workflows import score_result, watch
-from dis_cli.workflows import train as workflow
+from dis_cli.workflows.train import train as workflow
+from dis_cli.workflows.train import watch
 
 # Two averages beside the weights, in checkpoints of 70 KB; with draws of every kind. No rate depends on the last step.
 SMALL = ["model.embed_dim=8", "model.depth=1", "model.drop_path=0.1", "train.lr_schedule=constant"]
@@ -121,7 +122,8 @@ def score_quickly(patch: pytest.MonkeyPatch) -> None:
     """Let scores be of the generated images alone: the classifier of digits takes a second."""
 
     def score(images: Tensor, *_: object) -> dict[str, float]:
-        names = (*score_result.HEADLINES, *itertools.chain(*score_result.HEADLINES.values()), "frechet_digits_train")
+        told = {name: score.beside for name, score in DIGIT_SCORES.items() if score.higher_is_better is not None}
+        names = ("kernel_distance_digits", *told, *itertools.chain(*told.values()), "frechet_digits_train")
         return {name: float(images.double().mean()) + place for place, name in enumerate(dict.fromkeys(names))}
 
     patch.setattr(watch, "score", score)

@@ -4,7 +4,7 @@ import torch
 from support.compare import output_weights
 from torch import Tensor
 
-from dis_cli.models.mixer import Mixer
+from dis_cli.models.dis.mixer import Mixer
 
 # (batch, length, embed_dim, d_state, d_conv, expand): more samples than the kernel makes groups of, inner widths, ranks
 # and projections on both sides of the vectors', and tokens of the chunks'.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from dis_cli.data.files import FileSource
+from dis_cli.data.images.files import FileSource
 from dis_cli.events import Event
 
 CLASSES = ("ant", "bee")

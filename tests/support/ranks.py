@@ -33,7 +33,7 @@ _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
     [
         "dis_cli.cli.app",
-        "dis_cli.workflows.train",
+        "dis_cli.workflows.train.train",
         "diffusers.schedulers.scheduling_ddim",
         "sklearn.datasets",
         "sklearn.model_selection",
@@ -75,9 +75,9 @@ class BadLoss:
     value: float = math.nan
 
     def prepare(self) -> None:
-        from dis_cli.workflows import build_training
+        from dis_cli.diffusion import loss
 
-        losses, calls = build_training.training_losses, []
+        losses, calls = loss.training_losses, []
 
         def training_losses(*arguments: Any, **options: Any) -> dict[str, Any]:
             calls.append(None)
@@ -87,7 +87,7 @@ class BadLoss:
                 result["loss"] = result["loss"] * self.value
             return result
 
-        build_training.training_losses = training_losses
+        loss.training_losses = training_losses
 
     def __call__(self, point: str, step: int, **what: Any) -> None:
         pass
@@ -105,7 +105,7 @@ class When:
 
     name: str
     action: Callable[[], None]
-    module: str = "train"
+    module: str = "train.train"
 
     def prepare(self) -> None:
         caller = importlib.import_module(f"dis_cli.workflows.{self.module}")
@@ -126,7 +126,7 @@ class CountImages:
     """Says on standard error how many images this rank generates in training, each time."""
 
     def prepare(self) -> None:
-        from dis_cli.workflows import watch
+        from dis_cli.workflows.train import watch
 
         generate = watch.generate
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from dis_cli.checkpoints.store import write_checkpoint
 from dis_cli.config.presets import dump_toml
 from dis_cli.config.schema import RunConfig
-from dis_cli.runtime.run_dir import RunDir
-from dis_cli.workflows import load
+from dis_cli.runs.folder import RunDir
 from dis_cli.workflows.build import build_model
+from dis_cli.workflows.load import model as load
 
 MOST_LINES = 15
 

@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from dis_cli.models.sizes import Shape
+from dis_cli.models.dis.sizes import Shape
 
 
 @st.composite

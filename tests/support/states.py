@@ -7,7 +7,7 @@ from support.oracle import relative_error
 from torch import Tensor
 
 from dis_cli.checkpoints.store import list_checkpoints, read_checkpoint
-from dis_cli.runtime.run_dir import read_events
+from dis_cli.runs.folder import read_events
 
 Tensors = dict[str, dict[str, Tensor]]
 

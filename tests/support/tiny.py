@@ -27,12 +27,13 @@ def trained(out: Path, *overrides: str) -> Path:
 def save_latent_run(folder: Path, vae: str) -> Path:
     """Write a run of an untrained model of latents, as a training run leaves it; it is to be decoded by ``vae``."""
     from dis_cli.checkpoints.store import write_checkpoint
+    from dis_cli.config.backbones import DisConfig
     from dis_cli.config.generation import SampleConfig
-    from dis_cli.config.schema import CodecConfig, DataConfig, ModelConfig, RunConfig
+    from dis_cli.config.schema import CodecConfig, DataConfig, RunConfig
     from dis_cli.workflows.build import build_model
 
     config = RunConfig(
-        model=ModelConfig(image_size=8, patch_size=4, in_channels=4, embed_dim=16, depth=3),
+        model=DisConfig(image_size=8, patch_size=4, in_channels=4, embed_dim=16, depth=3),
         data=DataConfig(source="latents"),
         codec=CodecConfig(kind="vae", vae=vae, downsample=2),
         sample=SampleConfig(sampler="ddim", steps=2),

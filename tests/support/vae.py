@@ -1,6 +1,12 @@
 """A small random VAE: it compresses nothing well, but it is the real thing in diffusers' layout, in 0.2 MB."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dis_cli.codecs.vae import VaeCodec
 
 DOWNSAMPLE = 2
 LATENT_CHANNELS = 4
@@ -23,3 +29,8 @@ def save_tiny_vae(folder: Path, seed: int = 0) -> Path:
             sample_size=16,
         ).save_pretrained(folder)
     return folder
+
+
+def mode(codec: "VaeCodec", images: "Tensor") -> "Tensor":
+    """The scaled mode of the posterior of images in [-1, 1]."""
+    return codec.scale * (codec.moments(images)[0] - codec.shift)

@@ -19,9 +19,9 @@ import torch
 from support.archives import pack, png, write_archive
 from support.processes import python
 
-from dis_cli.data.archives import MAX_MEMBER_BYTES, TarFiles, ZipFiles
-from dis_cli.data.files import FileSource, FolderFiles, ImageFiles
-from dis_cli.data.images import open_source
+from dis_cli.data.images.archives import MAX_MEMBER_BYTES, TarFiles, ZipFiles
+from dis_cli.data.images.files import FileSource, FolderFiles, ImageFiles
+from dis_cli.data.open import open_source
 from dis_cli.errors import DataError, RefusedError, UsageError
 
 SUFFIXES = ("zip", "tar")
@@ -568,7 +568,7 @@ def test_bombs_take_no_memory_and_write_nothing(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from dis_cli.data.images import open_source
+from dis_cli.data.open import open_source
 from dis_cli.errors import DataError
 
 def megabytes(key):

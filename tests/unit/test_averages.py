@@ -4,7 +4,7 @@ import pytest
 
 from dis_cli.config.schema import RunConfig, TrainConfig
 from dis_cli.errors import ConfigError
-from dis_cli.workflows.averages import Average, choose_average, choose_published
+from dis_cli.workflows.load.averages import Average, choose_average, choose_published
 
 
 def run(decay: float = 0.9999, *more: float) -> RunConfig:

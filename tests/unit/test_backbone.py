@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dis_cli.models import DiS
-from dis_cli.models.backbone import drop_path_rates
+from dis_cli.models.dis.backbone import drop_path_rates
 
 
 def small(**changes) -> DiS:

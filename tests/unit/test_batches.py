@@ -6,8 +6,8 @@ import torch
 from support.cifar import make_cifar10
 
 from dis_cli.data.batches import TrainingSet, training_batches
-from dis_cli.data.cifar import Cifar10Source
-from dis_cli.data.digits import DigitsSource
+from dis_cli.data.images.cifar import Cifar10Source
+from dis_cli.data.images.digits import DigitsSource
 from dis_cli.data.order import index_at
 from dis_cli.diffusion.batch import TrainingBatch
 from dis_cli.errors import DataError

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from support.pictures import ODD_FILES, encoded, noise, outcome
 
-from dis_cli.data import check, decode
-from dis_cli.data.files import FileSource, FolderFiles
+from dis_cli.data import decode
+from dis_cli.data.images import check
+from dis_cli.data.images.files import FileSource, FolderFiles
+from dis_cli.data.images.verify import MAX_LISTED, check_images
 from dis_cli.errors import DataError, Interrupted
 from dis_cli.events import Note, Progress, Started
 from dis_cli.runtime.signals import StopRequest
-from dis_cli.workflows.check import MAX_LISTED, check_images
 
 NUM_IMAGES = 40
 

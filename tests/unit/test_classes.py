@@ -5,7 +5,7 @@ import unicodedata
 import pytest
 
 from dis_cli.errors import UsageError
-from dis_cli.workflows.classes import file_labels, parse_classes
+from dis_cli.workflows.sample.requests import file_labels, parse_classes
 
 FOLDERS = ("1", "10", "2", "3")
 MIXED = ("1", "2", "cat")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
-from support.vae import DOWNSAMPLE, LATENT_CHANNELS, save_tiny_vae
+from support.vae import DOWNSAMPLE, LATENT_CHANNELS, mode, save_tiny_vae
 
 from dis_cli.codecs.locate import BUNDLED, CONFIG, WEIGHTS, locate_vae
 from dis_cli.codecs.pixel import PixelCodec, to_uint8
@@ -43,7 +43,6 @@ def images(count: int) -> torch.Tensor:
 
 def test_pixels_pass_unchanged():
     grid = images(2)
-    assert torch.equal(PixelCodec().encode(grid), grid)
     assert torch.equal(PixelCodec().decode(grid * 3), grid * 3)
 
 
@@ -65,7 +64,7 @@ def test_vae_agrees_with_diffusers(folder: Path):
         # the order of the channels in memory decides last bits
         torch.testing.assert_close(mean, posterior.mean, atol=1e-5, rtol=0)
         torch.testing.assert_close(std, posterior.std, atol=1e-5, rtol=0)
-        assert torch.equal(codec.encode(images(3)), mean * 0.25)
+        assert torch.equal(mode(codec, images(3)), mean * 0.25)
         decoded = vae.decode(posterior.mean).sample
     torch.testing.assert_close(codec.decode(posterior.mean * 0.25), decoded, atol=1e-5, rtol=0)
     assert mean.shape == (3, codec.latent_channels, 16 // codec.downsample, 16 // codec.downsample)
@@ -76,7 +75,7 @@ def test_vae_agrees_with_diffusers(folder: Path):
 
 def test_vae_decodes_more_than_a_group(folder: Path):
     codec = VaeCodec(str(folder))
-    latents = codec.encode(images(DECODE_GROUP + 1))
+    latents = mode(codec, images(DECODE_GROUP + 1))
     together = codec.decode(latents)
     one_by_one = torch.cat([codec.decode(latent[None]) for latent in latents])
     torch.testing.assert_close(together, one_by_one, atol=1e-5, rtol=0)
@@ -86,7 +85,7 @@ def test_vae_never_takes_part_in_training(folder: Path):
     codec = VaeCodec(str(folder))
     given = images(1).requires_grad_()
     with torch.enable_grad():
-        latents = codec.encode(given)
+        latents = mode(codec, given)
         assert not latents.requires_grad
         assert not codec.decode(latents.clone().requires_grad_()).requires_grad
 
@@ -102,10 +101,10 @@ def configure(folder: Path, **settings: object) -> Path:
 
 
 def test_the_scale_is_the_vaes_own_unless_given(folder: Path, own: Path):
-    latents = VaeCodec(str(folder)).encode(images(2))
+    latents = mode(VaeCodec(str(folder)), images(2))
     configure(own, scaling_factor=0.5)
-    torch.testing.assert_close(VaeCodec(str(own)).encode(images(2)), latents * (0.5 / 0.18215))
-    torch.testing.assert_close(VaeCodec(str(own), scale=2.0).encode(images(2)), latents * (2 / 0.18215))
+    torch.testing.assert_close(mode(VaeCodec(str(own)), images(2)), latents * (0.5 / 0.18215))
+    torch.testing.assert_close(mode(VaeCodec(str(own), scale=2.0), images(2)), latents * (2 / 0.18215))
     configure(own, scaling_factor=None)
     files = locate_vae(str(own))
     # the usual VAE's configuration says nothing
@@ -115,9 +114,9 @@ def test_the_scale_is_the_vaes_own_unless_given(folder: Path, own: Path):
 def test_the_shift_is_the_vaes_own(folder: Path, own: Path):
     codec, shifted = VaeCodec(str(folder), scale=0.5), VaeCodec(str(configure(own, shift_factor=0.25)), scale=0.5)
     assert shifted.shift == 0.25
-    latents = shifted.encode(images(2))
-    torch.testing.assert_close(latents, codec.encode(images(2)) - 0.125)
-    torch.testing.assert_close(shifted.decode(latents), codec.decode(codec.encode(images(2))), atol=1e-5, rtol=0)
+    latents = mode(shifted, images(2))
+    torch.testing.assert_close(latents, mode(codec, images(2)) - 0.125)
+    torch.testing.assert_close(shifted.decode(latents), codec.decode(mode(codec, images(2))), atol=1e-5, rtol=0)
     assert torch.equal(shifted.moments(images(2))[0], codec.moments(images(2))[0])
 
 

@@ -12,8 +12,8 @@ from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.presets import load_preset
 from dis_cli.models import DiS
 from dis_cli.runtime.process_group import ProcessGroup
-from dis_cli.scan import kernel
-from dis_cli.workflows import build_training
+from dis_cli.scan.engines.cpu import kernel
+from dis_cli.workflows.train import build as build_training
 
 PROGRAM = str(TESTS / "support" / "compile_model.py")
 ENGINES = ["torch"] if kernel.why_not() else ["torch", "kernel"]

@@ -6,7 +6,7 @@ from support.compare import CONV_SIZES, check_conv, conv_inputs, output_weights,
 from support.engines import IMPLEMENTATIONS, SINGLE, case_fixture, parameters
 
 from dis_cli.scan import causal_conv_silu
-from dis_cli.scan.reference import causal_conv_silu_reference
+from dis_cli.scan.engines.reference import causal_conv_silu_reference
 
 case = case_fixture(IMPLEMENTATIONS)
 single = pytest.mark.parametrize("case", parameters(SINGLE), indirect=True)

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
+from rebuild import digits_vae
+from rebuild.digits_vae import measure, rebuild
 
 from dis_cli.codecs.locate import BUNDLED, CONFIG, WEIGHTS, locate_vae
 from dis_cli.codecs.vae import VaeCodec
 from dis_cli.config.presets import load_preset
-from dis_cli.data.digits import DigitsSource
+from dis_cli.data.images.digits import DigitsSource
 from dis_cli.events import Finished, Progress
-from dis_cli.workflows import digit_vae
-from dis_cli.workflows.digit_vae import measure, rebuild
 
 
 def test_the_files_are_small_and_name_no_place() -> None:
@@ -24,7 +24,7 @@ def test_it_is_what_the_preset_expects() -> None:
     codec = VaeCodec("digits")
     assert (codec.latent_channels, codec.downsample) == (config.model.in_channels, config.codec.downsample)
     assert codec.scale == config.codec.scale
-    assert config.pixel_size == digit_vae.IMAGE_SIZE
+    assert config.pixel_size == digits_vae.IMAGE_SIZE
 
 
 def test_digits_survive_it_and_latents_have_unit_variance() -> None:
@@ -46,10 +46,12 @@ def test_a_folder_of_the_same_name_is_not_taken_for_it(tmp_path, monkeypatch) ->
 
 
 def test_rebuilding_is_reproducible(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(digit_vae, "NUM_EPOCHS", 1)
+    monkeypatch.setattr(digits_vae, "NUM_EPOCHS", 1)
     few = DigitsSource("test", image_size=32, channels=3)
-    monkeypatch.setattr(digit_vae, "_images", lambda _: torch.stack([few.load(index, None) for index in range(48)]))
-    monkeypatch.setattr(digit_vae, "measure", lambda folder: {"channels": float(VaeCodec(str(folder)).latent_channels)})
+    monkeypatch.setattr(digits_vae, "_images", lambda _: torch.stack([few.load(index, None) for index in range(48)]))
+    monkeypatch.setattr(
+        digits_vae, "measure", lambda folder: {"channels": float(VaeCodec(str(folder)).latent_channels)}
+    )
     weights = []
     for name in ("a", "b"):
         *before, last = rebuild(tmp_path / name)

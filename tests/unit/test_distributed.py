@@ -1,7 +1,7 @@
 import pytest
 
 from dis_cli.errors import UsageError
-from dis_cli.runtime.distributed import Part, local_rank, local_world_size, parse_part, part_from_environment
+from dis_cli.runtime.distributed import WorkShare, local_rank, local_world_size, parse_part, part_from_environment
 
 
 @pytest.fixture(autouse=True)
@@ -11,9 +11,9 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_part_is_counted_from_one() -> None:
-    assert parse_part("1/1") == Part(0, 1, together=False)
-    assert parse_part("2/3") == Part(1, 3, together=False)
-    assert parse_part("007/0010") == Part(6, 10, together=False)
+    assert parse_part("1/1") == WorkShare(0, 1, together=False)
+    assert parse_part("2/3") == WorkShare(1, 3, together=False)
+    assert parse_part("007/0010") == WorkShare(6, 10, together=False)
 
 
 @pytest.mark.parametrize(
@@ -28,28 +28,28 @@ def test_what_is_no_part_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_every_item_belongs_to_one_part(count: int) -> None:
-    parts = [Part(index, count) for index in range(count)]
+    parts = [WorkShare(index, count) for index in range(count)]
     assert all(sum(part.holds(item) for part in parts) == 1 for item in range(20))
     shares = [sum(part.holds(item) for item in range(20)) for part in parts]
     assert max(shares) - min(shares) <= 1
 
 
 def test_a_process_that_was_started_alone_has_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert part_from_environment() == Part(0, 1, together=True)
+    assert part_from_environment() == WorkShare(0, 1, together=True)
     assert local_rank() == 0
     # schedulers set one of them for their own purposes
     monkeypatch.setenv("WORLD_SIZE", "8")
-    assert part_from_environment() == Part()
+    assert part_from_environment() == WorkShare()
     monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.setenv("RANK", "3")
-    assert part_from_environment() == Part()
+    assert part_from_environment() == WorkShare()
 
 
 def test_torchrun_says_which_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "5")
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert part_from_environment() == Part(5, 8, together=True)
+    assert part_from_environment() == WorkShare(5, 8, together=True)
     assert local_rank() == 1
 
 

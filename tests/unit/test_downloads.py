@@ -13,9 +13,9 @@ from support.celeba import PARTITION, make_celeba
 from support.cifar import make_cifar10
 from torchvision.datasets import CIFAR10, CelebA
 
-from dis_cli.data import celeba
-from dis_cli.data.celeba import ANNOTATIONS, CelebaFiles
-from dis_cli.data.images import open_source
+from dis_cli.data.images import celeba
+from dis_cli.data.images.celeba import ANNOTATIONS, CelebaFiles
+from dis_cli.data.open import open_source
 from dis_cli.errors import DataError, MissingResourceError, RefusedError
 
 

@@ -1,6 +1,7 @@
 """An engine is tried before a run is trusted to it; one that fails is passed over, and the user hears why."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from dis_cli.config.schema import RunConfig
 from dis_cli.errors import ConfigError
 from dis_cli.runtime.precision import Precision
-from dis_cli.scan import engines, kernel, mamba_engine, proof
-from dis_cli.scan.engines import Engine, SecondChoice, choose_engine, failing
+from dis_cli.scan.engines import choose as engines
+from dis_cli.scan.engines import mamba_engine, proof
+from dis_cli.scan.engines.choose import ChosenEngine, SecondChoice, choose_engine, failing
+from dis_cli.scan.engines.cpu import kernel
+from dis_cli.scan.engines.table import ENGINES
 from dis_cli.workflows.build import choices, pick_engine
 
 CPU = torch.device("cpu")
@@ -33,14 +37,7 @@ def nothing_tried() -> Iterator[None]:
 def mamba_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if this were a GPU: the packages' stand-ins compute on the CPU."""
     mamba_engine._packages.cache_clear()
-    monkeypatch.setattr(engines, "_PREFERRED", {"cpu": ("mamba_ssm", "kernel")})
-    own = engines.unavailable
-
-    def unavailable(engine: str, device_type: str) -> str | None:
-        return mamba_engine.why_not() if engine == "mamba_ssm" else own(engine, device_type)
-
-    monkeypatch.setattr(engines, "unavailable", unavailable)
-    monkeypatch.setattr("dis_cli.workflows.build.unavailable", unavailable)
+    monkeypatch.setitem(ENGINES, "mamba_ssm", replace(ENGINES["mamba_ssm"], devices=("cpu",), preference=2))
     with mamba_standin.no_packages():
         yield
     mamba_engine._packages.cache_clear()
@@ -48,7 +45,7 @@ def mamba_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_packages_that_work_are_taken(mamba_on_the_cpu) -> None:
     calls = mamba_standin.install()
-    assert choose_engine("auto", CPU) == Engine("mamba_ssm", "the fastest on cpu")
+    assert choose_engine("auto", CPU) == ChosenEngine("mamba_ssm", "the fastest on cpu")
     assert len(calls.scan) == len(calls.conv) == 1
     # Tried once.
     assert choose_engine("mamba_ssm", CPU).name == choose_engine("auto", "cpu").name == "mamba_ssm"

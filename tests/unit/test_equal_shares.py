@@ -9,8 +9,8 @@ import pytest
 from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.schema import RunConfig
 from dis_cli.errors import ConfigError
-from dis_cli.workflows.same_run import CHANGEABLE
-from dis_cli.workflows.train import _require_equal_shares
+from dis_cli.workflows.train.resume import CHANGEABLE
+from dis_cli.workflows.train.train import _require_equal_shares
 
 
 def require(config: RunConfig, processes: int) -> None:

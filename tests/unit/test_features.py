@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rebuild import digits_classifier
 from safetensors.torch import save_file
 from support.inception import save_random_inception
 from torch import Tensor
 
 from dis_cli.codecs.pixel import to_uint8
-from dis_cli.data.digits import DigitsSource
+from dis_cli.data.images.digits import DigitsSource
 from dis_cli.errors import MissingResourceError, RefusedError
-from dis_cli.metrics.features import DIGIT_WEIGHTS, FEATURES, LOGITS, SPATIAL, DigitFeatures
-from dis_cli.metrics.inception import InceptionFeatures
-from dis_cli.workflows import digit_features
+from dis_cli.metrics.extractors.base import FEATURES, LOGITS, SPATIAL
+from dis_cli.metrics.extractors.digits import DIGIT_WEIGHTS, DigitFeatures
+from dis_cli.metrics.extractors.inception import InceptionFeatures
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,7 +48,7 @@ def test_bundled_weights_classify_digits_they_were_not_trained_on(test_digits: t
 
 
 def test_bundled_weights_tell_gaussians_from_digits() -> None:
-    measured = digit_features.measure(DigitFeatures())
+    measured = digits_classifier.measure(DigitFeatures())
     assert measured["floor"] == pytest.approx(4.02, abs=0.05)
     assert measured["class_gaussians"] / measured["floor"] > 5.7
     assert measured["noise"] > 50 * measured["floor"]
@@ -92,14 +93,14 @@ def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
 
 
 def test_rebuilding_gives_the_same_bytes_and_a_readable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digit_features, "NUM_EPOCHS", 3)
-    monkeypatch.setattr(digit_features, "WARMUP_STEPS", 10)
+    monkeypatch.setattr(digits_classifier, "NUM_EPOCHS", 3)
+    monkeypatch.setattr(digits_classifier, "WARMUP_STEPS", 10)
     a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    finished = list(digit_features.rebuild(a))[-1].to_json()
+    finished = list(digits_classifier.rebuild(a))[-1].to_json()
     torch.manual_seed(123)
     state = torch.get_rng_state()
     torch.set_num_threads(2)
-    list(digit_features.rebuild(b))
+    list(digits_classifier.rebuild(b))
     assert torch.get_num_threads() == 2
     assert torch.equal(torch.get_rng_state(), state)
     assert a.read_bytes() == b.read_bytes()
@@ -196,6 +197,7 @@ def test_code_in_a_weights_file_is_not_run(tmp_path: Path) -> None:
 
 
 def test_importing_the_module_does_not_import_torchvision() -> None:
-    code = "import sys, dis_cli.metrics.features; print(sorted({'torchvision', 'torch_fidelity'} & set(sys.modules)))"
+    module = "dis_cli.metrics.extractors.base"
+    code = f"import sys, {module}; print(sorted({{'torchvision', 'torch_fidelity'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "[]"

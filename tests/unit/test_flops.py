@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from support.shapes import shapes
 from torch.utils.flop_counter import FlopCounterMode
 
-from dis_cli.models.backbone import DiS
-from dis_cli.models.flops import CONVENTIONS, Flops, Part, count
-from dis_cli.models.sizes import SIZES, Shape
+from dis_cli.models.dis.backbone import DiS
+from dis_cli.models.dis.flops import CONVENTIONS, Flops, LayerCost, count
+from dis_cli.models.dis.sizes import SIZES, Shape
 
 # (image_size, in_channels, num_classes) of the columns of PARAMETERS
 SETTINGS = [(32, 3, 0), (32, 4, 1000), (32, 3, 10), (64, 4, 1000), (32, 4, 0)]
@@ -198,7 +198,7 @@ def test_elementwise_multiplies_are_the_scan_s_and_the_gate_s() -> None:
     parts = count(Shape(8, 2, 1, 40, 1)).parts
     found = {name: part.elementwise_macs for name, part in parts.items() if part.elementwise_macs}
     assert found == {"scan": 2 * 17 * (2 * 80 * 16 + 80), "gate": 2 * 17 * 80}
-    assert parts["gate"] == Part(0, elementwise_macs=found["gate"])
+    assert parts["gate"] == LayerCost(0, elementwise_macs=found["gate"])
 
 
 def test_guidance_doubles_an_image_and_steps_multiply_it() -> None:

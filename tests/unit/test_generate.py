@@ -6,20 +6,21 @@ import pytest
 import torch
 
 from dis_cli.codecs.pixel import PixelCodec
+from dis_cli.config.backbones import DisConfig
 from dis_cli.config.generation import SampleConfig
-from dis_cli.config.schema import DataConfig, ModelConfig, RunConfig
-from dis_cli.models.backbone import DiS
-from dis_cli.workflows import batch_size
-from dis_cli.workflows.batch_size import image_bytes, pick_batch_size
+from dis_cli.config.schema import DataConfig, RunConfig
+from dis_cli.models.dis.backbone import DiS
 from dis_cli.workflows.build import build_model
-from dis_cli.workflows.generate import generate
+from dis_cli.workflows.sample import batch_size
+from dis_cli.workflows.sample.batch_size import image_bytes, pick_batch_size
+from dis_cli.workflows.sample.generate import generate
 
 CPU = torch.device("cpu")
 
 
 def config_of(**sample: object) -> RunConfig:
     return RunConfig(
-        model=ModelConfig(image_size=8, patch_size=2, in_channels=1, embed_dim=96, depth=3, num_classes=10),
+        model=DisConfig(image_size=8, patch_size=2, in_channels=1, embed_dim=96, depth=3, num_classes=10),
         data=DataConfig(source="digits", hflip=False),
         sample=SampleConfig.model_validate({"sampler": "ddim", "steps": 2, "precision": "fp32"} | sample),
     )

@@ -7,10 +7,10 @@ from torch import Tensor
 from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.presets import load_preset
 from dis_cli.models import DiS
-from dis_cli.models.backbone import Block
+from dis_cli.models.dis.backbone import Block
 from dis_cli.runtime.process_group import ProcessGroup
-from dis_cli.scan import kernel
-from dis_cli.workflows.build_training import build_training_state
+from dis_cli.scan.engines.cpu import kernel
+from dis_cli.workflows.train.build import build_training_state
 
 # Samples enough for a mixer to run as one call of the kernel.
 BATCH = 5

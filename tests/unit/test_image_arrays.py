@@ -11,7 +11,7 @@ import torch
 
 from dis_cli.errors import DataError, MismatchError, RefusedError
 from dis_cli.metrics import npz
-from dis_cli.metrics.npz import NpzImages
+from dis_cli.metrics.images.npz import NpzImages
 
 COUNT = 5
 TYPES = ("u1", "i1", "<i2", ">i2", "<u2", ">u2", "<i4", ">i4", "<u4", ">i8", "<i8", ">u8")

@@ -11,10 +11,10 @@ from sklearn.datasets import load_digits
 from support.archives import pack
 from support.cifar import make_cifar10
 
-from dis_cli.data.cifar import Cifar10Source
-from dis_cli.data.digits import DigitsSource
-from dis_cli.data.files import FileSource, FolderFiles
-from dis_cli.data.images import KINDS, kind_of, open_source
+from dis_cli.data.images.cifar import Cifar10Source
+from dis_cli.data.images.digits import DigitsSource
+from dis_cli.data.images.files import FileSource, FolderFiles
+from dis_cli.data.open import KINDS, kind_of, open_source
 from dis_cli.data.source import ImageSource
 from dis_cli.errors import DataError, RefusedError, UsageError
 
@@ -475,7 +475,7 @@ def test_unknown_kinds_and_splits_are_refused(tmp_path):
 
 
 def test_importing_the_module_loads_neither_sklearn_nor_torchvision():
-    code = "import sys, dis_cli.data.images; sys.exit(bool({'sklearn', 'torchvision'} & set(sys.modules)))"
+    code = "import sys, dis_cli.data.open; sys.exit(bool({'sklearn', 'torchvision'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -15,16 +15,9 @@ from support.engines import KERNEL, MIXERS, SINGLE, case_fixture, parameters, us
 from support.processes import python
 from torch import Tensor
 
-from dis_cli.models.mixer import Mixer
-from dis_cli.scan import (
-    Direction,
-    add_rms_norm,
-    bidirectional_scan,
-    causal_conv_silu,
-    choose_engine,
-    kernel,
-    selective_scan,
-)
+from dis_cli.models.dis.mixer import Mixer
+from dis_cli.scan import Direction, add_rms_norm, bidirectional_scan, causal_conv_silu, choose_engine, selective_scan
+from dis_cli.scan.engines.cpu import kernel
 
 case = case_fixture([case for case in MIXERS if case.isa])
 # Several operations of torch between those of the kernel may depend on threads; the kernel's own must not.
@@ -223,7 +216,7 @@ def test_a_source_distribution_has_all_of_the_source() -> None:
     root = Path(__file__).parents[2]
     (extension,) = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"]
     listed = {*extension["sources"], *extension["depends"]}
-    assert listed == {path.relative_to(root).as_posix() for path in (root / "dis_cli/scan/csrc").iterdir()}
+    assert listed == {path.relative_to(root).as_posix() for path in (root / "dis_cli/scan/engines/cpu/csrc").iterdir()}
 
 
 @needs_kernel
@@ -289,7 +282,7 @@ def test_a_broken_library_does_not_stop_the_package(tmp_path: Path) -> None:
 BROKEN = """
 import torch
 from dis_cli.models import DiS
-from dis_cli.scan import kernel
+from dis_cli.scan.engines.cpu import kernel
 
 x, t = torch.randn(4, 1, 4, 4), torch.arange(4)
 DiS(4, 2, 1, 8, 3)(x, t).sum().backward()

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from support.processes import TESTS, python
 
-import dis_cli.scan
-from dis_cli.scan import kernel
+import dis_cli.scan.engines.cpu
+from dis_cli.scan.engines.cpu import kernel
 
 pytestmark = pytest.mark.slow
 
 PROGRAM = str(TESTS / "support" / "exercise_kernel.py")
-SOURCE = Path(dis_cli.scan.__file__).with_name("csrc") / "kernel.cpp"
+SOURCE = Path(dis_cli.scan.engines.cpu.__file__).with_name("csrc") / "kernel.cpp"
 
 
 def runtime(name: str) -> str:

@@ -13,9 +13,7 @@ import torch
 from safetensors.numpy import load_file
 
 from dis_cli.data.batches import TrainingSet, training_batches
-from dis_cli.data.latents import LatentSource
-from dis_cli.data.shard_writer import ShardWriter
-from dis_cli.data.shards import (
+from dis_cli.data.latents.format import (
     CROP,
     MANIFEST,
     PROGRESS,
@@ -27,8 +25,10 @@ from dis_cli.data.shards import (
     read_manifest,
     write_manifest,
 )
+from dis_cli.data.latents.source import LatentSource
+from dis_cli.data.latents.unfinished import Plan, Unfinished
+from dis_cli.data.latents.writer import ShardWriter
 from dis_cli.data.source import BatchSource, ImageSource
-from dis_cli.data.unfinished import Plan, Unfinished
 from dis_cli.errors import DataError, MismatchError, RefusedError, StorageError
 from dis_cli.runtime.seed import Stream, generators
 
@@ -577,7 +577,7 @@ def test_a_manifest_that_cannot_be_written_leaves_the_folder_unfinished(
         raise StorageError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("dis_cli.data.unfinished.write_manifest", full)
+        patch.setattr("dis_cli.data.latents.unfinished.write_manifest", full)
         with pytest.raises(StorageError, match="full"):
             unfinished.finish(plan)
     assert unfinished.done(SETTINGS) == {0, 1}

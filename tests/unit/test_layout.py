@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from support.archives import pack, png, write_archive
 
-from dis_cli.data import decode, other_files
-from dis_cli.data.files import FileSource
-from dis_cli.data.folders import split_folder
-from dis_cli.data.images import open_source
-from dis_cli.data.layout import find_parts, is_image_name, is_junk
-from dis_cli.data.listing import list_by_labels
-from dis_cli.data.other_files import advise_on_other_files, tell_other_files
+from dis_cli.data import decode
+from dis_cli.data.images import other_files
+from dis_cli.data.images.files import FileSource
+from dis_cli.data.images.folders import split_folder
+from dis_cli.data.images.layout import find_parts, is_image_name, is_junk
+from dis_cli.data.images.listing import list_by_labels
+from dis_cli.data.images.other_files import advise_on_other_files, tell_other_files
+from dis_cli.data.open import open_source
 from dis_cli.errors import DataError, UsageError
 
 KINDS = ("folder", "zip", "tar")

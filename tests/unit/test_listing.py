@@ -5,9 +5,9 @@ import pytest
 import torch
 from support.archives import png
 
-from dis_cli.data.files import FileSource, FolderFiles
-from dis_cli.data.images import open_source
-from dis_cli.data.listing import list_by_folders, list_by_labels
+from dis_cli.data.images.files import FileSource, FolderFiles
+from dis_cli.data.images.listing import list_by_folders, list_by_labels
+from dis_cli.data.open import open_source
 from dis_cli.errors import DataError, UsageError
 
 # -- classes from folders

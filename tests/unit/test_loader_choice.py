@@ -6,9 +6,9 @@ from support.tiny import train
 
 from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.presets import load_preset
-from dis_cli.runtime.run_dir import read_events
-from dis_cli.workflows import build_training
-from dis_cli.workflows.build_training import num_loader_workers
+from dis_cli.runs.folder import read_events
+from dis_cli.workflows.train import build as build_training
+from dis_cli.workflows.train.build import num_loader_workers
 
 
 @pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 1), (4, 3), (64, 8)])

@@ -9,8 +9,8 @@ import torch
 from support import mamba_standin
 from support.oracle import TOLERANCE, assert_matches, relative_error
 
-from dis_cli.scan import mamba_engine
-from dis_cli.scan.reference import causal_conv_silu_reference, selective_scan_reference
+from dis_cli.scan.engines import mamba_engine
+from dis_cli.scan.engines.reference import causal_conv_silu_reference, selective_scan_reference
 
 RANK = 3
 HALF_TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1e-2}

@@ -11,11 +11,11 @@ from support.shapes import shapes
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from dis_cli.models.backbone import DiS
-from dis_cli.models.memory import KERNEL_CHUNK, estimate_memory, kept_with_checkpointing
-from dis_cli.models.sizes import Shape
+from dis_cli.models.dis.backbone import DiS
+from dis_cli.models.dis.memory import KERNEL_CHUNK, estimate_memory, kept_with_checkpointing
+from dis_cli.models.dis.sizes import Shape
 from dis_cli.runtime.precision import linear_precision
-from dis_cli.scan import kernel
+from dis_cli.scan.engines.cpu import kernel
 from dis_cli.training.ema import Ema
 from dis_cli.training.optimizer import make_optimizer
 

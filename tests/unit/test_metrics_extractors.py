@@ -13,11 +13,13 @@ import torch
 from support.inception import save_random_inception
 
 from dis_cli.errors import MissingResourceError
-from dis_cli.metrics import download, locate
-from dis_cli.metrics.features import FEATURES, METRICS, DigitFeatures, Extractor, FunctionFeatures, score_names
-from dis_cli.metrics.fidelity import FidelityFeatures, clip_features, dinov2_features
-from dis_cli.metrics.inception import InceptionFeatures
-from dis_cli.metrics.locate import FIDELITY_FILE, INCEPTION_FILE, find_inception, locate_inception
+from dis_cli.metrics.extractors import download, locate
+from dis_cli.metrics.extractors.base import FEATURES, Extractor, FunctionFeatures, score_names
+from dis_cli.metrics.extractors.digits import DigitFeatures
+from dis_cli.metrics.extractors.fidelity import FidelityFeatures, clip_features, dinov2_features
+from dis_cli.metrics.extractors.inception import InceptionFeatures
+from dis_cli.metrics.extractors.locate import FIDELITY_FILE, INCEPTION_FILE, find_inception, locate_inception
+from dis_cli.metrics.table import METRICS
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ def test_only_the_published_inception_gives_an_fid(inception_file: Path, monkeyp
         assert names["fid"] == f"frechet_{label}"
         assert names["recall"] == f"recall_{label}"
         assert all(name.endswith(f"_{label}") and "fid" not in name and "kid" not in name for name in names.values())
-    monkeypatch.setattr("dis_cli.metrics.inception.INCEPTION_SHA256", own.sha256)
+    monkeypatch.setattr("dis_cli.metrics.extractors.inception.INCEPTION_SHA256", own.sha256)
     published = InceptionFeatures(inception_file)
     assert published.published
     assert score_names(published) == {metric: metric for metric in METRICS}

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from dis_cli.errors import DataError, MismatchError, RefusedError
 from dis_cli.metrics import npz
-from dis_cli.metrics.features import FEATURES, DigitFeatures, FunctionFeatures, identity
+from dis_cli.metrics.extractors.base import FEATURES, FunctionFeatures, identity
+from dis_cli.metrics.extractors.digits import DigitFeatures
 from dis_cli.metrics.frechet import frechet_distance
-from dis_cli.metrics.npz import NpzImages
-from dis_cli.metrics.reference import Reference, read_reference, require_same_extractor, write_reference
+from dis_cli.metrics.images.npz import NpzImages
 from dis_cli.metrics.statistics import Statistics, statistics
+from dis_cli.metrics.statistics_file import Reference, read_reference, require_same_extractor, write_reference
 
 
 def drawn(size: int = 6, seed: int = 0) -> Statistics:

@@ -12,7 +12,7 @@ from dis_cli.diffusion.batch import TrainingBatch
 from dis_cli.diffusion.flow import RectifiedFlow
 from dis_cli.diffusion.schedule import Schedule
 from dis_cli.workflows.build import build_sampler, build_schedule
-from dis_cli.workflows.build_training import build_learning_rate, build_loss_function
+from dis_cli.workflows.train.build import build_learning_rate, build_objective
 
 FLOW = {"schedule": "rectified_flow", "prediction": "velocity", "variance": "fixed_small"}
 
@@ -70,7 +70,7 @@ def test_the_loss_is_that_of_the_settings(loss_weight: str, gamma: float) -> Non
     batch = TrainingBatch(x_0, t, t, noise, zeros, zeros[None])
     settings = {"prediction": "x_0", "variance": "fixed_small", "loss_weight": loss_weight, "min_snr_gamma": gamma}
 
-    loss = build_loss_function(make(settings))(Constant(), batch)
+    loss = build_objective(make(settings)).loss(Constant(), batch)
 
     expected = 0.0
     for row, step in enumerate(t.tolist()):
@@ -87,7 +87,7 @@ def test_a_flow_is_trained_on_straight_lines() -> None:
     zeros = torch.zeros(2)
     model = Constant()
 
-    loss = build_loss_function(make(FLOW, sampler="euler"))(model, TrainingBatch(x_0, t, t, noise, zeros, zeros[None]))
+    loss = build_objective(make(FLOW, sampler="euler")).loss(model, TrainingBatch(x_0, t, t, noise, zeros, zeros[None]))
 
     x_t, told = model.seen
     assert torch.equal(told, t)

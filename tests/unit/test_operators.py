@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dis_cli.models import DiS
-from dis_cli.models.flops import count
-from dis_cli.models.mixer import Mixer
-from dis_cli.models.sizes import Shape
+from dis_cli.models.dis.flops import count
+from dis_cli.models.dis.mixer import Mixer
+from dis_cli.models.dis.sizes import Shape
 from dis_cli.scan import add_rms_norm, bidirectional, bidirectional_scan, causal_conv_silu, norm, selective_scan
 
 ENGINES = [Case("torch", torch.float32), Case("kernel", torch.float32)]
@@ -82,11 +82,11 @@ def test_mixer_operators(batch, case) -> None:
 def test_norm_operators(given, case) -> None:
     hidden, weight = torch.randn(2, 5, 9).requires_grad_(), torch.randn(9).requires_grad_()
     residual = torch.randn(2, 5, 9).requires_grad_() if given else None
-    torch.library.opcheck(torch.ops.dis.add_rms_norm, (hidden, residual, weight, 1e-5))
+    torch.library.opcheck(torch.ops.dis.add_rms_norm, (hidden, residual, weight, 1e-5, case.engine))
     with torch.no_grad():
-        normed, total, scale = torch.ops.dis.add_rms_norm(hidden, residual, weight, 1e-5)
+        normed, total, scale = torch.ops.dis.add_rms_norm(hidden, residual, weight, 1e-5, case.engine)
     grad_total = torch.ones_like(total) if given else None
-    arguments = (normed, grad_total, total, scale, weight.detach())
+    arguments = (normed, grad_total, total, scale, weight.detach(), case.engine)
     torch.library.opcheck(torch.ops.dis.add_rms_norm_backward, arguments)
 
 

@@ -9,9 +9,9 @@ from support.ranks import call_on
 from torch import Tensor
 
 from dis_cli.data.batches import TrainingSet, training_batches
-from dis_cli.data.digits import DigitsSource
+from dis_cli.data.images.digits import DigitsSource
 from dis_cli.diffusion.batch import TrainingBatch
-from dis_cli.models.backbone import DiS
+from dis_cli.models.dis.backbone import DiS
 from dis_cli.runtime.process_group import join_process_group
 from dis_cli.training.parallel import all_equal, assign, gradient_sync, replicate, shard, whole
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dis_cli.models.flops import count
-from dis_cli.models.peers import DIT, UVIT, cheaper_from, count_dit, count_uvit
-from dis_cli.models.sizes import SIZES, Shape, Size
+from dis_cli.models.dis.flops import count
+from dis_cli.models.dis.sizes import SIZES, Shape, Size
+from dis_cli.models.transformers.cost import DIT, UVIT, cheaper_from, count_dit, count_uvit
 
 LATENTS_256 = Shape(32, 2, 4, 8, 1, 1000)
 

@@ -11,8 +11,8 @@ import pytest
 
 from dis_cli.errors import StorageError
 from dis_cli.events import Event, Metric, Note, Saved, Step
+from dis_cli.runs.folder import RunDir, read_events
 from dis_cli.runtime.files import atomic_write_text
-from dis_cli.runtime.run_dir import RunDir, read_events
 
 
 def step(number: int, loss: float = 0.5) -> Step:

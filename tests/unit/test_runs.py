@@ -13,8 +13,8 @@ import pytest
 
 from dis_cli.errors import UsageError
 from dis_cli.events import Event, Finished, Metric, Note, Progress, Saved, Started, Step, Stopped
-from dis_cli.runtime.run_dir import RunDir
-from dis_cli.workflows.runs import Score, find_runs, summarize_run
+from dis_cli.runs.folder import RunDir
+from dis_cli.runs.summary import Score, find_runs, summarize_run
 
 
 def step(number: int, loss: float = 0.5) -> Step:
@@ -72,7 +72,7 @@ def hold(folder: Path) -> subprocess.Popen[str]:
     program = f"""
 import time
 from pathlib import Path
-from dis_cli.runtime.run_dir import RunDir
+from dis_cli.runs.folder import RunDir
 with RunDir(Path({str(folder)!r})).lock():
     print("held", flush=True)
     time.sleep(60)

@@ -4,8 +4,8 @@ import pytest
 
 from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.schema import RunConfig
-from dis_cli.runtime.run_dir import RunDir
-from dis_cli.workflows.same_run import LastState, notes_on_start
+from dis_cli.runs.folder import RunDir
+from dis_cli.workflows.train.resume import LastState, notes_on_start
 
 
 def notes(tmp_path, settings: list[str], step: int, steps: int) -> list[str]:

@@ -9,8 +9,9 @@ from support.engines import IMPLEMENTATIONS, KERNEL, SINGLE, case_fixture, param
 from support.oracle import assert_matches
 from torch import Tensor
 
-from dis_cli.scan import selective_scan, torch_engine
-from dis_cli.scan.reference import selective_scan_reference
+from dis_cli.scan import selective_scan
+from dis_cli.scan.engines import torch_engine
+from dis_cli.scan.engines.reference import selective_scan_reference
 
 case = case_fixture(IMPLEMENTATIONS)
 single = pytest.mark.parametrize("case", parameters(SINGLE), indirect=True)

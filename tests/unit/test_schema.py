@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from dis_cli.config.schema import RunConfig
+from dis_cli.config.settings import settings
 
 
 def make(**sections: object) -> RunConfig:
@@ -102,6 +103,10 @@ def test_samplers_are_those_that_exist() -> None:
 
 
 def test_engines_are_those_that_exist() -> None:
-    from dis_cli.scan.engines import ENGINES
+    from dis_cli.scan.engines.table import ENGINES
 
-    assert get_args(RunConfig.model_fields["engine"].annotation) == ENGINES
+    assert settings()["engine"].choices == ("auto", *ENGINES)
+    for name in ("auto", *ENGINES):
+        assert make(engine=name).engine == name
+    with pytest.raises(ValidationError, match="must be one of"):
+        make(engine="cuda")

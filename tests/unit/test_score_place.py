@@ -8,7 +8,7 @@ import pytest
 
 from dis_cli.errors import MismatchError, UsageError
 from dis_cli.runtime.files import numbered, place_for, require_replaceable
-from dis_cli.workflows.score_place import find_place, listed_values, points_there, short_name, write_result
+from dis_cli.workflows.eval_fid.place import find_place, listed_values, points_there, short_name, write_result
 
 SETTINGS = {
     "schema": 1,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dis_cli.models.sizes import SIZES
+from dis_cli.models.dis.sizes import SIZES
 
 
 def test_sizes_are_the_documented_ones() -> None:

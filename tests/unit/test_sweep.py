@@ -9,8 +9,8 @@ from PIL import Image
 from dis_cli.config.schema import RunConfig
 from dis_cli.config.sweep import Axis, check_points, parse_axes, points_of
 from dis_cli.errors import ConfigError, UsageError
-from dis_cli.workflows.plot import Curve, curves_png
-from dis_cli.workflows.sweep import best_of, sweep_png
+from dis_cli.pictures.plot import Curve, curves_png
+from dis_cli.workflows.eval_fid.sweep import best_of, sweep_png
 
 
 def test_axes_in_one_text_or_several() -> None:
@@ -53,11 +53,11 @@ def dark(data: bytes) -> np.ndarray:
         return np.asarray(image.convert("RGB")).max(axis=2) < 90
 
 
-def test_the_best_point_has_a_ring() -> None:
+def test_the_best_point_has_a_ring(tmp_path) -> None:
     curves = [Curve("a", ((0, 1.0), (1, 2.0), (2, 4.0)))]
 
     def picture(best: tuple[float, float]) -> bytes:
-        return curves_png(curves, ticks=("x", "y", "z"), title="", x_label="", y_label="", best=best)
+        return curves_png(curves, cache=tmp_path, ticks=("x", "y", "z"), title="", x_label="", y_label="", best=best)
 
     first, last = dark(picture((0, 1.0))), dark(picture((2, 4.0)))
     # The three values stand in the middle of thirds of the 760 pixels from 84 on.

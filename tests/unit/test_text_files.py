@@ -11,13 +11,13 @@ from torchvision.datasets import CelebA
 from dis_cli.checkpoints.manifest import parse_json
 from dis_cli.codecs.locate import locate_vae
 from dis_cli.config.presets import load_preset, preset_dir, read_config, validate_file
-from dis_cli.data.images import open_source
-from dis_cli.data.shards import FORMAT, VERSION, read_record
+from dis_cli.data.latents.format import FORMAT, VERSION, read_record
+from dis_cli.data.open import open_source
 from dis_cli.errors import ConfigError, DataError
-from dis_cli.runtime.run_dir import RunDir
+from dis_cli.runs.folder import RunDir
+from dis_cli.runs.summary import find_runs
+from dis_cli.runs.trackers import _wandb_id
 from dis_cli.text_files import NotUtf8, decode_text, read_text
-from dis_cli.workflows.runs import find_runs
-from dis_cli.workflows.trackers import _wandb_id
 
 MARK = b"\xef\xbb\xbf"
 # what an editor on Windows may make of a file

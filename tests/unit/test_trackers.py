@@ -16,8 +16,8 @@ from support.processes import python
 
 from dis_cli.errors import MissingResourceError
 from dis_cli.events import Event, Finished, Metric, Note, Saved, Step, Stopped, Wrote
-from dis_cli.runtime.run_dir import RunDir
-from dis_cli.workflows.trackers import STEP_KEYS, Trackers, look_for_trackers, open_trackers
+from dis_cli.runs.folder import RunDir
+from dis_cli.runs.trackers import STEP_KEYS, Trackers, look_for_trackers, open_trackers
 
 CONFIG = {"name": "dis-xs-digits", "train": {"steps": 8, "betas": [0.9, 0.999]}}
 
@@ -115,8 +115,8 @@ class TestTensorBoard:
 import json, resource, signal
 from pathlib import Path
 from dis_cli.events import Finished, Saved, Step
-from dis_cli.runtime.run_dir import RunDir
-from dis_cli.workflows.trackers import open_trackers
+from dis_cli.runs.folder import RunDir
+from dis_cli.runs.trackers import open_trackers
 
 trackers = open_trackers(["tensorboard"], RunDir(Path({str(run.path)!r})), config={{}}, first_step=0)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -223,7 +223,7 @@ def test_a_package_that_does_not_load_is_told(run: RunDir, monkeypatch: pytest.M
 def test_looking_for_them_imports_neither_them_nor_torch() -> None:
     program = """
 import sys
-from dis_cli.workflows.trackers import look_for_trackers
+from dis_cli.runs.trackers import look_for_trackers
 look_for_trackers(["tensorboard"])
 print([name for name in ("torch", "tensorboard", "wandb", "numpy", "PIL") if name in sys.modules])
 """

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from dis_cli.checkpoints.reference import parameter_shapes
 from dis_cli.errors import RefusedError, UsageError
+from dis_cli.models.families import FAMILIES
 from dis_cli.runtime.untrusted import MAX_HEADER_BYTES, check_safetensors, check_torch_file
 
 HINT = "Give another"
@@ -24,7 +24,7 @@ def check(path: Path) -> None:
 
 def largest_checkpoint() -> dict[str, Any]:
     """What the published code writes for its largest model, but for the numbers: each tensor is one, expanded."""
-    shapes = parameter_shapes(
+    shapes = FAMILIES["dis"].parameter_shapes(
         image_size=32,
         patch_size=2,
         in_channels=4,

@@ -1,0 +1,61 @@
+"""The engines: one row each, the only place outside an engine's own files that names it. No torch.
+
+An engine computes what a block needs between its linear layers. Another one is a folder beside ``cpu/`` and a row here:
+its module, which has to import on every machine, has the members of ``dis_cli.scan.contract.EngineModule``.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One engine.
+
+    Args:
+        module: Where it is, as a dotted name.
+        devices: torch's kinds of devices that it computes on; empty for all.
+        preference: Its place in what "auto" tries on such a device, the highest first; 0 is never tried.
+        compiled: Whether it is compiled code, which is not taken on trust: it has to compute something small first.
+        float64: Whether it computes in float64 too.
+    """
+
+    module: str
+    devices: tuple[str, ...] = ()
+    preference: int = 0
+    compiled: bool = False
+    float64: bool = False
+
+    def computes_on(self, device_type: str) -> bool:
+        """Whether it can compute on this kind of device at all, whatever is installed."""
+        return not self.devices or device_type in self.devices
+
+
+ENGINES: Final[dict[str, Engine]] = {
+    # float32 on the CPU.
+    "kernel": Engine("dis_cli.scan.engines.cpu.kernel", devices=("cpu",), preference=1, compiled=True),
+    # Plain PyTorch with hand-written backwards.
+    "torch": Engine("dis_cli.scan.engines.torch_engine", float64=True),
+    # The recurrence token by token, differentiated by autograd: slow, for comparison.
+    "reference": Engine("dis_cli.scan.engines.reference", float64=True),
+    # The packages mamba-ssm and causal-conv1d.
+    "mamba_ssm": Engine("dis_cli.scan.engines.mamba_engine", devices=("cuda",), preference=1, compiled=True),
+}
+
+AUTO: Final = "auto"
+# What "auto" takes where no engine that it tries works: it computes everywhere.
+LAST_RESORT: Final = "torch"
+
+
+def allowed() -> list[str]:
+    """What may be asked for."""
+    return [AUTO, *ENGINES]
+
+
+def preferred(device_type: str) -> list[str]:
+    """What "auto" tries on this kind of device, the fastest first."""
+    found = [name for name, engine in ENGINES.items() if engine.preference and engine.computes_on(device_type)]
+    # Most often there is one. torch.compile can sort plain values only.
+    return (
+        found if len(found) < 2 else [name for _, name in sorted((-ENGINES[name].preference, name) for name in found)]
+    )

@@ -1,0 +1,61 @@
+"""From what ``--ckpt`` names to a model that can be sampled."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from dis_cli.config.presets import load_preset
+from dis_cli.config.schema import RunConfig
+from dis_cli.models.backbone import Backbone
+from dis_cli.scan.engines.choose import ChosenEngine
+from dis_cli.workflows.build import build_model, pick_engine
+from dis_cli.workflows.load.identity import with_absolute_paths
+from dis_cli.workflows.load.mismatch import check_overrides, check_preset
+from dis_cli.workflows.load.opened import Opened
+from dis_cli.workflows.load.saved import SavedModel, read_saved
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be sampled, and where it came from.
+
+    Attributes:
+        model: In evaluation mode.
+        saved: What it was made of; without the weights, which the model has.
+        config: The settings saved with it, with what was asked for instead, and without "auto" in the sampler and its
+            steps.
+        engine: What computes its scan.
+    """
+
+    model: Backbone
+    saved: SavedModel
+    config: RunConfig
+    engine: ChosenEngine
+
+
+def load_model(opened: Opened, device: torch.device, preset: str | None = None) -> LoadedModel:
+    """Make the model of what was looked at.
+
+    Args:
+        opened: From `open_checkpoint`.
+        device: Where the model will be.
+        preset: The preset that it must belong to; None accepts any.
+
+    Raises:
+        UsageError: An override of a ``.pt`` file, the preset or the engine is wrong.
+        CheckpointError: It is damaged, or cannot be told to be one of these.
+        MismatchError: It is sound and of something else: of another architecture, or its weights fit neither the
+            settings saved with them nor those asked for.
+    """
+    wanted = None if preset is None else load_preset(preset)
+    # All that can be wrong with it is told before there is a model that could be loaded in part.
+    saved = read_saved(opened)
+    config = with_absolute_paths(saved.asked_config).settled()
+    if wanted is not None:
+        check_preset(saved.path, saved.config, saved.vae, wanted)
+    check_overrides(saved.path, saved.config, config)
+    engine = pick_engine(config, device)
+    model = build_model(saved.config.model_copy(update={"engine": config.engine}))
+    model.load_state_dict(saved.weights)
+    model.to(device).eval().requires_grad_(False)
+    return LoadedModel(model, replace(saved, weights={}), config, engine)
