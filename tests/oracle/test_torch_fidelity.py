@@ -18,10 +18,10 @@ from support.tiny import dis
 from torch import Tensor
 
 from dis_cli.data.images.files import FileSource, FolderFiles
-from dis_cli.metrics import extraction
 from dis_cli.metrics.extractors.base import FEATURES, LOGITS, SPATIAL, identity
 from dis_cli.metrics.extractors.inception import InceptionFeatures
 from dis_cli.metrics.frechet import frechet_distance
+from dis_cli.metrics.images import extraction
 from dis_cli.metrics.images.npz import NpzImages
 from dis_cli.metrics.inception_score import InceptionScore
 from dis_cli.metrics.kid import kernel_distance

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dis_cli.errors import DataError, MismatchError, RefusedError
-from dis_cli.metrics import npz
+from dis_cli.metrics.images import npz
 from dis_cli.metrics.images.npz import NpzImages
 
 COUNT = 5

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from dis_cli.errors import DataError, MismatchError, RefusedError
-from dis_cli.metrics import npz
 from dis_cli.metrics.extractors.base import FEATURES, FunctionFeatures, identity
 from dis_cli.metrics.extractors.digits import DigitFeatures
 from dis_cli.metrics.frechet import frechet_distance
+from dis_cli.metrics.images import npz
 from dis_cli.metrics.images.npz import NpzImages
 from dis_cli.metrics.statistics import Statistics, statistics
 from dis_cli.metrics.statistics_file import Reference, read_reference, require_same_extractor, write_reference
