@@ -8,8 +8,10 @@ import os
 import sys
 from dataclasses import dataclass
 
-# Turns that a thread spins before it sleeps: enough for the others on a quiet machine, little on a busy one.
-SPIN_COUNT = 1000
+# Turns that a thread spins before it sleeps: of 300, 1,000 and 3,000 the one that cost least on two quiet cores (a step
+# of 66 tokens 1.07 times as long as without a limit, one of the digits alike) and gained most with one of them busy
+# (0.68, 0.78). `tests/bench/waiting.py` measures it.
+SPIN_COUNT = 300
 
 _SPIN, _POLICY = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
 _set_by_dis: list[str] = []
