@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 
-.PHONY: help demo test test-long check format bench clean
+.PHONY: help demo test test-long check format bench study clean
 
 help:
 	@echo "make demo       install, train on real digits, sample every class, score (about 4 minutes on 2 cores)"
@@ -13,6 +13,7 @@ help:
 	@echo "make check      formatting, lint, types, import rules"
 	@echo "make format     put the code into shape"
 	@echo "make bench      measure"
+	@echo "make study      make the missing runs of tests/study (hours; STUDY=--dry-run lists them)"
 	@echo "make clean      remove the virtual environment and build leftovers"
 
 $(BIN)/python:
@@ -32,11 +33,12 @@ $(VENV)/.installed-dev: pyproject.toml $(KERNEL) | $(BIN)/python
 	touch $@ $(VENV)/.installed
 
 demo: $(VENV)/.installed
-	$(BIN)/dis train --preset dis-xs-digits --out $(RUN)
+	$(BIN)/dis train --preset dis-xs-digits --out $(RUN) train.preview_every=180
 	$(BIN)/dis sample --ckpt $(RUN) --class all -n 100 --out $(RUN)/samples/demo
 	$(BIN)/dis eval-fid --ckpt $(RUN)
+	$(BIN)/dis report $(RUN)
 	@echo
-	@echo "The grid is $(RUN)/samples/demo/grid.png. Go on with:"
+	@echo "Open $(RUN)/report.html in a browser. The grid is $(RUN)/samples/demo/grid.png. Go on with:"
 	@printf '  %-55s %s\n' \
 		"$(BIN)/dis sample --ckpt $(RUN) --class 3 -n 64" "more images of one class" \
 		"$(BIN)/dis train --out runs/longer train.steps=6000" "a longer run of its own" \
@@ -61,6 +63,9 @@ format: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/bench/run.py $(BENCH)
+
+study: $(VENV)/.installed
+	$(BIN)/python tests/study/run.py $(STUDY)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,4 +1,4 @@
-"""What programs use: a trained model as a module, and images from it."""
+"""The Python interface: a trained model as a module, and images from it."""
 
 import functools
 import os
@@ -104,7 +104,7 @@ def sample_images(
 
     Args:
         model: From `load_model`.
-        n: How many; None takes as many as there are seeds, or else 16.
+        n: Number; None takes as many as there are seeds, or else 16.
         classes: A number or name, or several that take turns, or "all", as ``--class`` takes them: where names are
             numbers, a number is a name. () lets each image's seed choose.
         seeds: One an image, 0 or more; None takes 0 to n - 1.

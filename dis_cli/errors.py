@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree.
+"""The errors of the program, as one tree.
 
     DisError                    exit 1   the work could not be done
     ├── UsageError              exit 2   an option, preset, key or value is wrong
@@ -192,14 +192,14 @@ def did_you_mean(got: str, allowed: Iterable[str]) -> str | None:
 
 
 def is_out_of_memory(exception: BaseException) -> bool:
-    """Whether memory ran out, of the computer or of a GPU."""
+    """True if memory ran out, of the computer or of a GPU."""
     # By name: torch is not imported for this. Its CPU allocator raises a plain RuntimeError.
     names = {kind.__name__ for kind in type(exception).__mro__}
     return bool(names & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator" in str(exception)
 
 
 def is_limit(exception: BaseException) -> bool:
-    """Whether the system gave this process no more files, processes or threads."""
+    """True if the system gave this process no more files, processes or threads."""
     if isinstance(exception, OSError):
         # A fork that is refused names no file.
         return exception.errno in (errno.EMFILE, errno.ENFILE) or (

@@ -1,4 +1,4 @@
-"""What workflows report while they run: frozen records, in the order in which things happened.
+"""Events of running workflows: frozen records, in the order in which things happened.
 
 A workflow is a generator of these records and never writes to the terminal; whoever runs it (the command line, a
 notebook, a test) decides what to show. ``to_json`` gives the line that ``events.jsonl`` stores.

@@ -11,11 +11,25 @@ import pytest
 import support.typecheck  # noqa: F401 - the hook names it, and does not import it
 from jaxtyping import install_import_hook
 
-# Before anything of these rooms is imported, so that the annotations of their arrays are checked at every call.
-install_import_hook(
-    [f"dis_cli.{room}" for room in ("scan", "models", "diffusion", "training", "metrics", "data", "codecs")],
-    "support.typecheck.checked",
-)
+from dis_cli.scan.engines.table import ENGINES
+
+INTERPRETED = ENGINES["triton"].is_interpreted()
+
+# Before anything of these rooms is imported, so that the annotations of their arrays are checked at every call. Not in
+# Triton's interpreter, which reads the source of its kernels and finds that of the checks.
+if not INTERPRETED:
+    install_import_hook(
+        [f"dis_cli.{room}" for room in ("scan", "models", "diffusion", "training", "metrics", "data", "codecs")],
+        "support.typecheck.checked",
+    )
+
+# unit/test_triton.py runs these in a process of their own.
+collect_ignore = [] if INTERPRETED else ["interpreter"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The two longest tests first: as the last ones they would leave one of two workers without work."""
+    items.sort(key=lambda item: "test_triton.py" not in item.nodeid)
 
 
 @pytest.fixture(scope="session", autouse=True)

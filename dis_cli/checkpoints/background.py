@@ -1,4 +1,4 @@
-"""Saving without a pause: the state is copied, and a thread writes the copy while training goes on."""
+"""Saving without a pause: training goes on while a thread writes a copy of the state."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -51,7 +51,7 @@ class CheckpointWriter:
 
     Args:
         root: The folder of all checkpoints of a run.
-        keep_last: How many of the newest to keep.
+        keep_last: Number of newest ones to keep.
         keep: Whether the checkpoint of a step is kept however old it is; called in the thread.
         whole: See `Snapshot`.
         writes: False on ranks that only help to make tensors whole.

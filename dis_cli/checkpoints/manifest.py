@@ -1,4 +1,4 @@
-"""What makes a checkpoint folder sound: a manifest with the size and the SHA-256 of every other file.
+"""The manifest of a checkpoint folder: the size and SHA-256 of every other file.
 
 safetensors has no checksum of its own, so a flipped bit in a weight would load without a word. Nothing of a
 checkpoint is believed before its bytes were found right, and a manifest that was itself damaged never fits its files.

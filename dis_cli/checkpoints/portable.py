@@ -1,4 +1,4 @@
-"""A model that travels: one set of weights with all that is needed to use it, in one file.
+"""Portable models: one set of weights with everything needed to use it, in one file or folder.
 
 The record beside the weights is JSON: settings, step, decay of the average, class names, VAE, versions, and the SHA-256
 of the record itself and of every weight. It is the same in each of three forms, and so is its SHA-256:
@@ -54,7 +54,7 @@ class Portable:
     """A model that was read, and found as it was written.
 
     Args:
-        record: What was saved beside the weights.
+        record: Data saved beside the weights.
         weights: By name, on the CPU, of the type that they are stored in.
     """
 
@@ -140,26 +140,26 @@ def torch_bytes(record: Mapping[str, Any], weights: "Mapping[str, Tensor]") -> m
 
 
 def folder_config(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What the ``config.json`` of a folder holds: as diffusers has it the arguments of the model, and the record."""
+    """The content of a folder's ``config.json``: the model's arguments, as diffusers has them, and the record."""
     model, diffusion = (record["config"].get(name) for name in ("model", "diffusion"))
     arguments: dict[str, Any] = dict(model) if isinstance(model, dict) else {}
     family = FAMILIES.get(str(arguments.pop("backbone", DEFAULT)), FAMILIES[DEFAULT])
     learn_sigma = isinstance(diffusion, dict) and diffusion.get("variance") == "learned_range"
-    return {"_class_name": family.title, **arguments, "learn_sigma": learn_sigma, RECORD: dict(record)}
+    return {"_class_name": family.class_name, **arguments, "learn_sigma": learn_sigma, RECORD: dict(record)}
 
 
 def is_class_name(name: object) -> bool:
-    """Whether a ``config.json`` with this ``_class_name`` is of one of these models."""
-    return name in [family.title for family in FAMILIES.values()]
+    """True if a ``config.json`` with this ``_class_name`` is of one of these models."""
+    return name in [family.class_name for family in FAMILIES.values()]
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder is laid out like one of diffusers' models."""
+    """True if a folder is laid out like one of diffusers' models."""
     return (path / FOLDER_CONFIG).is_file() or (path / FOLDER_WEIGHTS).is_file()
 
 
 def file_form(path: Path) -> FileForm:
-    """What a file looks like, told without torch: one of these models, or else "published"."""
+    """The form of a file, told without torch: one of these models, or else "published"."""
     if path.suffix == ".safetensors":
         return "safetensors"
     try:
@@ -193,7 +193,7 @@ def read_folder_record(path: Path) -> Record:
     if not is_class_name(settings.get("_class_name")) or not isinstance(settings.get(RECORD), dict):
         raise MismatchError(
             f"`{config}` is of a {settings.get('_class_name', 'model without a name')!s:.80}, expected a "
-            f"{' or '.join(family.title for family in FAMILIES.values())} that `dis checkpoint export` wrote",
+            f"{' or '.join(family.class_name for family in FAMILIES.values())} that `dis checkpoint export` wrote",
             _FOREIGN_HINT,
         )
     record = read_record(path / FOLDER_WEIGHTS)
@@ -255,7 +255,7 @@ def read_safetensors(path: Path) -> Portable:
 
 
 def has_record(content: object) -> TypeGuard[dict[str, Any]]:
-    """Whether what a ``.pt`` holds is one of these models; others call a discriminator so."""
+    """True if the content of a ``.pt`` is one of these models; others call a discriminator so."""
     return isinstance(content, dict) and isinstance(content.get(RECORD), str)
 
 
@@ -263,7 +263,7 @@ def parse_torch(path: Path, content: Mapping[str, Any]) -> Portable:
     """The model in what a ``.pt`` file holds.
 
     Args:
-        content: What `read_torch_file` has found in it.
+        content: Its content, from `read_torch_file`.
 
     Raises:
         CheckpointError: It is damaged.

@@ -17,7 +17,7 @@ from torch import Tensor
 from dis_cli.checkpoints.torch_file import DAMAGED_HINT, FOREIGN_HINT, read_torch_file
 from dis_cli.errors import CheckpointError, MismatchError, RefusedError
 from dis_cli.models.families import FAMILIES
-from dis_cli.models.recognize import Shapes, some_names
+from dis_cli.models.recognize import NotTheseParameters, Shapes, some_names
 
 _PREFIX = "module."
 _MEANING = {"ema": "moving average (`ema`)", "model": "weights as they were trained (`model`)"}
@@ -30,11 +30,11 @@ class ReferenceCheckpoint:
     """A published checkpoint.
 
     Args:
-        backbone: What it is a model of; a key of `FAMILIES`.
+        backbone: Backbone of the model; a key of `FAMILIES`.
         model_kwargs: The settings that decide what it computes, as its network takes them.
         state_dict: The backbone's weights, float32 on the CPU, under its own parameter names.
-        source: Which weights these are: the moving average, or those that were trained.
-        held: Which there are in the file, first the one that is read unless another is asked for.
+        source: Kind of weights: the moving average, or those that were trained.
+        held: Kinds in the file, first the one that is read unless another is asked for.
     """
 
     backbone: str
@@ -60,8 +60,8 @@ def parse_reference(path: Path, content: object, source: Source | None = None) -
     """The published checkpoint in what a file holds.
 
     Args:
-        content: What `read_torch_file` has found in it.
-        source: Which of its weights; None takes the moving average if there is one. A bare state dict counts as
+        content: Its content, from `read_torch_file`.
+        source: Choice among its weights; None takes the moving average if there is one. A bare state dict counts as
             weights that were trained.
 
     Raises:
@@ -107,13 +107,16 @@ def check_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
         raise CheckpointError(f"`{path}` holds weights that are NaN or infinite: {some_names(broken)}", DAMAGED_HINT)
 
 
-def recognize(path: Path, found: Shapes, backbone: str | None = None) -> tuple[str, dict[str, Any]]:
+def recognize(
+    path: Path, found: Shapes, backbone: str | None = None, saved: Mapping[str, Any] | None = None
+) -> tuple[str, dict[str, Any]]:
     """The backbone of weights of these names and shapes, and its settings that decide them.
 
     Args:
-        path: Where they are from, for errors.
+        path: Origin, for errors.
         found: Parameter name -> shape.
-        backbone: What they should be of; None takes whatever there is.
+        backbone: Expected backbone; None takes any.
+        saved: The settings of that backbone that came with them, for those that weights do not tell.
 
     Raises:
         MismatchError: They are not, or not all, or not only, the parameters of such a model.
@@ -121,7 +124,11 @@ def recognize(path: Path, found: Shapes, backbone: str | None = None) -> tuple[s
     reasons: list[str] = []
     for name in FAMILIES if backbone is None else [backbone]:
         try:
-            return name, FAMILIES[name].settings_of(found)
+            return name, FAMILIES[name].settings_of(found, saved)
+        except NotTheseParameters as error:
+            # No other family has the parameters that this one is told by.
+            reasons = [f"{FAMILIES[name].title} model: {error}"]
+            break
         except ValueError as error:
             reasons.append(f"{FAMILIES[name].title} model: {error}")
     if backbone is not None:

@@ -53,7 +53,7 @@ class Checkpoint:
 
     Args:
         step: Optimizer steps taken when it was saved.
-        meta: What was saved beside the tensors, ``step`` included.
+        meta: Data saved beside the tensors, ``step`` included.
         entries: Size and SHA-256 of its files, by the manifest.
         tensors: Group name -> tensor name -> tensor, on the CPU; only the groups that were asked for.
         notes: Sentences on newer checkpoints that were passed over because they are damaged.
@@ -237,7 +237,7 @@ def resolve_checkpoint(path: Path, names: Iterable[str] | None = None, step: int
 
 
 def is_checkpoint_folder(path: Path) -> bool:
-    """Whether a folder is one checkpoint, as opposed to a folder of several."""
+    """True if a folder is one checkpoint, as opposed to a folder of several."""
     return (path / MANIFEST).exists() or _STEP_FOLDER.fullmatch(path.name) is not None
 
 
@@ -258,7 +258,7 @@ def prune(
 
     Args:
         root: The folder of all checkpoints of a run.
-        keep_last: How many of the newest to keep, at least 1.
+        keep_last: Number of newest ones to keep, at least 1.
         verified: A checkpoint known to be sound, for example the one just written: saves reading checkpoints to find
             out. None reads from the newest on until one is sound; when none is, nothing is deleted.
         keep: Whether the checkpoint of a step is kept however old it is.
@@ -295,7 +295,7 @@ def finish_replacements(root: Path) -> None:
 
 
 def checkpoint_bytes(folder: Path) -> int:
-    """What a checkpoint takes on the disk, in bytes."""
+    """The size of a checkpoint on disk, in bytes."""
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
@@ -344,7 +344,7 @@ def _no_step(path: Path, step: int | None, there: list[int]) -> UsageError:
 
 
 def _no_manifest(path: Path) -> CheckpointError:
-    """What to say of a path that is no checkpoint, by what it looks like."""
+    """The error for a path that is no checkpoint, by its looks."""
     hint = "Give a run folder or one of its step-* folders"
     if not path.exists():
         return CheckpointError(f"Checkpoint not found: `{path}`", hint)

@@ -22,7 +22,7 @@ _DTYPES = {
 
 
 def stored(tensors: "Mapping[str, Tensor]") -> dict[str, Stored]:
-    """What a file says of its tensors, in the order in which they lie in it."""
+    """A file's record of its tensors, in the order in which they lie in it."""
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
     return {
         name: Stored(_DTYPES[str(tensor.dtype)], list(tensor.shape), tensor.numel() * tensor.element_size())

@@ -18,7 +18,7 @@ FOREIGN_HINT = (
 
 
 def read_torch_file(path: Path) -> object:
-    """What ``torch.save`` has put into a file: tensors, plain values, and an ``argparse.Namespace``.
+    """The content of a file of ``torch.save``: tensors, plain values, and an ``argparse.Namespace``.
 
     The tensors are mapped, not read: they are good as long as the file is.
 

@@ -13,6 +13,7 @@ import typer
 
 from dis_cli.cli import checkpoint, presets
 from dis_cli.cli.display import output
+from dis_cli.cli.display.help import HelpCommand, HelpGroup
 from dis_cli.cli.doctor import doctor
 from dis_cli.cli.encode_latents import encode_latents
 from dis_cli.cli.eval_fid import ScoreCommand, eval_fid
@@ -20,7 +21,8 @@ from dis_cli.cli.flops import flops
 from dis_cli.cli.hints.fitted import command_of, encode_option, fitted, taken_by, taken_in
 from dis_cli.cli.hints.other_options import answer
 from dis_cli.cli.options import JsonLinesCommand
-from dis_cli.cli.runs import runs
+from dis_cli.cli.report import report
+from dis_cli.cli.runs.list import RunsCommand, runs
 from dis_cli.cli.sample import sample
 from dis_cli.cli.train import train
 from dis_cli.errors import (
@@ -47,21 +49,22 @@ _LESS_MEMORY = {
     "encode-latents": "Encode fewer images at a time (`--batch-size 1`)",
 }
 
-# The help is plain text: typer's boxes need rich, which takes longer to import than everything else here.
 app = typer.Typer(
     name="dis",
+    cls=HelpGroup,
     help="Train, sample and score DiS: diffusion models with a state space backbone (arXiv 2402.05608).",
     epilog="Start with `dis train --preset dis-xs-digits`: it needs no data, no network and no GPU.",
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train", cls=JsonLinesCommand)(train)
-app.command("sample")(sample)
-app.command("encode-latents")(encode_latents)
+app.command("sample", cls=HelpCommand)(sample)
+app.command("encode-latents", cls=HelpCommand)(encode_latents)
 app.command("eval-fid", cls=ScoreCommand)(eval_fid)
-app.command("runs")(runs)
-app.command("flops")(flops)
-app.command("doctor")(doctor)
+app.command("runs", cls=RunsCommand)(runs)
+app.command("report", cls=HelpCommand)(report)
+app.command("flops", cls=HelpCommand)(flops)
+app.command("doctor", cls=HelpCommand)(doctor)
 app.add_typer(presets.app, name="presets")
 app.add_typer(checkpoint.app, name="checkpoint")
 
@@ -76,7 +79,7 @@ def root(
         output.result([f"dis {__version__}"], {}, as_json=False)
         raise typer.Exit
     if context.invoked_subcommand is None:
-        output.write_stderr(context.get_help() + "\n")
+        output.help_page(context)
         raise typer.Exit(UsageError.exit_code)
 
 
@@ -157,7 +160,7 @@ def explain(exception: BaseException, arguments: Sequence[str] = ()) -> DisError
             return Interrupted("Interrupted", signal.SIGINT)
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG | errno.EROFS):
             return StorageError(
-                _os_error_text(exception), "Free some space or write elsewhere; nothing that was complete is lost"
+                _os_error_text(exception), "Free some space or write elsewhere; nothing finished is lost"
             )
         case _ if is_limit(exception):
             return DisError(
@@ -176,7 +179,7 @@ def explain(exception: BaseException, arguments: Sequence[str] = ()) -> DisError
         case _:
             return DisError(
                 f"unexpected {type(exception).__name__}: {first_line(exception, 'no message')}",
-                "This is a defect of the program: set DIS_DEBUG=1 for the traceback, and report it",
+                "This is a bug: set DIS_DEBUG=1 for the traceback, and please report it",
             )
 
 
@@ -207,7 +210,7 @@ def _value_got(cause: BaseException | None) -> str:
 
 
 def _option_hints(option: str, context: typer.Context | None, arguments: Sequence[str]) -> list[str]:
-    """What may have been meant by an option that there is not."""
+    """Suggestions for an option that does not exist."""
     if len(option) == 2:
         # Of `-lr 3e-4` the parser names `-l` only.
         option = next((word for word in arguments if word.startswith(option)), option).partition("=")[0]
@@ -231,7 +234,7 @@ def _key_hints(option: str) -> list[str]:
 
 
 def _setting_hints(message: str, context: typer.Context) -> list[str]:
-    """What stands for a KEY=VALUE that was given to a command without settings."""
+    """The option to give instead of a KEY=VALUE, for a command without settings."""
     # "Got unexpected extra argument(s) (data.on_bad=skip)."
     given = message.rpartition("(")[2].rstrip(".)").split()
     taken = taken_in(context)

@@ -1,10 +1,11 @@
-"""`dis checkpoint`: what a checkpoint is, and models to and from other places."""
+"""`dis checkpoint`: describe, export and import checkpoints."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dis_cli.cli.display.help import HelpCommand, HelpGroup, Panel
 from dis_cli.cli.display.output import Output
 from dis_cli.cli.display.text import size, table
 from dis_cli.cli.options import DryRunFlag, JsonFlag, Overrides, QuietFlag, RefusedDryRunFlag, StepOption, path_to_write
@@ -14,7 +15,7 @@ from dis_cli.paths import expand_home
 if TYPE_CHECKING:
     from dis_cli.workflows.load.opened import Opened
 
-app = typer.Typer(help="Show, export and import checkpoints.", rich_markup_mode=None)
+app = typer.Typer(cls=HelpGroup, help="Show, export and import checkpoints.", rich_markup_mode=None)
 
 _MOST_NAMES = 12
 
@@ -23,19 +24,21 @@ CheckpointPath = Annotated[
     typer.Argument(
         metavar="PATH",
         parser=expand_home,
-        help="Run folder (its newest checkpoint), checkpoint folder, exported file or folder, or published .pt file.",
+        help="Run folder (its newest checkpoint), checkpoint folder, exported file or folder, published .pt file, or "
+        "mnist, which comes with dis.",
+        rich_help_panel=Panel.INPUT,
     ),
 ]
 
 
-@app.command("show")
+@app.command("show", cls=HelpCommand)
 def show(
     path: CheckpointPath,
     overrides: Overrides = None,
     step: StepOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Verify a checkpoint and say what it is; exit with 1 when it, or a file beside its weights, is damaged.
+    """Verify and describe a checkpoint; exit with 1 if any of its files is damaged.
 
     Example: dis checkpoint show runs/dis-xs-digits
     """
@@ -54,7 +57,7 @@ def show(
         )
 
 
-@app.command("export")
+@app.command("export", cls=HelpCommand)
 def export_checkpoint(
     path: CheckpointPath,
     out: Annotated[
@@ -64,27 +67,32 @@ def export_checkpoint(
             "-o",
             metavar="PATH",
             parser=path_to_write,
-            help="x.safetensors, x.pt, or a folder (diffusers' layout).",
+            help="Path to write: x.safetensors, x.pt, or a folder (diffusers' layout of a model, not of a pipeline).",
+            rich_help_panel=Panel.OUTPUT,
         ),
     ],
     overrides: Overrides = None,
     form: Annotated[
         Literal["safetensors", "pt", "diffusers"] | None,
-        typer.Option("--format", help="What to write, when the name does not tell it."),
+        typer.Option("--format", help="Format, if --out does not tell it.", rich_help_panel=Panel.OUTPUT),
     ] = None,
     dtype: Annotated[
-        Literal["fp32", "bf16", "fp16"], typer.Option("--dtype", help="Type of the weights; only fp32 keeps every bit.")
+        Literal["fp32", "bf16", "fp16"],
+        typer.Option("--dtype", help="Type of the weights; only fp32 keeps every bit.", rich_help_panel=Panel.OUTPUT),
     ] = "fp32",
     step: StepOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an earlier export.", rich_help_panel=Panel.OUTPUT)
+    ] = False,
     dry_run: DryRunFlag = False,
     _short_dry_run: RefusedDryRunFlag = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Write a model, and all that is needed to use it, to one file or folder.
+    """Export a model, with all that is needed to use it, to one file or folder.
 
-    Weights are the run's average unless sample.ema=DECAY says otherwise; other KEY=VALUE become the model's settings.
+    The weights are the run's average, unless sample.ema=DECAY chooses others; other KEY=VALUE become the model's
+    settings.
 
     Example: dis checkpoint export runs/dis-xs-digits --out digits.safetensors sample.steps=50
     """
@@ -105,14 +113,27 @@ def export_checkpoint(
     output.result(lines, result)
 
 
-@app.command("import")
+@app.command("import", cls=HelpCommand)
 def import_checkpoint(
     path: Annotated[
         str,
-        typer.Argument(metavar="PATH", parser=expand_home, help="Published .pt file, or an exported file or folder."),
+        typer.Argument(
+            metavar="PATH",
+            parser=expand_home,
+            help="Published .pt file, or an exported file or folder.",
+            rich_help_panel=Panel.INPUT,
+        ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="DIR", parser=path_to_write, help="The run folder to make.")
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="DIR",
+            parser=path_to_write,
+            help="Run folder to make.",
+            rich_help_panel=Panel.OUTPUT,
+        ),
     ],
     overrides: Overrides = None,
     dry_run: DryRunFlag = False,
@@ -120,9 +141,9 @@ def import_checkpoint(
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Make a run folder of a model from elsewhere, where its samples and scores find their place.
+    """Turn a published or exported model into a run folder.
 
-    It has every set of weights that the file has. It cannot be trained further: the optimizer's state is not kept.
+    The run has every set of weights of the file. It cannot be trained further, as the optimizer's state is missing.
 
     Example: dis checkpoint import dis-h-imagenet-256.pt --out runs/dis-h codec.vae=vae/
     """
@@ -149,7 +170,7 @@ def _open(path: str, overrides: list[str] | None, step: int | None = None) -> "O
 
 def _lines(found: dict[str, Any]) -> list[str]:
     from dis_cli.config.schema import RunConfig
-    from dis_cli.workflows.checkpoint.model_card import describe_model, describe_objective, describe_sampling
+    from dis_cli.workflows.describe import describe_model, describe_objective, describe_sampling
 
     config = RunConfig.model_validate(found["config"])
     names: list[str] = found["class_names"]

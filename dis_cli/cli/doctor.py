@@ -1,10 +1,11 @@
-"""`dis doctor`: what this machine can do, and whether it computes correctly."""
+"""`dis doctor`: the capabilities of this machine, and a check that it computes correctly."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
+from dis_cli.cli.display.help import Panel
 from dis_cli.cli.display.output import Output
 from dis_cli.cli.display.text import size, table
 from dis_cli.cli.options import JsonFlag
@@ -14,13 +15,18 @@ from dis_cli.errors import DisError, NegativeVerdict
 def doctor(
     device: Annotated[
         str | None,
-        typer.Option("--device", metavar="DEVICE", help="Look at this one only: cpu, cuda or cuda:N; all if unset."),
+        typer.Option(
+            "--device",
+            metavar="DEVICE",
+            help="Check only this device: cpu, cuda or cuda:N  [default: all]",
+            rich_help_panel=Panel.INPUT,
+        ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Report versions, devices and engines, and check each engine against the recurrence.
+    """Report versions, devices and engines, and check that each engine computes correctly.
 
-    Exits with 3 when an engine computes wrongly or fails. One that is not there is no failure.
+    Exits with 3 if an engine computes wrongly or fails; an engine that is not installed is no failure.
 
     Example: dis doctor --json
     """
@@ -28,7 +34,7 @@ def doctor(
     try:
         from dis_cli.workflows.doctor import diagnose
     except ImportError as error:
-        raise DisError(f"A package that everything needs does not load: {error}", "Install dis-cli again") from error
+        raise DisError(f"A required package does not load: {error}", "Install dis-cli again") from error
 
     report = output.render(diagnose(device=device))
     output.result(_lines(report), report)
@@ -67,7 +73,7 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
             "",
             *(f"  {line}" for line in _engine_table(report["engines"][name])),
         ]
-    verdict = "healthy: every engine that is here agrees with the recurrence" if report["healthy"] else "not healthy"
+    verdict = "healthy: every installed engine agrees with the recurrence" if report["healthy"] else "not healthy"
     return [*lines, "", verdict]
 
 
@@ -82,11 +88,11 @@ def _engine_table(engines: Mapping[str, Any]) -> list[str]:
 
 
 def _waiting(facts: Mapping[str, Any]) -> str:
-    """How OpenMP's threads wait for each other."""
+    """The waiting of OpenMP's threads for each other."""
     variable, value = facts["variable"], facts["value"]
     if value is None:
-        return f"threads spin as OpenMP likes: {variable} is not set"
-    who = f"set by dis; {variable} in the environment goes before" if facts["set_by"] == "dis" else "your environment"
+        return f"OpenMP's own default: {variable} is not set"
+    who = f"set by dis; {variable} in the environment overrides it" if facts["set_by"] == "dis" else "your environment"
     return f"threads spin by {variable}={value} ({who})"
 
 

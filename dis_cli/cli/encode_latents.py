@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from dis_cli.cli.display.help import Panel
 from dis_cli.cli.display.output import Output
 from dis_cli.cli.display.text import size
 from dis_cli.cli.options import (
@@ -27,7 +28,8 @@ def encode_latents(
             "--data",
             metavar="PATH",
             parser=home_path,
-            help="Folder, .zip or .tar of images; classes are its sub-folders.",
+            help="Images: a folder, .zip or .tar file, whose sub-folders are classes.",
+            rich_help_panel=Panel.INPUT,
         ),
     ] = None,
     vae: Annotated[
@@ -36,7 +38,8 @@ def encode_latents(
             "--vae",
             metavar="DIR",
             parser=expand_home,
-            help="Folder, or cached hub id, of a diffusers AutoencoderKL; or digits.",
+            help="VAE: folder or cached hub id of a diffusers AutoencoderKL, or digits (bundled).",
+            rich_help_panel=Panel.ENCODING,
         ),
     ] = None,
     out: Annotated[
@@ -46,59 +49,125 @@ def encode_latents(
             "-o",
             metavar="DIR",
             parser=path_to_write,
-            help="Where to write; an unfinished folder is continued.",
+            help="Folder to write to; an unfinished one is continued.",
+            rich_help_panel=Panel.OUTPUT,
         ),
     ] = None,
     source: Annotated[
-        Literal["digits", "folder", "zip", "tar", "cifar10", "celeba", "imagenet"] | None,
-        typer.Option("--source", help="What kind of data it is, instead of what it looks like."),
+        Literal["digits", "folder", "zip", "tar", "shards", "cifar10", "celeba", "mnist", "imagenet"] | None,
+        typer.Option("--source", help="Kind of data  [default: told by the files]", rich_help_panel=Panel.INPUT),
     ] = None,
     image_size: Annotated[
-        int, typer.Option("--image-size", metavar="N", min=1, help="Side of the images, in pixels.")
+        int,
+        typer.Option(
+            "--image-size", metavar="N", min=1, help="Side of the images in pixels.", rich_help_panel=Panel.ENCODING
+        ),
     ] = 256,
-    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Images encoded at a time.")] = 16,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            "--batch-size", metavar="N", min=1, help="Images encoded at a time.", rich_help_panel=Panel.ENCODING
+        ),
+    ] = 16,
     shard_size: Annotated[
-        float, typer.Option("--shard-size", metavar="MB", min=0.001, help="Largest size of a file, in megabytes.")
+        float,
+        typer.Option(
+            "--shard-size",
+            metavar="MB",
+            min=0.001,
+            help="Largest size of a file in megabytes.",
+            rich_help_panel=Panel.OUTPUT,
+        ),
     ] = 512,
     no_flip: Annotated[
-        bool, typer.Option("--no-flip", help="Do not store the mirrored images' latents: half the space.")
+        bool,
+        typer.Option(
+            "--no-flip",
+            help="Leave out the mirrored images, for half the space.",
+            rich_help_panel=Panel.ENCODING,
+        ),
     ] = False,
     dtype: Annotated[
-        Literal["float16", "float32"], typer.Option("--dtype", help="Stored type; float32 takes twice the space.")
+        Literal["float16", "float32"],
+        typer.Option("--dtype", help="Stored type; float32 takes twice the space.", rich_help_panel=Panel.OUTPUT),
     ] = "float16",
     scale: Annotated[
         float | None,
-        typer.Option("--scale", metavar="X", min=1e-6, help="Factor on the latents, instead of the VAE's own."),
+        typer.Option(
+            "--scale",
+            metavar="X",
+            min=1e-6,
+            help="Scale of the latents, instead of the VAE's own.",
+            rich_help_panel=Panel.ENCODING,
+        ),
     ] = None,
     background: Annotated[
-        str, typer.Option("--background", metavar="COLOUR", help="What transparent images are laid on.")
+        str,
+        typer.Option(
+            "--background", metavar="COLOUR", help="Colour behind transparent images.", rich_help_panel=Panel.INPUT
+        ),
     ] = "white",
     on_bad: Annotated[
-        Literal["stop", "skip"], typer.Option("--on-bad", help="What to do when images cannot be used.")
+        Literal["stop", "skip"],
+        typer.Option("--on-bad", help="Stop at images that cannot be used, or skip them.", rich_help_panel=Panel.INPUT),
     ] = "stop",
     no_check: Annotated[
-        bool, typer.Option("--no-check", help="Do not read all images beforehand to find those that cannot be used.")
+        bool,
+        typer.Option(
+            "--no-check",
+            help="Leave out the check that reads every image before the work starts.",
+            rich_help_panel=Panel.INPUT,
+        ),
     ] = False,
     download: Annotated[
-        bool, typer.Option("--download", help="Fetch CIFAR-10 or CelebA into --data when it is not there.")
+        bool,
+        typer.Option(
+            "--download", help="Download CIFAR-10 or CelebA into --data if it is missing.", rich_help_panel=Panel.INPUT
+        ),
     ] = False,
     part: Annotated[
         str | None,
-        typer.Option("--part", metavar="i/n", help="Encode the i-th of n parts only; others do the rest, anywhere."),
+        typer.Option(
+            "--part",
+            metavar="i/n",
+            help="Encode only the i-th of n parts; other processes, anywhere, do the rest.",
+            rich_help_panel=Panel.ENCODING,
+        ),
     ] = None,
     num_workers: Annotated[
-        int | None, typer.Option("--num-workers", metavar="N", min=1, help="Threads that read images; default: cores.")
+        int | None,
+        typer.Option(
+            "--num-workers",
+            metavar="N",
+            min=1,
+            help="Threads that read images; by default one per core.",
+            rich_help_panel=Panel.ENCODING,
+        ),
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Compare the files in --out with their sha256, and do nothing else.")
+        bool,
+        typer.Option(
+            "--verify",
+            help="Only check the files in --out against their sha256.",
+            rich_help_panel=Panel.INSPECTION,
+        ),
     ] = False,
     decode: Annotated[
         Path | None,
         typer.Option(
-            "--decode", metavar="DIR", parser=home_path, help="Draw a grid of what is in a folder of latents."
+            "--decode",
+            metavar="DIR",
+            parser=home_path,
+            help="Only draw a grid of the latents in a folder.",
+            rich_help_panel=Panel.INSPECTION,
         ),
     ] = None,
-    num_images: Annotated[int, typer.Option("--num", "-n", metavar="N", min=1, help="Images of that grid.")] = 16,
+    num_images: Annotated[
+        int,
+        typer.Option(
+            "--num", "-n", metavar="N", min=1, help="Number of images in that grid.", rich_help_panel=Panel.INSPECTION
+        ),
+    ] = 16,
     device: DeviceOption = "auto",
     dry_run: DryRunFlag = False,
     as_json: JsonFlag = False,
@@ -106,7 +175,7 @@ def encode_latents(
     verbose: VerboseFlag = False,
     no_progress: NoProgressFlag = False,
 ) -> None:
-    """Encode images into latents; running it again finishes what is missing.
+    """Encode images into latents; the same command completes what is missing.
 
     Several processes that write to one --out share the work, also under torchrun. Train on the latents
     with `dis train --data DIR data.source=latents`.

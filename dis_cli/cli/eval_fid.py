@@ -1,15 +1,17 @@
-"""`dis eval-fid`: score a checkpoint, or images that are there; `dis eval-fid stats` is in a file of its own."""
+"""`dis eval-fid`: score a checkpoint or existing images. `dis eval-fid stats` has its own file."""
 
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
-from typer.core import TyperCommand
 
+from dis_cli.cli.completion.words import metric_words
+from dis_cli.cli.display.help import Panel, WordCommand, word_app
 from dis_cli.cli.display.scores import result_lines, sweep_lines
-from dis_cli.cli.eval_fid_options import (
+from dis_cli.cli.eval_fid_stats import stats
+from dis_cli.cli.groups.eval_fid import (
     DownloadFlag,
     FeaturesOption,
     InceptionOption,
@@ -19,9 +21,18 @@ from dis_cli.cli.eval_fid_options import (
     is_looked_for,
     output_of_rank,
 )
-from dis_cli.cli.eval_fid_stats import stats
+from dis_cli.cli.groups.sample import (
+    CfgChannelsOption,
+    CfgIntervalOption,
+    CfgScaleOption,
+    CfgScheduleOption,
+    EtaOption,
+    SamplerOption,
+    StepsOption,
+    VaeOption,
+    sample_settings,
+)
 from dis_cli.cli.options import (
-    DataOption,
     DeviceOption,
     DryRunFlag,
     JsonFlag,
@@ -35,49 +46,17 @@ from dis_cli.cli.options import (
     path_to_write,
     take_checkpoint,
 )
-from dis_cli.cli.sample_options import (
-    CfgChannelsOption,
-    CfgIntervalOption,
-    CfgScaleOption,
-    CfgScheduleOption,
-    EtaOption,
-    SamplerOption,
-    StepsOption,
-    VaeOption,
-    sample_settings,
-)
 from dis_cli.config.sampling import LARGEST_SEED
 from dis_cli.errors import NegativeVerdict, UsageError
-from dis_cli.metrics.table import METRICS, full_name, without_reference, words
+from dis_cli.metrics.table import METRICS, OF_MODEL, full_name, without_reference, words
 from dis_cli.paths import expand_home, home_path
 from dis_cli.runtime.distributed import part_from_environment
 
 
-class ScoreCommand(TyperCommand):
-    """`dis eval-fid`, which is another command when its first word is ``stats``."""
+class ScoreCommand(WordCommand):
+    """`dis eval-fid`, or `dis eval-fid stats`."""
 
-    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """The context of the command that is meant."""
-        form = self.form(args)
-        if form is not self:
-            return form.make_context(f"{info_name} stats", args[1:], parent, **extra)
-        return super().make_context(info_name, args, parent, **extra)
-
-    def form(self, args: list[str]) -> Any:
-        """The command that is meant by the words after ``eval-fid``."""
-        return typer.main.get_command(stats_app) if args[:1] == ["stats"] else self
-
-
-# Completion is installed by `dis` alone.
-stats_app = typer.Typer(
-    rich_markup_mode=None, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]}
-)
-stats_app.command()(stats)
-
-
-def _complete_metrics(incomplete: str) -> list[str]:
-    before, comma, word = incomplete.rpartition(",")
-    return [f"{before}{comma}{name}" for name in (*words(), "all") if name.startswith(word)]
+    words: ClassVar = {"stats": word_app(stats)}
 
 
 def eval_fid(
@@ -88,8 +67,9 @@ def eval_fid(
             "--ckpt",
             metavar="PATH",
             parser=home_path,
-            help="Run folder (its newest checkpoint), checkpoint folder, exported file or folder, or published .pt "
-            "file: its images are generated on the way.",
+            help="Checkpoint to generate images from: a run folder (its newest step), checkpoint folder, "
+            "exported file or folder, or published .pt file.",
+            rich_help_panel=Panel.INPUT,
         ),
     ] = None,
     images: Annotated[
@@ -98,7 +78,8 @@ def eval_fid(
             "--images",
             metavar="PATH",
             parser=home_path,
-            help="Images instead: a folder, zip or tar file, or an npz of ADM's.",
+            help="Images to score instead: a folder, zip or tar file, or an npz array as ADM writes it.",
+            rich_help_panel=Panel.INPUT,
         ),
     ] = None,
     ref: Annotated[
@@ -107,19 +88,30 @@ def eval_fid(
             "--ref",
             metavar="data|PATH",
             parser=expand_home,
-            help="What they are compared with: the run's or preset's data, a folder, zip or tar file, an npz of images "
-            "or statistics. The data, with --ckpt.",
+            help="Reference to compare with: the data of the run or preset, a folder, zip or tar file, or "
+            "an npz of images or statistics  [default with --ckpt: data]",
+            rich_help_panel=Panel.REFERENCE,
         ),
     ] = None,
     split: SplitOption = None,
-    data: DataOption = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="PATH",
+            parser=home_path,
+            help="Folder of the run's or preset's data, instead of the recorded one.",
+            rich_help_panel=Panel.REFERENCE,
+        ),
+    ] = None,
     metrics: Annotated[
         str | None,
         typer.Option(
             "--metrics",
             metavar="NAME,...",
-            help=f"{', '.join(words())}, or all; fid if unset.",
-            autocompletion=_complete_metrics,
+            help=f"Metrics: {', '.join(words())}, or all  [default: fid]",
+            autocompletion=metric_words,
+            rich_help_panel=Panel.METRICS,
         ),
     ] = None,
     features: FeaturesOption = None,
@@ -128,25 +120,52 @@ def eval_fid(
     num_samples: Annotated[
         int | None,
         typer.Option(
-            "--num-samples", "-n", metavar="N", min=2, help="Generated images; as many as the reference has if unset."
+            "--num-samples",
+            "-n",
+            metavar="N",
+            min=2,
+            help="Number of images to generate, by default as many as the reference has; of denoising_loss the number "
+            "of held-out images.",
+            rich_help_panel=Panel.SAMPLING,
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="Seed of the first image.")
+        int | None,
+        typer.Option(
+            "--seed",
+            metavar="N",
+            min=0,
+            max=LARGEST_SEED,
+            help="Seed of the first image.",
+            rich_help_panel=Panel.SAMPLING,
+        ),
     ] = None,
     repeat: Annotated[
-        int, typer.Option("--repeat", metavar="R", min=1, help="Draw R times as many images, and give the spread.")
+        int,
+        typer.Option(
+            "--repeat",
+            metavar="R",
+            min=1,
+            help="Score R sets of images, and report the spread.",
+            rich_help_panel=Panel.METRICS,
+        ),
     ] = 1,
     interval: Annotated[
-        bool, typer.Option("--interval", help="Give a 95 % interval of the Frechet distance, by the bootstrap.")
+        bool,
+        typer.Option(
+            "--interval",
+            help="Report a 95 % bootstrap interval of the Frechet distance.",
+            rich_help_panel=Panel.METRICS,
+        ),
     ] = False,
     sweep: Annotated[
         list[str] | None,
         typer.Option(
             "--sweep",
             metavar="KEY=A,B,...",
-            help="Score at all values of cfg, steps, sampler, ema, eta or a sample.* setting; further KEY=A,B,... may "
-            "follow. A table and a picture.",
+            help="Score every combination of these values of cfg, steps, sampler, ema, eta or a sample.* "
+            "setting; more KEY=A,B,... may follow. Prints a table and draws a plot.",
+            rich_help_panel=Panel.SAMPLING,
         ),
     ] = None,
     fail_above: Annotated[
@@ -154,7 +173,8 @@ def eval_fid(
         typer.Option(
             "--fail-above",
             metavar="[NAME=]X",
-            help="Exit with 3 when the score is above this; fid=5, or 5 of the first.",
+            help="Exit with 3 if a score is above its bound: fid=5, or 5 for the first metric.",
+            rich_help_panel=Panel.METRICS,
         ),
     ] = None,
     save_images: Annotated[
@@ -163,7 +183,8 @@ def eval_fid(
             "--save-images",
             metavar="PATH",
             parser=path_to_write,
-            help="Keep generated images: a folder, or an .npz or .zip file.",
+            help="Keep the generated images: a folder, or an .npz or .zip file.",
+            rich_help_panel=Panel.OUTPUT,
         ),
     ] = None,
     steps: StepsOption = None,
@@ -184,11 +205,10 @@ def eval_fid(
     verbose: VerboseFlag = False,
     no_progress: NoProgressFlag = False,
 ) -> None:
-    """Measure how near images are to real ones: of a checkpoint (--ckpt), or those of a folder or file (--images).
+    """Score images (FID and others) from a checkpoint, folder or file.
 
-    The bundled digits are looked at by a bundled classifier (frechet_digits, class accuracy), everything else by
-    Inception (FID). `dis eval-fid stats --help` tells how a file of statistics is made. Under torchrun, processes
-    share the work.
+    A bundled classifier scores the bundled digits (frechet_digits, class accuracy), Inception everything else (FID).
+    `dis eval-fid stats` writes a file of statistics to compare with. Under torchrun, processes share the work.
 
     Example: dis eval-fid --ckpt runs/dis-xs-digits --fail-above 8
     """
@@ -203,7 +223,9 @@ def eval_fid(
     }  # fmt: skip
     _require_sense(ckpt, images, ref, preset, metrics, generation)
     if interval and repeat > 1:
-        raise UsageError("--interval and --repeat are two ways to the same: how far the score may be off", "Give one")
+        raise UsageError("--interval and --repeat both measure how far a score may be off", "Give one")
+    if sweep and metrics is not None and OF_MODEL in _metric_names(metrics):
+        raise UsageError(f"--sweep is about generated images, and {OF_MODEL} is measured without any", "Leave it out")
     if save_images is not None and (sweep or repeat > 1):
         raise UsageError(
             "--save-images keeps one set of images", "Leave out --sweep and --repeat, or save them one by one"
@@ -235,6 +257,15 @@ def eval_fid(
 
     axes = parse_axes(axis_texts)
     opened = None if ckpt is None else open_checkpoint(ckpt, settings, step)
+    asks_for_more = (ref, axes, repeat > 1, save_images, fail_above, download, metrics, data)
+    is_plain = not any(asks_for_more) and not any(text.startswith(("data.", "evaluate.metrics=")) for text in given)
+    if ckpt is not None and opened is not None and is_plain and _lacks_inception(opened.config, inception):
+        output.warning(
+            f"Inception's weights are not on this machine: measuring {OF_MODEL}, which needs none, in place of FID; "
+            "`--download` fetches them"
+        )
+        settings = [*settings, f"evaluate.metrics={OF_MODEL}"]
+        opened = open_checkpoint(ckpt, settings, step)
     config = _config(preset, settings) if opened is None else opened.config
     if config is not None:
         check_points(config, points_of(axes))
@@ -292,7 +323,7 @@ def _require_sense(
 ) -> None:
     if (ckpt is None) == (images is None):
         raise UsageError(
-            "Give what is scored: a checkpoint with `--ckpt PATH`, or images with `--images PATH`"
+            "Give a checkpoint to score with `--ckpt PATH`, or images with `--images PATH`"
             + (", and not both" if ckpt is not None else ""),
             "Try `dis eval-fid --ckpt runs/dis-xs-digits`",
         )
@@ -300,17 +331,17 @@ def _require_sense(
         return
     given = [name for name, value in generation.items() if value is not None]
     if given:
-        raise UsageError(f"{', '.join(given)} is about generated images, and `{images}` is there already")
+        raise UsageError(f"{', '.join(given)} applies to generated images only, and `{images}` is not generated")
     alone = without_reference()
     if ref is None and (metrics is None or not set(_metric_names(metrics).split(",")) <= set(alone)):
         names = " and ".join(f"the {METRICS[name].label}" for name in alone)
         asked = ",".join(METRICS[name].short_name or name for name in alone)
         raise UsageError(
-            f"Give what `{images}` is compared with: `--ref PATH`, or `--ref data --preset NAME`",
+            f"No reference for `{images}`: give `--ref PATH`, or `--ref data --preset NAME`",
             f"Only {names} (`--metrics {asked}`) {'needs' if len(alone) == 1 else 'need'} none",
         )
     if ref == "data" and preset is None:
-        raise UsageError("`--ref data` is that of a preset here", "Name it with `--preset NAME`, or give `--ref PATH`")
+        raise UsageError("`--ref data` needs a preset here", "Name it with `--preset NAME`, or give `--ref PATH`")
 
 
 def _metric_names(text: str) -> str:
@@ -325,10 +356,20 @@ def _config(preset: str | None, settings: list[str]) -> Any:
     return apply_overrides(RunConfig() if preset is None else load_preset(preset), settings)
 
 
+def _lacks_inception(config: Any, inception: Path | None) -> bool:
+    """Whether a score would need Inception's weights, which are not here; settings that are not known need nothing."""
+    from dis_cli.metrics.extractors.choose import lacks_inception
+
+    if config is None:
+        return False
+    return lacks_inception(config.evaluate.features, config.data.source, inception or config.evaluate.inception)
+
+
 def _look(config: Any, inception: Path | None, vae: str | None, *, download: bool, generates: bool) -> None:
     from dis_cli.workflows.preflight import look_for_features, look_for_vae
 
-    if is_looked_for(download):
+    of_model = config is not None and OF_MODEL in config.evaluate.metrics
+    if is_looked_for(download) and not of_model:
         look_for_features(config, inception)
-    if generates:
+    if generates and not of_model:
         look_for_vae(config, vae)

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from dis_cli.cli.eval_fid_options import (
+from dis_cli.cli.display.help import Panel
+from dis_cli.cli.groups.eval_fid import (
     DownloadFlag,
     FeaturesOption,
     InceptionOption,
@@ -34,13 +35,25 @@ from dis_cli.runtime.distributed import part_from_environment
 
 def stats(
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE.npz", parser=path_to_write, help="The file to write.")
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE.npz",
+            parser=path_to_write,
+            help="File to write.",
+            rich_help_panel=Panel.OUTPUT,
+        ),
     ],
     overrides: Overrides = None,
     data: Annotated[
         str | None,
         typer.Option(
-            "--data", metavar="PATH", parser=expand_home, help="Images: a folder, zip or tar file, or an npz of ADM's."
+            "--data",
+            metavar="PATH",
+            parser=expand_home,
+            help="Images: a folder, zip or tar file, or an npz array as ADM writes it.",
+            rich_help_panel=Panel.INPUT,
         ),
     ] = None,
     preset: PresetOption = None,
@@ -56,18 +69,16 @@ def stats(
     verbose: VerboseFlag = False,
     no_progress: NoProgressFlag = False,
 ) -> None:
-    """Write mean and covariance of images' features, to be given as --ref later.
+    """Write the mean and covariance of images' features, for --ref.
 
-    With --preset, of its data, cut to the size of its model (data.path=DIR says where they are); with --data, of images
-    as they are. ADM's and pytorch-fid's tools read the file.
+    With --preset: of the preset's data at the size of its model (data.path=DIR says where they are). With --data: of
+    images as they are. ADM's and pytorch-fid's tools read the file too.
 
     Example: dis eval-fid stats --data photos/ --out photos.npz
     """
     output = output_of_rank(quiet=quiet, verbose=verbose, no_progress=no_progress, as_json=as_json)
     if (data is None) == (preset is None):
-        raise UsageError(
-            "Give the images with `--data PATH`, or a preset whose data they are with `--preset NAME`, and not both"
-        )
+        raise UsageError("Give either images with `--data PATH`, or a preset with `--preset NAME` for its data")
     settings = evaluate_settings(features, split) + (overrides or [])
     fetch(download, inception)
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from typer.core import TyperCommand
 
+from dis_cli.cli.completion.settings import setting_words
+from dis_cli.cli.completion.words import device_words, preset_words
+from dis_cli.cli.display.help import HelpCommand, Panel
 from dis_cli.config.sampling import LARGEST_SEED
 from dis_cli.errors import UsageError
 from dis_cli.paths import expand_home, home_path
@@ -19,7 +21,7 @@ from dis_cli.runtime.targets import FILE_SUFFIXES, is_folder, without_ending
 JsonForm = Literal["object", "lines"]
 
 
-class JsonLinesCommand(TyperCommand):
+class JsonLinesCommand(HelpCommand):
     """A command with `JsonOption`. Options with a value that may be left out are not known to the parser."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -38,7 +40,7 @@ def _json_form(value: str) -> JsonForm:
 
 
 def path_to_write(text: str) -> Path:
-    """What an option that names a result says: a path, and not what other programs mean by no path."""
+    """The path given by an option that names a result; other programs' signs for no path are refused."""
     if not text.strip():
         raise UsageError("The path to write to is empty", "Give a path, or leave the option out")
     if text == "-":
@@ -80,19 +82,14 @@ def refuse_short_dry_run(value: bool) -> None:
         raise UsageError("No such option: -n", "Did you mean `--dry-run`? `-n` is the number of images elsewhere")
 
 
-def _complete_presets(incomplete: str) -> list[str]:
-    # Imported late: only completion needs it.
-    from dis_cli.config.presets import preset_names
-
-    return [name for name in preset_names() if name.startswith(incomplete)]
-
-
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
-        help="Settings that replace the preset's, such as train.steps=1000. See `dis presets keys`.",
+        help="Settings to change, such as train.steps=1000; `dis presets keys` lists them all.",
         show_default=False,
+        autocompletion=setting_words,
+        rich_help_panel=Panel.INPUT,
     ),
 ]
 
@@ -101,8 +98,9 @@ PresetName = Annotated[
     typer.Argument(
         metavar="NAME",
         parser=expand_home,
-        help="Preset name, or path of a TOML file.",
-        autocompletion=_complete_presets,
+        help="Name of a preset, path of a TOML file, or run folder.",
+        autocompletion=preset_words,
+        rich_help_panel=Panel.INPUT,
     ),
 ]
 
@@ -113,8 +111,10 @@ PresetOption = Annotated[
         "-p",
         metavar="NAME",
         parser=expand_home,
-        help="Preset name, or path of a TOML file (a run folder's config.toml is one). See `dis presets list`.",
-        autocompletion=_complete_presets,
+        help="Name of a preset, path of a TOML file, or run folder, whose settings are one; `dis presets list` lists "
+        "them.",
+        autocompletion=preset_words,
+        rich_help_panel=Panel.INPUT,
     ),
 ]
 
@@ -124,42 +124,77 @@ CkptOption = Annotated[
         "--ckpt",
         metavar="PATH",
         parser=expand_home,
-        help="Run folder (its newest checkpoint), checkpoint folder, exported file or folder, or published .pt file. "
-        "May stand alone, without --ckpt.",
+        help="Checkpoint: a run folder (its newest step), checkpoint folder, exported file or folder, "
+        "published .pt file, or mnist, which comes with dis. The word --ckpt may be left out.",
+        rich_help_panel=Panel.INPUT,
     ),
 ]
 
 StepOption = Annotated[
     int | None,
-    typer.Option("--step", metavar="N", min=0, help="The run's checkpoint of this step, instead of the newest."),
+    typer.Option(
+        "--step",
+        metavar="N",
+        min=0,
+        help="Checkpoint of this step, instead of the newest.",
+        rich_help_panel=Panel.INPUT,
+    ),
 ]
 
 DataOption = Annotated[
     Path | None,
-    typer.Option("--data", metavar="PATH", parser=home_path, help="Folder of the images, instead of the preset's."),
+    typer.Option(
+        "--data",
+        metavar="PATH",
+        parser=home_path,
+        help="Folder of images, instead of the preset's.",
+        rich_help_panel=Panel.INPUT,
+    ),
 ]
 
 OutOption = Annotated[
-    Path | None, typer.Option("--out", "-o", metavar="PATH", parser=path_to_write, help="Where to write.")
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="PATH",
+        parser=path_to_write,
+        help="Path to write to, instead of the usual place.",
+        rich_help_panel=Panel.OUTPUT,
+    ),
 ]
 
 SeedOption = Annotated[
-    int | None, typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="Seed of every random draw.")
+    int | None,
+    typer.Option(
+        "--seed", metavar="N", min=0, max=LARGEST_SEED, help="Seed of all random numbers.", rich_help_panel=Panel.INPUT
+    ),
 ]
 
 DeviceOption = Annotated[
-    str, typer.Option("--device", metavar="DEVICE", help="auto (a GPU if there is one), cpu, cuda or cuda:N.")
+    str,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="Device: auto (a GPU if there is one), cpu, cuda or cuda:N.",
+        autocompletion=device_words,
+        rich_help_panel=Panel.INPUT,
+    ),
 ]
 
 DryRunFlag = Annotated[
-    bool, typer.Option("--dry-run", help="Print what would be done, with estimates, and write nothing.")
+    bool,
+    typer.Option("--dry-run", help="Print the plan, with estimates, and write nothing.", rich_help_panel=Panel.OUTPUT),
 ]
 
 # What was once short for --dry-run: understood by `dis train`, where scripts have it, and refused elsewhere.
 OldDryRunFlag = Annotated[bool, typer.Option("-n", hidden=True)]
 RefusedDryRunFlag = Annotated[bool, typer.Option("-n", hidden=True, callback=refuse_short_dry_run)]
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result, or the error, as one JSON object.")]
+JsonFlag = Annotated[
+    bool,
+    typer.Option("--json", help="Print the result or error as one JSON object.", rich_help_panel=Panel.OUTPUT),
+]
 
 JsonOption = Annotated[
     str | None,
@@ -167,13 +202,20 @@ JsonOption = Annotated[
         "--json",
         parser=_json_form,
         metavar="[=lines]",
-        help="Print the result, or the error, as one JSON object; with --json=lines every event as a line, while it "
-        "runs, and the result or the error as the last.",
+        help="Print the result or error as one JSON object; with --json=lines also every event as it happens, one "
+        "object a line.",
+        rich_help_panel=Panel.OUTPUT,
     ),
 ]
 
-QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
+QuietFlag = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print results and errors only.", rich_help_panel=Panel.OUTPUT)
+]
 
-VerboseFlag = Annotated[bool, typer.Option("--verbose", "-v", help="Print a line for every step.")]
+VerboseFlag = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Print a line for every step.", rich_help_panel=Panel.OUTPUT)
+]
 
-NoProgressFlag = Annotated[bool, typer.Option("--no-progress", help="Print no progress; notes stay.")]
+NoProgressFlag = Annotated[
+    bool, typer.Option("--no-progress", help="Print notes, but no progress.", rich_help_panel=Panel.OUTPUT)
+]

@@ -1,25 +1,30 @@
-"""``dis presets``: what presets there are, what one holds, what can be set, and whether a file is a preset."""
+"""``dis presets``: list, show and check presets, and list the settings."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dis_cli.cli.completion.words import preset_words
+from dis_cli.cli.display.help import HelpCommand, HelpGroup, Panel
 from dis_cli.cli.display.output import result
 from dis_cli.cli.display.text import table
 from dis_cli.cli.options import JsonFlag, PresetName
-from dis_cli.errors import NegativeVerdict
+from dis_cli.errors import NegativeVerdict, UsageError
 from dis_cli.paths import expand_home
 
 if TYPE_CHECKING:
     from dis_cli.config.schema import RunConfig
 
-app = typer.Typer(help="List, show and check presets.", rich_markup_mode=None)
+app = typer.Typer(cls=HelpGroup, help="List, show and check presets.", rich_markup_mode=None)
 
 
-@app.command("list")
+@app.command("list", cls=HelpCommand)
 def list_presets(as_json: JsonFlag = False) -> None:
-    """List the presets."""
+    """List the presets.
+
+    Example: dis presets list
+    """
     from dis_cli.config.presets import load_preset, preset_names
 
     entries = [_summary(load_preset(name)) for name in preset_names()]
@@ -38,9 +43,12 @@ def list_presets(as_json: JsonFlag = False) -> None:
     result(table([header, *rows]), {"presets": entries}, as_json)
 
 
-@app.command("show")
+@app.command("show", cls=HelpCommand)
 def show_preset(name: PresetName, as_json: JsonFlag = False) -> None:
-    """Print a preset with every default filled in, as TOML that can be saved, edited and given to --preset."""
+    """Print a preset or a run's settings as TOML with every default filled in, to save, edit and pass to --preset.
+
+    Example: dis presets show dis-s-cifar > mine.toml
+    """
     from dis_cli.config.presets import dump_toml, load_preset
     from dis_cli.workflows.cost import model_cost
 
@@ -49,9 +57,45 @@ def show_preset(name: PresetName, as_json: JsonFlag = False) -> None:
     result(dump_toml(config).splitlines(), data, as_json)
 
 
-@app.command("keys")
+@app.command("diff", cls=HelpCommand)
+def diff_presets(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME NAME...",
+            parser=expand_home,
+            help="Names of presets, TOML files or run folders, two or more.",
+            autocompletion=preset_words,
+            rich_help_panel=Panel.INPUT,
+        ),
+    ],
+    as_json: JsonFlag = False,
+) -> None:
+    """Compare presets or runs: the settings that differ.
+
+    Example: dis presets diff dis-xs-digits runs/dis-xs-digits
+    """
+    if len(names) < 2:
+        raise UsageError(
+            f"Only one preset to compare: `{names[0]}`", f"Name another one too; `dis presets show {names[0]}` shows it"
+        )
+
+    from dis_cli.cli.runs.diff import compared
+    from dis_cli.config.presets import load_preset
+    from dis_cli.report.compare import differing
+    from dis_cli.report.record import flat
+
+    sections = [load_preset(name).model_dump(mode="json") for name in names]
+    settings = differing([flat(each, whole_paths=True) for each in sections])
+    result(compared(names, {"SETTING": settings}), {"presets": names, "settings": settings}, as_json)
+
+
+@app.command("keys", cls=HelpCommand)
 def list_keys(as_json: JsonFlag = False) -> None:
-    """List every setting with what it allows, its default and its meaning."""
+    """List every setting with its allowed values, default and meaning.
+
+    Example: dis presets keys
+    """
     from dis_cli.config.overrides import describe_keys
 
     keys = describe_keys()
@@ -60,20 +104,24 @@ def list_keys(as_json: JsonFlag = False) -> None:
     result(table(rows), {"keys": [dict(zip(names, entry, strict=True)) for entry in keys]}, as_json)
 
 
-@app.command("validate")
+@app.command("validate", cls=HelpCommand)
 def validate_presets(
     paths: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="PATH",
             parser=expand_home,
-            help="Preset names or TOML files; by default every preset.",
+            help="Preset names or TOML files  [default: every preset]",
             show_default=False,
+            rich_help_panel=Panel.INPUT,
         ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Check that presets describe valid runs; exit with 3 when one does not."""
+    """Check presets; exit with 3 if one is not valid.
+
+    Example: dis presets validate mine.toml
+    """
     from dis_cli.config.presets import preset_dir, preset_names, validate_file
 
     known = preset_names()
@@ -99,6 +147,6 @@ def _summary(config: "RunConfig") -> dict[str, object]:
         "patch_size": model.patch_size,
         "num_parameters": model_cost(config).parameters,
         "image_size_pixels": config.pixel_size,
-        "num_classes": model.num_classes,
+        "num_classes": "auto" if "model.num_classes" in config.open_settings else model.num_classes,
         "description": config.description,
     }

@@ -5,8 +5,21 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from dis_cli.cli.completion.words import class_words
+from dis_cli.cli.display.help import Panel
 from dis_cli.cli.display.output import Output
 from dis_cli.cli.display.text import size
+from dis_cli.cli.groups.sample import (
+    CfgChannelsOption,
+    CfgIntervalOption,
+    CfgScaleOption,
+    CfgScheduleOption,
+    EtaOption,
+    SamplerOption,
+    StepsOption,
+    VaeOption,
+    sample_settings,
+)
 from dis_cli.cli.options import (
     CkptOption,
     DeviceOption,
@@ -21,17 +34,6 @@ from dis_cli.cli.options import (
     VerboseFlag,
     take_checkpoint,
 )
-from dis_cli.cli.sample_options import (
-    CfgChannelsOption,
-    CfgIntervalOption,
-    CfgScaleOption,
-    CfgScheduleOption,
-    EtaOption,
-    SamplerOption,
-    StepsOption,
-    VaeOption,
-    sample_settings,
-)
 from dis_cli.config.sampling import LARGEST_SEED
 from dis_cli.runtime.distributed import part_from_environment
 
@@ -44,19 +46,43 @@ def sample(
         typer.Option(
             "--class",
             metavar="CLASS",
-            help="Names, numbers, ranges (200-207) or all, separated by commas or repeated; several take turns. Where "
-            "names are numbers, a number is a name. Left out, each image's seed draws one, all being equally likely.",
+            help="Classes: names, numbers, ranges (200-207) or all, separated by commas or repeated; "
+            "images take them in turn. If class names are numbers, a number is a name  [default: "
+            "each image's seed draws one]",
+            autocompletion=class_words,
+            rich_help_panel=Panel.SAMPLING,
         ),
     ] = None,
     num_images: Annotated[
-        int | None, typer.Option("--num", "-n", metavar="N", min=1, help="Number of images; 16, or as many as --seeds.")
+        int | None,
+        typer.Option(
+            "--num",
+            "-n",
+            metavar="N",
+            min=1,
+            help="Number of images; by default 16, or one for each of --seeds.",
+            rich_help_panel=Panel.SAMPLING,
+        ),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", metavar="N", min=0, max=LARGEST_SEED, help="Seed of the first image; image i adds i."),
+        typer.Option(
+            "--seed",
+            metavar="N",
+            min=0,
+            max=LARGEST_SEED,
+            help="Seed of the first image; each further image adds 1.",
+            rich_help_panel=Panel.SAMPLING,
+        ),
     ] = None,
     seeds: Annotated[
-        str | None, typer.Option("--seeds", metavar="LIST", help="All seeds instead, such as 0-15,40.")
+        str | None,
+        typer.Option(
+            "--seeds",
+            metavar="LIST",
+            help="Seeds of all images, such as 0-15,40, instead of --seed.",
+            rich_help_panel=Panel.SAMPLING,
+        ),
     ] = None,
     steps: StepsOption = None,
     sampler: SamplerOption = None,
@@ -73,16 +99,26 @@ def sample(
         Literal["png", "npz", "zip"] | None,
         typer.Option(
             "--format",
-            help="png: a folder with a grid; npz: one array, as evaluators read it; zip: PNGs in one file. Left out, "
-            "--out tells it by its ending.",
+            help="Format: png (a folder with a grid), npz (one array, as evaluators read it) or zip (PNGs "
+            "in one file)  [default: told by the ending of --out, else png]",
+            rich_help_panel=Panel.OUTPUT,
         ),
     ] = None,
     trajectory: Annotated[
         Literal["strip", "gif"] | None,
-        typer.Option("--trajectory", help="Also show how the first 8 images came about: steps in rows, or moving."),
+        typer.Option(
+            "--trajectory",
+            help="Also save the denoising of the first 8 images: strip (a row per image) or gif.",
+            rich_help_panel=Panel.OUTPUT,
+        ),
     ] = None,
     compile_model: Annotated[
-        bool, typer.Option("--compile", help="Compile the model first; pays for many images. Needs a C++ compiler.")
+        bool,
+        typer.Option(
+            "--compile",
+            help="Compile the model first, which pays off for many images; needs a C++ compiler.",
+            rich_help_panel=Panel.SAMPLING,
+        ),
     ] = False,
     device: DeviceOption = "auto",
     dry_run: DryRunFlag = False,
@@ -93,7 +129,7 @@ def sample(
 ) -> None:
     """Generate images and a labelled grid.
 
-    An image depends on its seed and class only. The same command continues where it was stopped; under torchrun,
+    Each image depends only on its seed and class. The same command continues one that stopped; under torchrun,
     processes share the work.
 
     Example: dis sample --ckpt runs/dis-xs-digits --class 3 -n 64

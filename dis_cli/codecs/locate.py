@@ -1,4 +1,4 @@
-"""Finds the folder of a VAE without importing torch, so that a wrong name is reported at once.
+"""Location of a VAE's folder, without torch, so that a wrong name is reported at once.
 
 diffusers takes a mistyped local path for a hub id and reports that it could not connect. Here a string is looked up on
 this machine only: first as a folder, then as a model in the local Hugging Face cache. Nothing is downloaded.
@@ -81,7 +81,7 @@ class VaeFiles:
 
     @property
     def shift(self) -> float:
-        """What is subtracted from z before it is scaled; 0 for most VAEs.
+        """The shift subtracted from z before it is scaled; 0 for most VAEs.
 
         Raises:
             DataError: It is no number.
@@ -106,7 +106,7 @@ class VaeFiles:
 
 
 def absolute_vae(vae: str) -> str:
-    """What names the same VAE in every working directory: a folder's absolute path, any other name as it is."""
+    """The name of a VAE in every working directory: a folder's absolute path, any other name as it is."""
     is_name = vae in BUNDLED or (_HUB_ID.fullmatch(vae) is not None and not Path(vae).exists())
     return vae if is_name else str(home_path(vae).absolute())
 

@@ -68,6 +68,12 @@ class VaeCodec:
         return posterior.mean, posterior.std
 
     @torch.no_grad()
+    def modes(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
+        """The scaled latents of images in [-1, 1] that are most likely: scale * (mean - shift)."""
+        mean, _ = self.moments(images)
+        return (mean - self.shift) * self.scale
+
+    @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
         """Images in about [-1, 1], not clamped, of scaled latents."""
         z = latents.to(self.device, torch.float32) / self.scale + self.shift

@@ -1,12 +1,12 @@
-"""The settings of how images are generated, and how they are scored."""
+"""Settings of image generation and scoring."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dis_cli.config.sampling import SamplerName
 from dis_cli.config.section import HomePath, NoneWord, OneOf, PositiveInt, PrecisionName, Section, Seed, Share
-from dis_cli.metrics.table import METRICS
+from dis_cli.diffusion.samplers.table import ANY_STEPS_OF_FLOWS, AUTO, SAMPLERS, USUAL, USUAL_OF_FLOWS
+from dis_cli.metrics.table import METRICS, OF_MODEL
 
 
 def _read_three(value: object) -> object:
@@ -14,42 +14,45 @@ def _read_three(value: object) -> object:
 
 
 class SampleConfig(Section):
-    """How images are generated, by `dis sample` and for `dis eval-fid`."""
+    """The generation of images, by `dis sample` and for `dis eval-fid`."""
 
-    sampler: Literal["auto", SamplerName] = Field(
-        default="auto",
-        description="the reverse process; 'auto' is 'dpm++'; for a rectified flow 'heun', or 'euler' with even steps",
+    sampler: Annotated[str, OneOf(AUTO, SAMPLERS)] = Field(
+        default=AUTO,
+        description=f"sampler; 'auto' is '{USUAL}'; for a rectified flow '{USUAL_OF_FLOWS}', or '{ANY_STEPS_OF_FLOWS}' "
+        "with even steps",
     )
     steps: Literal["auto"] | PositiveInt = Field(
         default="auto",
-        description="model evaluations per image; 'auto' by the sampler: ancestral 250 (the paper's), ddim and euler "
-        "50, others 25",
+        description="model evaluations per image; 'auto' by the sampler: "
+        + ", ".join(f"{name} {row.usual_steps}" for name, row in SAMPLERS.items()),
     )
     eta: Share = Field(default=0.0, description="for 'ddim': share of the ancestral noise, 0 (none) to 1")
     cfg_scale: Annotated[float, Field(ge=0)] = Field(
-        default=1.0, description="classifier-free guidance; 1 is none, 0 ignores the class"
+        default=1.0, description="scale of classifier-free guidance; 1 is none, 0 ignores the class"
     )
     cfg_channels: Annotated[Literal["all", "first3"], BeforeValidator(_read_three)] = Field(
-        default="all", description="channels that are guided; 'first3' (or 3) is the published code's choice"
+        default="all", description="guided channels; 'first3' (or 3) is the published code's choice"
     )
     cfg_interval: tuple[Share, Share] = Field(
-        default=(0.0, 1.0), description="shares of the diffusion time between which images are guided; 1 is noise"
+        default=(0.0, 1.0), description="part of the diffusion time with guidance, as two shares; 1 is noise"
     )
     cfg_schedule: Literal["constant", "linear", "power-cosine"] = Field(
-        default="constant", description="how the scale grows from noise to image; all but 'constant' begin at 1"
+        default="constant", description="growth of the scale from noise to image; all but 'constant' begin at 1"
     )
     cfg_power: Annotated[float, Field(gt=0)] = Field(
         default=4.0, description="power of 'power-cosine': the higher, the later the scale grows"
     )
     ema: Annotated[Annotated[float, Field(ge=0, lt=1)] | None, NoneWord] = Field(
         default=None,
-        description="decay of the weight average to take (train.ema_more); none takes train.ema_decay, 0 the weights",
+        description="decay of the weight average to use, one of train.ema_more; none uses train.ema_decay, 0 the "
+        "weights as trained",
     )
     batch_size: Literal["auto"] | PositiveInt = Field(
-        default="auto", description="images generated at a time, which does not change them; 'auto' goes by the memory"
+        default="auto", description="images generated at a time, which does not change them; 'auto' fits the memory"
     )
     precision: PrecisionName = Field(
-        default="auto", description="numbers of the linear layers; 'auto' takes bf16 where it is faster, at every start"
+        default="auto",
+        description="precision of the linear layers; 'auto' is bf16 where that is faster, decided at every start",
     )
 
     @model_validator(mode="after")
@@ -61,7 +64,7 @@ class SampleConfig(Section):
 
     @property
     def name_parts(self) -> tuple[str, ...]:
-        """How images differ, beside their sampler, steps and scale, from those of the default settings: for names."""
+        """The settings of images, beside sampler, steps and scale, that are not the defaults: for names."""
         parts = [f"eta-{self.eta:g}"] if self.eta else []
         if self.cfg_scale != 1:
             low, high = self.cfg_interval
@@ -73,21 +76,30 @@ class SampleConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """How a model is scored."""
+    """The scoring of a model."""
 
     num_samples: Annotated[Annotated[int, Field(ge=2)] | None, NoneWord] = Field(
-        default=None, description="generated images; none takes as many as the reference has"
+        default=None, description="number of generated images; none makes as many as the reference has"
     )
     seed: Seed = Field(default=1_000_000, description="seed of the first generated image")
     inception: Annotated[HomePath | None, NoneWord] = Field(
-        default=None, description="weights of Inception; none takes those in torch's cache where they are needed"
+        default=None, description="path of the Inception weights; none uses those in torch's cache"
     )
-    features: Literal["auto", "inception", "digits", "clip", "dinov2"] = Field(
-        default="auto", description="what looks at the images; 'auto' is 'digits' for the digits, else 'inception'"
+    features: Literal["auto", "inception", "digits", "mnist", "clip", "dinov2"] = Field(
+        default="auto", description="feature extractor; 'auto' is 'digits' for the bundled digits, else 'inception'"
     )
     metrics: tuple[Annotated[str, OneOf("all", METRICS)], ...] = Field(
-        default=("fid",), min_length=1, description="what is measured; 'all' is all that the features allow"
+        default=("fid",), min_length=1, description="metrics; 'all' means all that the features allow"
     )
     split: Literal["auto", "train", "test", "all"] = Field(
         default="auto", description="part of the data to compare with; 'auto' is 'test' for the digits, else 'train'"
     )
+
+    @model_validator(mode="after")
+    def _of_images_or_model(self) -> Self:
+        if OF_MODEL in self.metrics and len(self.metrics) > 1:
+            raise ValueError(
+                f"{OF_MODEL} generates no images, and is measured alone: got {','.join(self.metrics)}, allowed: "
+                f"{OF_MODEL}, or others without it"
+            )
+        return self

@@ -6,7 +6,8 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from dis_cli.config.backbones import BACKBONES, with_backbone
+from dis_cli.config.backbones import BACKBONES
+from dis_cli.config.other_backbone import model_with_backbone
 from dis_cli.config.schema import RunConfig
 from dis_cli.config.settings import (
     Problem,
@@ -41,7 +42,8 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     problems: list[Problem] = []
     backbone = _backbone(config, overrides)
     if backbone != config.model.backbone:
-        data["model"] = with_backbone(data["model"], backbone)
+        typed = [override.partition("=")[0].strip() for override in overrides]
+        data["model"] = model_with_backbone(config, backbone, typed)
     known = settings(backbone)
     # What the configuration has, before anything is set; a new backbone's own settings have the schema's.
     defaults = {key: _value_of(data, setting) for key, setting in known.items()}
@@ -76,7 +78,7 @@ def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
 
 
 def as_overrides(options: Mapping[str, object]) -> list[str]:
-    """What was given of some options by the keys of their settings; None stands for what was not."""
+    """Given options as overrides, by the keys of their settings; None means that one was not given."""
     options = dict(options)
     if options.get("sample.steps") is None and options.get("sample.sampler") is not None:
         # The run's number of steps is that of its own sampler.

@@ -14,7 +14,13 @@ from dis_cli.errors import ConfigError, did_you_mean
 from dis_cli.paths import home_path
 from dis_cli.text_files import NotUtf8, read_text
 
+# What `dis train` trains where nothing is asked for, and where only data are given.
+DEFAULT_PRESET: Final = "dis-xs-digits"
+OWN_DATA_PRESET: Final = "dis-xs-images"
+
 _SUFFIX: Final = ".toml"
+# The settings in a run folder.
+_OF_RUN: Final = "config.toml"
 
 
 def preset_dir() -> Path:
@@ -41,14 +47,15 @@ def load_preset(name_or_path: str | Path) -> RunConfig:
     """The configuration of a preset.
 
     Args:
-        name_or_path: A name from :func:`preset_names`, or a TOML file, such as a run's ``config.toml``. What ends in
-            ``.toml`` or contains a path separator is a file.
+        name_or_path: A name from :func:`preset_names`, a TOML file, or a run folder, whose ``config.toml`` is one. What
+            ends in ``.toml`` or contains a path separator is a path.
 
     Raises:
         ConfigError: There is no such preset, or it is not valid.
     """
     text = str(name_or_path)
-    if isinstance(name_or_path, Path) or text.endswith(_SUFFIX) or re.search(r"^~|[/\\]", text):
+    is_path = isinstance(name_or_path, Path) or text.endswith(_SUFFIX) or re.search(r"^~|[/\\]", text)
+    if is_path or (text not in preset_names() and (Path(text) / _OF_RUN).is_file()):
         path = home_path(name_or_path)
         try:
             path.stat()
@@ -63,7 +70,7 @@ def load_preset(name_or_path: str | Path) -> RunConfig:
 
 
 def read_config(path: Path) -> RunConfig:
-    """The configuration in a TOML file.
+    """The configuration in a TOML file, or in a run folder.
 
     Types are strict: ``steps = "100"`` and ``steps = 100.0`` are refused. The word "none" empties an optional
     setting, because TOML has no null.
@@ -101,11 +108,12 @@ def dump_toml(config: RunConfig) -> str:
 
 
 def _check(path: Path) -> RunConfig | list[Problem]:
+    inside = path / _OF_RUN
+    path = inside if inside.is_file() else path
     try:
         text = read_text(path)
     except IsADirectoryError:
-        inside = path / "config.toml"
-        return [Problem("Is a folder, not a TOML file", f"Did you mean `{inside}`?" if inside.is_file() else None)]
+        return [Problem("Is a folder, and no run's: it holds no config.toml")]
     except OSError as error:
         return [_unreadable(error)]
     except NotUtf8 as error:

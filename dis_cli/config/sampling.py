@@ -1,83 +1,57 @@
-"""Which sampler runs and with how many steps: what "auto" stands for, and what cannot run. Known without torch."""
+"""The rules of samplers and steps: the meaning of "auto", and the combinations that cannot run. Without torch."""
 
 from typing import Final, Literal
 
-SamplerName = Literal["ancestral", "ddim", "dpm++", "dpm++sde", "unipc", "heun", "euler"]
-
-FLOW_SAMPLERS: Final = ("heun", "euler")
-SCHEDULE_SAMPLERS: Final = ("ancestral", "ddim", "dpm++", "dpm++sde", "unipc", "heun", "euler")
+from dis_cli.diffusion.samplers.table import (
+    ANY_STEPS_OF_FLOWS,
+    AUTO,
+    SAMPLERS,
+    USUAL,
+    USUAL_OF_FLOWS,
+    fitting,
+    nearest_steps,
+)
 
 LARGEST_SEED: Final = 2**31 - 1
 
-# Model evaluations per image; the paper's for its sampler.
-USUAL_STEPS: Final[dict[SamplerName, int]] = {
-    "ancestral": 250,
-    "ddim": 50,
-    "dpm++": 25,
-    "dpm++sde": 25,
-    "unipc": 25,
-    "heun": 25,
-    "euler": 50,
-}
-
 
 def choose_sampling(
-    sampler: Literal["auto", SamplerName],
+    sampler: str,
     steps: Literal["auto"] | int,
     *,
     is_flow: bool,
     num_timesteps: int,
-) -> tuple[SamplerName, int]:
+) -> tuple[str, int]:
     """The sampler and the number of steps that settings stand for.
 
     Args:
-        sampler: A sampler, or "auto": DPM-Solver++ for a schedule; Heun's method for a rectified flow, or Euler's
-            where an even number of steps was asked for, which Heun's cannot take.
+        sampler: A sampler, or "auto": the usual one of a schedule or of a rectified flow, or one that takes any number
+            of steps where the latter cannot take those asked for.
         steps: Model evaluations per image, or "auto": what is usual for the sampler, and possible.
         num_timesteps: Number of timesteps T of the forward process.
     """
-    if sampler == "auto":
-        is_even = steps != "auto" and steps % 2 == 0
-        sampler = "dpm++" if not is_flow else "euler" if is_even else "heun"
+    if sampler == AUTO:
+        sampler = USUAL_OF_FLOWS if is_flow else USUAL
+        if is_flow and steps != "auto" and steps not in nearest_steps(sampler, steps, num_timesteps):
+            sampler = ANY_STEPS_OF_FLOWS
     if steps == "auto":
-        steps = nearest_steps(sampler, USUAL_STEPS[sampler], num_timesteps)[0]
+        steps = nearest_steps(sampler, SAMPLERS[sampler].usual_steps, num_timesteps)[0]
     return sampler, steps
 
 
-def nearest_steps(sampler: SamplerName, steps: int, num_timesteps: int) -> list[int]:
-    """The numbers of steps nearest to the one wanted that a sampler can take: at most that many, and the next above.
-
-    Args:
-        sampler: "ddim" takes numbers of timesteps with an integer stride, "heun" odd ones, the others all.
-        steps: Model evaluations wanted per image, at least 1.
-        num_timesteps: Number of timesteps T, the most steps there can be.
-    """
-    steps = min(steps, num_timesteps)
-    if sampler == "heun":
-        odd = steps - (steps % 2 == 0)
-        return [odd] if odd == steps or odd + 2 > num_timesteps else [odd, odd + 2]
-    if sampler == "ddim":
-        stride = -(-num_timesteps // steps)
-        below = -(-num_timesteps // stride)
-        return [below] if below == steps else [below, -(-num_timesteps // (stride - 1))]
-    return [steps]
-
-
-def sampling_problem(
-    sampler: SamplerName, steps: int, *, eta: float, prediction: str, is_flow: bool, num_timesteps: int
-) -> str | None:
-    """What is wrong with a sampler and its steps, with what is allowed; None when they can run.
+def sampling_problem(sampler: str, steps: int, *, eta: float, is_flow: bool, num_timesteps: int) -> str | None:
+    """The problem with a sampler and its steps, and what is allowed; None when they can run.
 
     Args:
         steps: Model evaluations per image.
         eta: Share of the ancestral noise.
         num_timesteps: Number of timesteps T of the forward process.
     """
-    fitting = FLOW_SAMPLERS if is_flow else SCHEDULE_SAMPLERS
-    if sampler not in fitting:
-        names = ", ".join(f"'{name}'" for name in fitting)
+    row, able = SAMPLERS[sampler], fitting(is_flow=is_flow)
+    if sampler not in able:
+        names = ", ".join(f"'{name}'" for name in able)
         return (
-            f"sample.sampler '{sampler}' cannot sample diffusion.prediction '{prediction}': set sample.sampler to "
+            f"sample.sampler '{sampler}' cannot sample diffusion.schedule 'rectified_flow': set sample.sampler to "
             f"'auto' or one of {names}"
         )
     if steps > num_timesteps:
@@ -86,20 +60,21 @@ def sampling_problem(
     if steps not in possible:
         reason = (
             f"an integer stride of the {num_timesteps} timesteps"
-            if sampler == "ddim"
+            if row.spacing == "integer_stride"
             else "an odd number (two evaluations a step, one in the last)"
         )
         return (
             f"sample.sampler '{sampler}' cannot take {steps} steps, it needs {reason}: set sample.steps (`--steps`) to "
             f"{' or '.join(map(str, possible))}"
         )
-    if eta and sampler != "ddim":
-        return f"sample.eta {eta:g} is for sample.sampler 'ddim', got '{sampler}': set sample.eta to 0"
+    if eta and not row.takes_eta:
+        takers = " or ".join(f"'{name}'" for name, other in SAMPLERS.items() if other.takes_eta)
+        return f"sample.eta {eta:g} is for sample.sampler {takers}, got '{sampler}': set sample.eta to 0"
     return None
 
 
 def guidance_problem(cfg_scale: float, *, num_classes: int, label_drop: float) -> str | None:
-    """What is wrong with guiding a model; None when it can be guided, or is not to be.
+    """The problem with guiding a model; None when it can be guided, or is not to be.
 
     Args:
         cfg_scale: Strength of the guidance; 1 is none.
@@ -108,7 +83,7 @@ def guidance_problem(cfg_scale: float, *, num_classes: int, label_drop: float) -
     """
     if cfg_scale == 1 or (num_classes and label_drop):
         return None
-    lack = (
-        "has learned nothing without a class (model.label_drop 0)" if num_classes else "has none (model.num_classes 0)"
+    lack = "was never trained without them (model.label_drop 0)" if num_classes else "has none (model.num_classes 0)"
+    return (
+        f"sample.cfg_scale {cfg_scale:g} needs a model with classes, but this one {lack}: set it (`--cfg-scale`) to 1"
     )
-    return f"sample.cfg_scale {cfg_scale:g} needs a model of classes, and this one {lack}: set it (`--cfg-scale`) to 1"

@@ -1,8 +1,8 @@
-"""What all sections of the settings share: how they are checked, and the types of their fields."""
+"""The base class and the field types of all sections of the settings."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
@@ -10,6 +10,9 @@ from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 from dis_cli.config.sampling import LARGEST_SEED
 from dis_cli.errors import UsageError
 from dis_cli.paths import expand_home
+
+# A count that the data decide, before there are any; no count is negative.
+AUTO: Final = -1
 
 
 class Section(BaseModel):
@@ -30,6 +33,19 @@ def _read_home(value: object) -> object:
         raise ValueError(f"{error.message}. {error.hint}") from error
 
 
+def _read_held_out(value: object) -> str:
+    text = str(value)
+    if text in ("none", "test"):
+        return text
+    try:
+        share = float(text)
+    except ValueError:
+        return str(_read_home(text))
+    if not 0 < share < 1:
+        raise ValueError(f"got `{text}`, allowed: none, test, a share above 0 and below 1, or a path")
+    return text
+
+
 PositiveInt = Annotated[int, Field(ge=1)]
 
 Seed = Annotated[int, Field(ge=0, lt=LARGEST_SEED + 1)]
@@ -43,6 +59,8 @@ NoneWord = BeforeValidator(_read_none)
 
 # No shell sees the paths in TOML or after KEY=. A VAE is a path or a name, and no name begins with `~`.
 HomePath = Annotated[Path, BeforeValidator(_read_home)]
+# "none", "test", a share as text, or a path.
+HeldOut = Annotated[str, BeforeValidator(_read_held_out)]
 HomePathOrName = Annotated[str, BeforeValidator(_read_home)]
 
 
@@ -73,6 +91,24 @@ class OneOf:
         if name not in self.names:
             raise PydanticKnownError("literal_error", {"expected": ", ".join(self.names)})
         return name
+
+
+class OrAuto:
+    """A number that may also be the word "auto": `AUTO` until the data decide it."""
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """The number, or the word, which is written as it is read."""
+        return core_schema.no_info_wrap_validator_function(
+            lambda value, number: AUTO if value == "auto" else number(value),
+            handler(source),
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda value: "auto" if value == AUTO else value
+            ),
+        )
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The number first, as texts are read by it."""
+        return {"anyOf": [handler(schema), {"const": "auto", "type": "string"}]}
 
 
 OptionalSteps = Annotated[PositiveInt | None, NoneWord]

@@ -1,4 +1,4 @@
-"""The schema's settings one by one, and what is wrong with given ones, in words."""
+"""The schema's settings one by one, and errors in given values, in words."""
 
 import functools
 import json
@@ -29,7 +29,7 @@ class Setting:
 
     Args:
         key: Its dotted name, such as ``train.steps``.
-        kind: How it is written: "boolean", "integer", "number", "string", "path", "choice", "array" (of fixed length)
+        kind: Form: "boolean", "integer", "number", "string", "path", "choice", "array" (of fixed length)
             or "list".
         allowed: Type and bounds, in words.
         choices: The words that it may be, as far as they can be counted.
@@ -134,10 +134,10 @@ def explain(
     """The problems in ``error``, each once, in the order of the schema.
 
     Args:
-        error: What pydantic raised for ``data``.
+        error: Errors of pydantic for ``data``.
         data: The configuration that was refused, as nested mappings.
-        show: How a refused value is written in the message.
-        defaults: What settings are where they are left out, by key; the schema's values when there are none.
+        show: Function that writes a refused value in the message.
+        defaults: Values of settings that are left out, by key; the schema's values when there are none.
     """
     problems: dict[str, Problem] = {}
     backbone = backbone_of(data.get("model"))

@@ -1,4 +1,4 @@
-"""Grids of settings from the command line: KEY=A,B,C for each axis, every combination a point. Known without torch."""
+"""Grids of settings from the command line: KEY=A,B,C for each axis, every combination a point. Without torch."""
 
 import itertools
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""One image file, read with care: what Pillow gets silently wrong is corrected, announced or refused.
+"""Careful decoding of an image file: whatever Pillow silently gets wrong is corrected, reported or refused.
 
 Every file, whatever its format and mode, passes the same steps in this order:
 
@@ -86,7 +86,7 @@ class Decoded(NamedTuple):
         image: In its own size, detached from the file.
         grey: Whether the file has one channel of brightness, and no colours.
         transparent: Whether the file says how opaque its pixels are, even when all of them are.
-        unused: What of the file is not used: a sentence for each.
+        unused: Parts of the file that are not used, a sentence each.
     """
 
     image: Image.Image
@@ -125,7 +125,7 @@ def decode_image(file: Readable, *, channels: int, background: str = "white", na
         file: The file, by its path or opened; its content decides the format, not its name.
         channels: 1 gives mode "L" (ITU-R 601 luma), 3 mode "RGB".
         background: The colour that shows through transparent pixels, a name or ``#rrggbb``.
-        name: What to call the file in an error, printable; None takes the path.
+        name: Name of the file in an error, printable; None takes the path.
 
     Raises:
         DataError: When the file cannot be read or is refused, naming it and the reason.
@@ -217,14 +217,14 @@ def _refuse_extreme_size(width: int, height: int) -> None:
 
 
 class _Samples(NamedTuple):
-    """What a file says of its samples before they are decoded, and Pillow does not keep or heed.
+    """A file's own account of its samples, which Pillow does not keep or heed.
 
     Attributes:
         top: The value of full brightness, where Pillow leaves more than 8 bits.
         white_is_zero: Whether it is that of black, and Pillow does not turn it over.
         wide: Whether the type of the values says nothing of their range.
         key: The values of the colour that is transparent; None without one.
-        low_bytes: How Pillow calls the lower halves of samples of which it keeps the upper; None when it keeps all.
+        low_bytes: Pillow's name for the lower halves of samples of which it keeps the upper; None when it keeps all.
     """
 
     grey: bool

@@ -40,7 +40,7 @@ _CONTINUE = "Run the same command again to continue"
 
 
 def load_ahead(load: Load, indices: range, *, num_workers: int, pin_memory: bool = False) -> Generator[Tensors]:
-    """What ``load`` makes of the indices, in order, made by processes ahead of its use.
+    """The results of ``load`` for the indices, in order, made by processes ahead of their use.
 
     Args:
         load: Runs in the processes; picklable where they are not forked.
@@ -168,7 +168,7 @@ def _end(workers: Sequence[_Worker]) -> None:
 
 
 def _work(load: Load, indices: range, pipe: "Connection[Any, Any]", foreign: Sequence["Connection[Any, Any]"]) -> None:
-    """What a loader process does, from its first to its last moment."""
+    """The work of a loader process, from start to end."""
     for number in _SIGNALS_TO_JOBS:
         signal.signal(number, signal.SIG_IGN)
     for other in foreign:

@@ -1,22 +1,28 @@
 """The choice between the sources of images; what a source is says ``dis_cli.data.source``."""
 
 import contextlib
+import itertools
 from pathlib import Path
 
 from PIL import ImageColor
 
 from dis_cli.data.decode import printable
-from dis_cli.data.images import archives, celeba, cifar
-from dis_cli.data.images.digits import DigitsSource
+from dis_cli.data.images import archives
 from dis_cli.data.images.files import FileSource, FolderFiles, ImageFiles
 from dis_cli.data.images.folders import imagenet_folder, split_folder
-from dis_cli.data.latents.format import MANIFEST
+from dis_cli.data.images.layout import is_image_name
+from dis_cli.data.images.shards import ShardFiles, is_folder_of_shards
+from dis_cli.data.latents.format import MANIFEST, PROGRESS
+from dis_cli.data.published import celeba, cifar, mnist
+from dis_cli.data.published.digits import DigitsSource
 from dis_cli.data.source import ImageSource, require_split
 from dis_cli.errors import DataError, UsageError
 
-KINDS = ("digits", "folder", "zip", "tar", "cifar10", "celeba", "imagenet")
+KINDS = ("digits", "folder", "zip", "tar", "shards", "cifar10", "celeba", "mnist", "imagenet")
 
 _ARCHIVES = ("zip", "tar")
+# Files and folders that are looked at for one image.
+_GLANCE = 10_000
 _NOUNS = {"folder": "folder", "zip": "zip file", "tar": "tar file"}
 _OTHER_HINT = "Give a folder of images, a zip file or a tar file"
 _NPZ_HINT = "Give a folder of images, a zip, tar or npz file"
@@ -25,6 +31,7 @@ _PATH_HINTS = {
     "zip": archives.HINT,
     "tar": archives.HINT,
     "cifar10": f"{_PATH_HINT}; DIR holds {cifar.FOLDER}, or data.download=true puts it there",
+    "mnist": f"{_PATH_HINT}; data.download=true puts the images there",
     "celeba": f"{_PATH_HINT}; DIR holds {celeba.FOLDER}, or data.download=true puts it there",
 }
 # those of compressed tar files too, which the reader of tar files refuses with advice
@@ -53,9 +60,9 @@ def open_source(
             one that is not serves every split whole. ImageNet's "test" is its ``val``.
         image_size: Side of the grid wanted, in pixels.
         channels: Channels wanted, 1 or 3.
-        hflip: Mirror half of the images when augmenting; never done to digits.
-        background: What transparent images are laid on, a name or ``#rrggbb``.
-        download: Fetch CIFAR-10 or CelebA when they are not there; nothing else is ever fetched.
+        hflip: Mirror half of the images when augmenting; never done to digits and MNIST.
+        background: Colour behind transparent images, a name or ``#rrggbb``.
+        download: Fetch CIFAR-10, CelebA or MNIST when they are not there; nothing else is ever fetched.
 
     Raises:
         UsageError: When no path is given, or one that another kind reads, or the channels are impossible.
@@ -73,7 +80,7 @@ def open_source(
     if kind == "digits":
         if path is not None:
             raise UsageError(
-                f"The digits are bundled and take no folder, got `{printable(path)}`",
+                f"The bundled digits take no folder, got `{printable(path)}`",
                 f"Set data.source={_layout(path) or _what_is(path) or 'folder'} to use these images",
             )
         return DigitsSource(split, image_size=image_size, channels=channels)
@@ -91,6 +98,8 @@ def open_source(
             return cifar.Cifar10Source(
                 path, split, image_size=image_size, channels=channels, hflip=hflip, download=download
             )
+        if kind == "mnist":
+            return mnist.MnistSource(path, split, image_size=image_size, channels=channels, download=download)
         files = _files(kind, path, split, download=download)
     except DataError as error:
         layout = _layout(path)
@@ -109,6 +118,8 @@ def _files(kind: str, path: Path, split: str, *, download: bool) -> ImageFiles:
             return archives.ZipFiles(path, split)
         case "tar":
             return archives.TarFiles(path, split)
+        case "shards":
+            return ShardFiles(path, split)
         case "celeba":
             return celeba.CelebaFiles(path, split, download=download)
         case "imagenet":
@@ -135,7 +146,38 @@ def kind_of(path: Path, *, or_npz: bool = False) -> str:
             f"Neither a folder nor a {', '.join(suffixes)} file: `{printable(path)}`",
             _NPZ_HINT if or_npz else _OTHER_HINT,
         )
-    return "cifar10" if found == "folder" and cifar.has_batches(path) else found
+    if found == "folder":
+        layout = _layout(path)
+        return layout if layout in ("cifar10", "mnist", "shards") else found
+    return found
+
+
+def recognise(path: Path, usual: str = "auto") -> str:
+    """The kind of the data at a path, of all that `dis train` reads.
+
+    Args:
+        usual: The kind that a preset expects: taken where the path does not say, as when nothing is there yet.
+    """
+    if usual == "digits":
+        usual = "auto"
+    found = _what_is(path)
+    if found in _ARCHIVES:
+        # CIFAR-10's own archive is told how to be unpacked.
+        return usual if (usual, path.name) == ("cifar10", cifar.ARCHIVE) else found
+    if found is None:
+        return "folder" if usual == "auto" else usual
+    if layout := _layout(path):
+        return layout
+    # What a preset expects may be about to be downloaded, or missing: it says what has to be where.
+    may_be_missing = usual in ("celeba", "cifar10", "mnist", "latents") and not _shows_images(path)
+    return usual if usual == "imagenet" or may_be_missing else "folder"
+
+
+def _shows_images(path: Path) -> bool:
+    """Whether images lie in a folder or below it, as far as a glance shows."""
+    with contextlib.suppress(OSError):
+        return any(is_image_name(found.name) for found in itertools.islice(path.rglob("*"), _GLANCE))
+    return False
 
 
 def _layout(path: Path) -> str | None:
@@ -144,10 +186,14 @@ def _layout(path: Path) -> str | None:
     with contextlib.suppress(OSError):
         if cifar.has_batches(path):
             return "cifar10"
+        if mnist.has_files(path):
+            return "mnist"
         if (path / celeba.FOLDER / celeba.IMAGES).is_dir():
             return "celeba"
-        if (path / MANIFEST).is_file():
+        if (path / MANIFEST).is_file() or (path / PROGRESS).is_dir():
             return "latents"
+        if is_folder_of_shards(path):
+            return "shards"
     return None
 
 

@@ -21,7 +21,7 @@ def epoch_permutation(epoch: int, *, num_samples: int, seed: int) -> Int64[np.nd
     the results of ``Generator.permutation``, to be the same in every release, so a run can outlive an upgrade.
 
     Args:
-        epoch: Which pass over the samples, from 0.
+        epoch: Pass over the samples, from 0.
         num_samples: Samples in the source, at least 1.
         seed: The run's seed, 0 to 2**63 - 1.
 

@@ -1,4 +1,4 @@
-"""What a data source is, and what the sources share.
+"""The contract of a data source, and the code that sources share.
 
 To add a source, write a class with the members of ImageSource (no base class to inherit), give it a branch in
 ``open_source`` (``dis_cli.data.open``) and a value in the setting ``data.source``.
@@ -32,7 +32,7 @@ class ImageSource(Protocol):
 
     @property
     def name(self) -> str:
-        """What to call it in messages and results; printable."""
+        """Its name in messages and results; printable."""
         ...
 
     @property
@@ -73,7 +73,7 @@ class ImageSource(Protocol):
         ...
 
     def sample_name(self, index: int) -> str:
-        """What to call a sample in files and messages, such as its path in the folder; not always printable."""
+        """The name of a sample in files and messages, such as its path in the folder; not always printable."""
         ...
 
     def load(self, index: int, rng: np.random.Generator | None) -> Float[Tensor, "c h w"]:

@@ -1,9 +1,9 @@
-"""What one training forward consumes: the images and every random number, drawn before the model is called."""
+"""The input of one training forward: images and every random number, drawn before the model is called."""
 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 
@@ -13,7 +13,7 @@ class TrainingBatch(NamedTuple):
     Attributes:
         x_0: Clean grids.
         labels: Class of each sample; ignored by unconditional models.
-        t: Timestep, 0 to num_timesteps - 1.
+        t: Index of the noise level, 0 to num_timesteps - 1; of a rectified flow also one between two (float64).
         noise: Standard normal.
         label_drop_uniform: Uniform in [0, 1); decides whether the label is dropped.
         drop_path_uniform: Uniform in [0, 1), one row a drop-path decision of the model.
@@ -21,7 +21,7 @@ class TrainingBatch(NamedTuple):
 
     x_0: Float[Tensor, "b c h w"]
     labels: Int[Tensor, " b"]
-    t: Int[Tensor, " b"]
+    t: Int[Tensor, " b"] | Float64[Tensor, " b"]
     noise: Float[Tensor, "b c h w"]
     label_drop_uniform: Float[Tensor, " b"]
     drop_path_uniform: Float[Tensor, "drops b"]

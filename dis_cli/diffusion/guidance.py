@@ -1,4 +1,4 @@
-"""Classifier-free guidance (Ho and Salimans 2022): how strong it is at each step, and on which channels.
+"""Classifier-free guidance (Ho and Salimans 2022): its strength at each step, and the guided channels.
 
 Sources: Kynkäänniemi et al. 2024 (an interval of noise levels); Chang et al. 2023 (a scale that grows along a line);
 Gao et al. 2023 (the power-cosine scale).
@@ -11,25 +11,26 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from dis_cli.diffusion.samplers import Denoiser
+from dis_cli.diffusion.samplers.loop import Denoiser
 from dis_cli.diffusion.schedule import check_choice
 
 GuidedChannels: TypeAlias = Literal["all", "first3"]
 GuidanceSchedule: TypeAlias = Literal["constant", "linear", "power-cosine"]
 LabelledModel: TypeAlias = Callable[
-    [Float[Tensor, "b c h w"], Int64[Tensor, " b"], Int64[Tensor, " b"] | None], Float[Tensor, "b o h w"]
+    [Float[Tensor, "b c h w"], Shaped[Tensor, " b"], Int64[Tensor, " b"] | None], Float[Tensor, "b o h w"]
 ]
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """How a model is guided at each timestep t; tau = t / (T - 1) is its share of the diffusion time, 1 being noise.
+    """The guidance of a model at each timestep t; tau = t / (T - 1) is its share of the diffusion time, 1 being noise.
 
     Args:
         num_timesteps: Number of timesteps T that the model knows.
+        timestep_offset: The first of them; tau is counted from it.
         cfg_scale: Strength w of the guidance: 1 is none, 0 is the unconditional output.
         cfg_channels: "all" predicted channels, or the "first3".
         cfg_interval: The lowest and the highest tau that are guided, 0 to 1; elsewhere the scale is 1.
@@ -47,6 +48,7 @@ class Guidance:
     cfg_interval: tuple[float, float] = (0.0, 1.0)
     cfg_schedule: GuidanceSchedule = "constant"
     cfg_power: float = 4.0
+    timestep_offset: int = 0
 
     def __post_init__(self) -> None:
         check_choice("cfg_channels", self.cfg_channels, GuidedChannels)
@@ -59,16 +61,17 @@ class Guidance:
 
     @property
     def is_constant(self) -> bool:
-        """Whether the scale is the same at every timestep."""
+        """True where the scale is the same at every timestep."""
         return self.cfg_schedule == "constant" and self.cfg_interval == (0.0, 1.0)
 
-    def scale_at(self, t: int) -> float:
+    def scale_at(self, t: float) -> float:
         """The scale at a timestep, exactly 1 where there is no guidance.
 
         Args:
-            t: What the model is told, 0 to T - 1.
+            t: The timestep that the model is told, 0 to T - 1 and the offset; it need not be whole.
         """
-        tau = t / max(1, self.num_timesteps - 1)
+        # A flow's least noisy levels lie below its first whole timestep.
+        tau = max(0.0, (t - self.timestep_offset) / max(1, self.num_timesteps - 1))
         low, high = self.cfg_interval
         if not low <= tau <= high:
             return 1.0
@@ -81,7 +84,7 @@ class Guidance:
                 share = (1 - math.cos(math.pi * (1 - tau) ** self.cfg_power)) / 2
         return 1 + (self.cfg_scale - 1) * share
 
-    def count_guided(self, timesteps: Iterable[int]) -> int:
+    def count_guided(self, timesteps: Iterable[float]) -> int:
         """Of the model evaluations at these timesteps, those that need the model's unconditional output as well."""
         return sum(self.scale_at(t) != 1.0 for t in timesteps)
 
@@ -111,9 +114,9 @@ def guide(
         cfg_channels=guidance.cfg_channels,
     )
 
-    def denoise(x: Float[Tensor, "b c h w"], t: Int64[Tensor, " b"]) -> Float[Tensor, "b o h w"]:
+    def denoise(x: Float[Tensor, "b c h w"], t: Shaped[Tensor, " b"]) -> Float[Tensor, "b o h w"]:
         # Reading the timestep makes the CPU wait for a GPU: only where the scale depends on it.
-        scale = guidance.cfg_scale if guidance.is_constant or labels is None else guidance.scale_at(int(t[0]))
+        scale = guidance.cfg_scale if guidance.is_constant or labels is None else guidance.scale_at(t[0].item())
         return guided(x, t, cfg_scale=scale)
 
     return denoise
@@ -122,7 +125,7 @@ def guide(
 def guided_output(
     model: LabelledModel,
     x: Float[Tensor, "b c h w"],
-    t: Int64[Tensor, " b"],
+    t: Shaped[Tensor, " b"],
     labels: Int64[Tensor, " b"] | None,
     *,
     null_class: int,

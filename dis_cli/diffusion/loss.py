@@ -5,20 +5,21 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from dis_cli.diffusion.batch import TrainingBatch
-from dis_cli.diffusion.flow import ForwardProcess
+from dis_cli.diffusion.flow import ForwardProcess, told_timesteps
 from dis_cli.diffusion.objective import LossWeight, Prediction, Variance, q_sample, training_losses
 from dis_cli.runtime.precision import linear_precision
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What a model is trained to output, and how its error is weighed (``dis_cli.diffusion.objective``).
+    """Training target of a model and the weight of its error (``dis_cli.diffusion.objective``).
 
     Args:
-        prediction: "epsilon", "v" or "x_0"; "velocity" for a rectified flow.
+        prediction: "epsilon", "v" or "x_0"; "velocity" or "x_0" for a rectified flow.
         variance: "learned_range" adds the variational bound to the loss.
         loss_weight: Weight of a timestep in the squared error.
         min_snr_gamma: The cap of "min_snr".
+        velocity_clamp: Smallest sigma that the loss on the velocity divides by, for "x_0" of a rectified flow.
         is_conditional: Whether the model takes labels.
         precision: "fp32" or "bf16", for the linear layers. The loss is float32 whatever they compute in.
     """
@@ -28,6 +29,7 @@ class Objective:
     variance: Variance
     loss_weight: LossWeight = "uniform"
     min_snr_gamma: float = 5.0
+    velocity_clamp: float = 0.05
     is_conditional: bool = False
     precision: str = "fp32"
 
@@ -42,7 +44,7 @@ class Objective:
         with linear_precision(self.precision, x_t.device.type):
             output = model(
                 x_t,
-                batch.t,
+                told_timesteps(self.process, batch.t),
                 batch.labels if self.is_conditional else None,
                 label_drop_uniform=batch.label_drop_uniform,
                 drop_path_uniform=batch.drop_path_uniform,
@@ -58,5 +60,6 @@ class Objective:
             variance=self.variance,
             loss_weight=self.loss_weight,
             min_snr_gamma=self.min_snr_gamma,
+            velocity_clamp=self.velocity_clamp,
         )
         return losses["loss"].mean()

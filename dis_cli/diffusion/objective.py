@@ -1,4 +1,4 @@
-"""What the model is trained to output, and the loss on it.
+"""Training targets, the loss on them, and the images that a model's output stands for.
 
 Sources: Ho et al. 2020 (DDPM); Nichol and Dhariwal 2021 (learned variance); Salimans and Ho 2022 (v prediction); Liu et
 al. 2022 (velocity of a rectified flow); Hang et al. 2023 (min-SNR weights).
@@ -11,10 +11,10 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
-from dis_cli.diffusion.flow import ForwardProcess, RectifiedFlow
+from dis_cli.diffusion.flow import ForwardProcess, RectifiedFlow, Timesteps
 from dis_cli.diffusion.schedule import Schedule, check_choice
 
 Prediction: TypeAlias = Literal["epsilon", "v", "x_0", "velocity"]
@@ -35,7 +35,7 @@ def check_objective(process: ForwardProcess, *, prediction: Prediction, variance
     """Refuse an objective that the forward process does not have.
 
     Args:
-        prediction: "velocity" belongs to a rectified flow, the others to a schedule.
+        prediction: "velocity" or "x_0" of a rectified flow; all but "velocity" of a schedule.
         variance: "learned_range" needs a schedule: a flow has no reverse Gaussian.
 
     Raises:
@@ -50,7 +50,7 @@ def check_objective(process: ForwardProcess, *, prediction: Prediction, variance
 def q_sample(
     process: ForwardProcess,
     x_0: Float[Tensor, "b c h w"],
-    t: Int64[Tensor, " b"],
+    t: Timesteps,
     noise: Float[Tensor, "b c h w"],
 ) -> Float[Tensor, "b c h w"]:
     """Noisy images x_t = signal_factor x_0 + noise_factor noise.
@@ -63,18 +63,19 @@ def q_sample(
         t: Index of each image's noise level, 0 to T - 1.
         noise: Standard normal.
     """
-    return _at(process.signal_factor, t, x_0) * x_0 + _at(process.noise_factor, t, x_0) * noise
+    signal, level = _factors(process, t, x_0)
+    return signal * x_0 + level * noise
 
 
 def prediction_target(
     process: ForwardProcess,
     x_0: Float[Tensor, "b c h w"],
-    t: Int64[Tensor, " b"],
+    t: Timesteps,
     noise: Float[Tensor, "b c h w"],
     *,
     prediction: Prediction,
 ) -> Float[Tensor, "b c h w"]:
-    """What the model should output.
+    """The output that the model should have.
 
     Args:
         x_0: Clean images.
@@ -91,7 +92,8 @@ def prediction_target(
         case "epsilon":
             return noise
         case "v":
-            return _at(process.signal_factor, t, x_0) * noise - _at(process.noise_factor, t, x_0) * x_0
+            signal, level = _factors(process, t, x_0)
+            return signal * noise - level * x_0
         case "x_0":
             return x_0
         case "velocity":
@@ -102,7 +104,7 @@ def predict_x_0(
     process: ForwardProcess,
     output: Float[Tensor, "b c h w"],
     x_t: Float[Tensor, "b c h w"],
-    t: Int64[Tensor, " b"],
+    t: Timesteps,
     *,
     prediction: Prediction,
 ) -> Float[Tensor, "b c h w"]:
@@ -118,14 +120,15 @@ def predict_x_0(
         ValueError: Unknown prediction, or one that does not belong to the process.
     """
     _check_prediction(process, prediction)
-    if isinstance(process, RectifiedFlow):
-        return x_t - _at(process.sigmas, t, x_t) * output
     if prediction == "x_0":
         return output
+    signal, level = _factors(process, t, x_t)
+    if isinstance(process, RectifiedFlow):
+        return x_t - level * output
     if prediction == "epsilon":
         factor = _at(process.sqrt_recip_alphas_cumprod, t, x_t)
         return factor * x_t - _at(process.sqrt_recipm1_alphas_cumprod, t, x_t) * output
-    return _at(process.signal_factor, t, x_t) * x_t - _at(process.noise_factor, t, x_t) * output
+    return signal * x_t - level * output
 
 
 def split_output(
@@ -154,7 +157,7 @@ def posterior(
     schedule: Schedule,
     x_0: Float[Tensor, "b c h w"],
     x_t: Float[Tensor, "b c h w"],
-    t: Int64[Tensor, " b"],
+    t: Timesteps,
 ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b 1 1 1"]]:
     """Mean and log variance of q(x_{t-1} | x_t, x_0) (DDPM, equation 7), the variance clipped at t = 0.
 
@@ -171,7 +174,7 @@ def reverse_step(
     schedule: Schedule,
     model_output: Float[Tensor, "b o h w"],
     x_t: Float[Tensor, "b c h w"],
-    t: Int64[Tensor, " b"],
+    t: Timesteps,
     *,
     prediction: Prediction,
     variance: Variance,
@@ -191,18 +194,39 @@ def reverse_step(
     """
     output, share = split_output(model_output, x_t.shape[1], variance=variance)
     pred_x_0 = predict_x_0(schedule, output, x_t, t, prediction=prediction)
-    mean, low = posterior(schedule, pred_x_0, x_t, t)
+    mean, log_variance = reverse_gaussian(schedule, pred_x_0, x_t, t, share, variance=variance)
+    return ReverseStep(mean, log_variance, pred_x_0)
+
+
+def reverse_gaussian(
+    schedule: Schedule,
+    x_0: Float[Tensor, "b c h w"],
+    x_t: Float[Tensor, "b c h w"],
+    t: Timesteps,
+    share: Float[Tensor, "b c h w"] | None,
+    *,
+    variance: Variance,
+) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+    """Mean and log variance of p(x_{t-1} | x_t), given the estimate of x_0 that ``reverse_step`` makes.
+
+    Args:
+        x_0: The estimate.
+        x_t: Noisy images.
+        t: Index of each image's noise level, 0 to T - 1.
+        share: The variance channels of "learned_range".
+        variance: As in ``reverse_step``.
+    """
+    mean, low = posterior(schedule, x_0, x_t, t)
     match variance:
         case "learned_range":
             assert share is not None
             share = (share + 1) / 2
-            log_variance = share * _at(np.log(schedule.betas), t, x_t) + (1 - share) * low
+            return mean, share * _at(np.log(schedule.betas), t, x_t) + (1 - share) * low
         case "fixed_small":
-            log_variance = low.expand_as(x_t)
+            return mean, low.expand_as(x_t)
         case "fixed_large":
             large = np.append(schedule.posterior_log_variance_clipped[:1], np.log(schedule.betas[1:]))
-            log_variance = _at(large, t, x_t).expand_as(x_t)
-    return ReverseStep(mean, log_variance, pred_x_0)
+            return mean, _at(large, t, x_t).expand_as(x_t)
 
 
 def min_snr_weights(process: ForwardProcess, *, prediction: Prediction, gamma: float) -> Float64[np.ndarray, " T"]:
@@ -228,18 +252,33 @@ def min_snr_weights(process: ForwardProcess, *, prediction: Prediction, gamma: f
     return capped / (snr if prediction == "epsilon" else snr + 1.0)
 
 
+def velocity_weights(process: RectifiedFlow, t: Timesteps, *, clamp: float) -> Float64[Tensor, " b"]:
+    """Weight that makes a squared error of x_0 one of the velocity that x_0 stands for: 1 / max(sigma, clamp)^2.
+
+    The velocity is (x_t - x_0) / max(sigma, clamp) for output and target alike (arXiv 2511.13720, whose t is 1 -
+    sigma).
+
+    Args:
+        t: Index of each image's noise level, which may lie between two.
+        clamp: Smallest sigma that is divided by, above 0.
+    """
+    _, sigma = _levels(process, t)
+    return sigma.clamp(min=clamp) ** -2
+
+
 def training_losses(
     process: ForwardProcess,
     model_output: Float[Tensor, "b o h w"],
     x_0: Float[Tensor, "b c h w"],
     x_t: Float[Tensor, "b c h w"],
     noise: Float[Tensor, "b c h w"],
-    t: Int64[Tensor, " b"],
+    t: Timesteps,
     *,
     prediction: Prediction,
     variance: Variance,
     loss_weight: LossWeight = "uniform",
     min_snr_gamma: float = 5.0,
+    velocity_clamp: float = 0.05,
 ) -> dict[str, Float[Tensor, " b"]]:
     """The loss of each image: the mean squared error, plus the variational bound where the variance is learned.
 
@@ -252,10 +291,11 @@ def training_losses(
         x_t: ``q_sample(process, x_0, t, noise)``.
         noise: The noise in x_t.
         t: Index of each image's noise level, 0 to T - 1.
-        prediction: "epsilon", "v" or "x_0"; "velocity" for a rectified flow.
+        prediction: "epsilon", "v" or "x_0"; "velocity" or "x_0" for a rectified flow.
         variance: "learned_range", "fixed_small" or "fixed_large"; the fixed ones do not enter the loss.
         loss_weight: "min_snr" multiplies the squared error, and not the bound, by ``min_snr_weights``.
         min_snr_gamma: The cap of these.
+        velocity_clamp: Smallest sigma of ``velocity_weights``, which a flow's error of x_0 is multiplied by.
 
     Returns:
         "loss", the sum to minimise; "mse", without a weight; and with a learned variance "vb".
@@ -272,6 +312,8 @@ def training_losses(
     if loss_weight == "min_snr":
         weights = min_snr_weights(process, prediction=prediction, gamma=min_snr_gamma)
         weighted = _at(weights, t, mse).flatten() * mse
+    if isinstance(process, RectifiedFlow) and prediction == "x_0":
+        weighted = velocity_weights(process, t, clamp=velocity_clamp).to(mse.dtype) * mse
     if share is None:
         return {"loss": weighted, "mse": mse}
     assert isinstance(process, Schedule)
@@ -284,9 +326,10 @@ def training_losses(
 def _check_prediction(process: ForwardProcess, prediction: Prediction) -> None:
     check_choice("prediction", prediction, Prediction)
     is_flow = isinstance(process, RectifiedFlow)
-    if is_flow != (prediction == "velocity"):
-        got = "a rectified flow" if is_flow else "a schedule of betas"
-        raise ValueError(f"prediction 'velocity' and a rectified flow need each other, got {prediction!r} with {got}")
+    if is_flow and prediction not in ("velocity", "x_0"):
+        raise ValueError(f"a rectified flow predicts 'velocity' or 'x_0', got {prediction!r}")
+    if not is_flow and prediction == "velocity":
+        raise ValueError(f"prediction 'velocity' needs a rectified flow, got {prediction!r} with a schedule of betas")
 
 
 def _variational_bound(schedule: Schedule, step: ReverseStep, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -320,6 +363,27 @@ def _decoder_log_likelihood(x_0: Tensor, step: ReverseStep) -> Tensor:
 def _normal_cdf(x: Tensor) -> Tensor:
     # The published loss uses this approximation (Page 1977), off by up to 3e-4, and not the error function.
     return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x.pow(3))))
+
+
+def _levels(process: ForwardProcess, t: Timesteps) -> tuple[Float64[Tensor, " b"], Float64[Tensor, " b"]]:
+    """Factors of x_0 and of the noise at t."""
+    if not t.is_floating_point():
+        signal, level = (
+            torch.from_numpy(table).to(t.device)[t] for table in (process.signal_factor, process.noise_factor)
+        )
+        return signal, level
+    if isinstance(process, Schedule):
+        raise ValueError("timesteps between two others are for a rectified flow, got a schedule of betas")
+    sigma = process.sigma_at(t)
+    return 1.0 - sigma, sigma
+
+
+def _factors(
+    process: ForwardProcess, t: Timesteps, like: Tensor
+) -> tuple[Float[Tensor, "b 1 1 1"], Float[Tensor, "b 1 1 1"]]:
+    """The same, shaped and typed to multiply images."""
+    signal, level = (factor.to(like.dtype)[:, None, None, None] for factor in _levels(process, t))
+    return signal, level
 
 
 def _at(table: np.ndarray, t: Tensor, like: Tensor) -> Tensor:

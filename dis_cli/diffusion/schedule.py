@@ -8,12 +8,12 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
-ScheduleName: TypeAlias = Literal["linear", "cosine"]
+ScheduleName: TypeAlias = Literal["linear", "scaled_linear", "cosine"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,8 @@ class Schedule:
 
     Args:
         betas: Variance added by each step, above 0 and below 1.
-        timestep_map: The timestep the model is told at each index; 0 to T - 1 unless the schedule was respaced.
+        timestep_map: The timestep the model is told at each index; 0 to T - 1 unless the schedule was respaced, or has
+            an offset.
         num_original_timesteps: Length of the schedule before respacing, in steps.
     """
 
@@ -135,6 +136,22 @@ def linear_betas(num_timesteps: int) -> Float64[np.ndarray, " T"]:
     return np.linspace(scale * 1e-4, scale * 0.02, num_timesteps, dtype=np.float64)
 
 
+def scaled_linear_betas(num_timesteps: int) -> Float64[np.ndarray, " T"]:
+    """Betas whose square roots go from sqrt(0.00085) to sqrt(0.012) in equal steps, scaled by 1000 / T.
+
+    Rombach et al. 2022 (latent diffusion), as their code has it; U-ViT's latent models were trained on it.
+
+    Args:
+        num_timesteps: Number of steps T, at least 13 (the last beta would reach 1 otherwise).
+
+    Raises:
+        ValueError: Fewer than 13 steps.
+    """
+    if num_timesteps < 13:
+        raise ValueError(f"a scaled_linear schedule needs at least 13 timesteps, got {num_timesteps}")
+    return 1000 / num_timesteps * np.linspace(0.00085**0.5, 0.012**0.5, num_timesteps, dtype=np.float64) ** 2
+
+
 def cosine_betas(num_timesteps: int) -> Float64[np.ndarray, " T"]:
     """Betas whose alphas_cumprod is a squared cosine, at most 0.999 each (Nichol and Dhariwal 2021, equation 17).
 
@@ -150,19 +167,23 @@ def cosine_betas(num_timesteps: int) -> Float64[np.ndarray, " T"]:
     return np.array([min(1 - later / earlier, 0.999) for earlier, later in pairwise(signal)])
 
 
-def make_schedule(name: ScheduleName, num_timesteps: int) -> Schedule:
+_BETAS: Final = {"linear": linear_betas, "scaled_linear": scaled_linear_betas, "cosine": cosine_betas}
+
+
+def make_schedule(name: ScheduleName, num_timesteps: int, *, timestep_offset: int = 0) -> Schedule:
     """The named schedule at full length.
 
     Args:
-        name: "linear" or "cosine".
+        name: "linear", "scaled_linear" or "cosine".
         num_timesteps: Number of steps T.
+        timestep_offset: Added to what the model is told: 1 for one that was trained on 1 to T.
 
     Raises:
         ValueError: Unknown name, or too few steps.
     """
     check_choice("schedule", name, ScheduleName)
-    betas = linear_betas(num_timesteps) if name == "linear" else cosine_betas(num_timesteps)
-    return Schedule(betas, np.arange(num_timesteps, dtype=np.int64), num_timesteps)
+    betas = _BETAS[name](num_timesteps)
+    return Schedule(betas, np.arange(num_timesteps, dtype=np.int64) + timestep_offset, num_timesteps)
 
 
 def space_timesteps(num_timesteps: int, spec: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""How far a Frechet distance would move had other images been drawn: an interval by the bootstrap."""
+"""A bootstrap interval of the Frechet distance: its spread had other images been drawn."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class GroupedMoments:
         Args:
             features: One vector per row.
             first: The place of the first in the stream, which decides its group on whatever rank it is.
-            names: What to call their images when one is refused; None calls them by their place in the stream.
+            names: Names of their images, for a refusal; None names them by their place in the stream.
 
         Raises:
             DataError: A vector is not finite.

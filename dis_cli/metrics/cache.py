@@ -1,4 +1,4 @@
-"""What was measured of a set of images, kept in the user's cache folder under a key of their content.
+"""Cached measurements of sets of images, in the user's cache folder under a key of their content.
 
 The key holds all that the numbers depend on, so that a changed image, weight or setting is another entry, and none is
 ever out of date. An entry is a file ``scores/KEY.cache``: the sha256 of the rest in 32 bytes, then safetensors. Nothing
@@ -49,14 +49,14 @@ class ImageDigest:
 
 @dataclass(frozen=True)
 class Key:
-    """What the numbers of an entry depend on.
+    """The key of an entry: all that its numbers depend on.
 
     Args:
-        kind: What they are, such as "statistics".
+        kind: Kind of numbers, such as "statistics".
         images_sha256: Of the images' content (`ImageDigest`); names, sizes and times are not enough.
         extractor_sha256: Of its weights.
-        preprocessing: What it does with an image first.
-        computed: What else moves the numbers: the device, the batch size, the version of torch.
+        preprocessing: Preprocessing of an image.
+        computed: Other influences on the numbers: the device, the batch size, the version of torch.
     """
 
     kind: str
@@ -77,7 +77,7 @@ class ScoreCache:
     """The entries in a folder; any number of processes may use it at once.
 
     Args:
-        folder: Where they lie; None takes ``scores`` in DIS_CACHE_DIR, else in the system's, such as ``~/.cache/dis``.
+        folder: Folder of the entries; None takes ``scores`` in DIS_CACHE_DIR, else in ``~/.cache/dis`` or the like.
     """
 
     def __init__(self, folder: Path | None = None) -> None:

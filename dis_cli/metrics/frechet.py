@@ -56,7 +56,7 @@ def overlap(product: Float[np.ndarray, "d d"]) -> float:
 
 
 def sample_size_notes(generated: Statistics, reference: Statistics) -> list[str]:
-    """What to tell the reader of a distance that was measured with few images; nothing when there are enough.
+    """Notes on a distance that was measured with few images; none when there are enough.
 
     The distance is biased upwards by about ``c / n``, where c depends on the model: distances of different n cannot be
     compared (Chong and Forsyth, 2020).

@@ -13,7 +13,7 @@ SHUFFLE_SEED = 2020
 
 
 def facts(*_: int | None) -> dict[str, object]:
-    """What results say of the parts."""
+    """The facts about the parts, for results."""
     return {"inception_score_parts": NUM_SPLITS}
 
 

@@ -12,23 +12,23 @@ SUBSET_SEED = 2020
 
 
 def subset_size_for(num_generated: int, num_reference: int) -> int:
-    """How many images of each set a subset has: the usual 1,000, or as many as there are."""
+    """The size of a subset of each set: the usual 1,000 images, or as many as there are."""
     return min(SUBSET_SIZE, num_generated, num_reference)
 
 
 def facts(num_generated: int, num_reference: int) -> dict[str, object]:
-    """What results say of the subsets."""
+    """The facts about the subsets, for results."""
     size = subset_size_for(num_generated, num_reference)
     return {"kid_subsets": {"number": NUM_SUBSETS, "size": size, "seed": SUBSET_SEED}}
 
 
 def notes(generated: Float32[Tensor, "n d"], reference: Float32[Tensor, "m d"]) -> list[str]:
-    """What to tell the reader of a distance over subsets that hold nearly everything."""
+    """Notes on a distance over subsets that hold nearly everything."""
     size = subset_size_for(len(generated), len(reference))
     if size == SUBSET_SIZE:
         return []
     return [
-        f"The kernel distance is over subsets of {size:,} images, nearly all there are: its spread says little "
+        f"The kernel distance is over subsets of {size:,} images, nearly all there are: its spread means little "
         f"(papers: {SUBSET_SIZE:,} of many more)"
     ]
 
@@ -48,7 +48,7 @@ def kernel_distance(
 
     Args:
         generated: Features of the scored images.
-        num_subsets: How many pairs of subsets.
+        num_subsets: Number of pairs of subsets.
         subset_size: Images of each subset, drawn without replacement; None takes ``subset_size_for``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Whether generated images are copies of training images."""
+"""Memorization: the share of generated images that are copies of training images."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ class CopyShare:
 
 
 def copy_share(generated: UInt8[Tensor, "n h w c"], train: UInt8[Tensor, "m h w c"]) -> CopyShare:
-    """How many generated images lie closer to the training set than it lies to itself, in L2 over 8-bit pixels.
+    """The share of generated images closer to the training set than it is to itself, in L2 over 8-bit pixels.
 
     The shares do not depend on the scale of the pixels: they are the same in [-1, 1].
 
@@ -58,7 +58,7 @@ def nearest_distances(
 
     Args:
         queries: Images to place.
-        references: Where to look for neighbours.
+        references: Images among which neighbours are sought.
         skip_self: Do not compare an image with the one at its own position; for a set against itself.
     """
     a, b = queries.cpu().flatten(1), references.cpu().flatten(1)

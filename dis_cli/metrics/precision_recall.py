@@ -41,7 +41,7 @@ def precision_recall(
     num_neighbours_density: int = NUM_NEIGHBOURS_DENSITY,
     device: torch.device | str = "cpu",
 ) -> PrecisionRecall:
-    """How the generated and the real images lie among each other; an image's ball reaches to its k-th neighbour.
+    """The overlap of generated and real images; an image's ball reaches to its k-th neighbour.
 
     Precision and recall: Kynkaanniemi et al. (2019). Density and coverage: Naeem et al. (2020), with the edge of a ball
     in it, as with the other two.

@@ -1,4 +1,4 @@
-"""From features to numbers: what each metric needs of two sets of images, kept while they stream by."""
+"""From features to numbers: the needs of each metric, collected while two sets of images stream by."""
 
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dis_cli.dotted import load
 from dis_cli.errors import DataError, UsageError
 from dis_cli.metrics.bootstrap import GroupedMoments, frechet_interval
 from dis_cli.metrics.extractors.base import FEATURES, LOGITS, SPATIAL, Extractor, score_names
@@ -16,12 +17,12 @@ from dis_cli.metrics.images.extraction import UnitOutputs
 from dis_cli.metrics.images.sets import ImageSet
 from dis_cli.metrics.inception_score import Spread
 from dis_cli.metrics.statistics import Moments, Statistics, require_finite
-from dis_cli.metrics.table import METRICS, load, without_reference
+from dis_cli.metrics.table import METRICS, without_reference
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What is kept of a set of images.
+    """The data kept of a set of images.
 
     Attributes:
         statistics: Mean and covariance of the features.
@@ -39,22 +40,22 @@ class Needs:
 
     @property
     def outputs(self) -> set[str]:
-        """Which of an extractor's outputs that takes."""
+        """The extractor's outputs that this takes."""
         of_features = {FEATURES} if self.statistics or self.features or self.groups else set[str]()
         return of_features | ({SPATIAL} if self.spatial else set()) | ({LOGITS} if self.sums else set())
 
 
 @dataclass
 class Collected:
-    """What is known of a set of images; None where it was not asked for.
+    """The data of a set of images; None where they were not asked for.
 
     Attributes:
-        count: How many there are; None when a file of statistics does not say.
+        count: Their number; None when a file of statistics does not say.
         features: All of them, float32, on the CPU.
         sums: The metrics of the logits.
         groups: For the bootstrap.
-        sizes: How many images there are of each height and width.
-        remarks: How many were changed when they were read, by what was done.
+        sizes: Number of images of each height and width.
+        remarks: Number of images changed on reading, by the change.
         sha256: Of the images' content, where it was looked at; else empty.
     """
 
@@ -110,7 +111,7 @@ class Collector:
         self._remarks += part.remarks
 
     def collected(self) -> Collected:
-        """What is known of all images."""
+        """The data of all images."""
         return Collected(
             count=len(self._images),
             statistics=None if self._moments is None else self._moments.statistics(),
@@ -154,16 +155,21 @@ def choose_metrics(
     available = without_reference() if available is None else available
     possible = [name for name, row in METRICS.items() if row.output in extractor.sizes]
     for name in asked:
+        if name != "all" and METRICS[name].needs == "model":
+            raise UsageError(
+                f"{name} is of a model and held-out images, not of images that are scored",
+                f"Try `dis eval-fid --ckpt RUN --metrics {name}`",
+            )
         if name != "all" and name not in possible:
             raise UsageError(
-                f"{extractor.name} has no {METRICS[name].output}, which {name} is measured with",
+                f"{extractor.name} has no {METRICS[name].output} output, which {name} needs",
                 f"It allows {', '.join(possible)}",
             )
         if name != "all" and name not in available:
             spatial = ", here without those of the spatial features" if METRICS[name].needs == "spatial" else ""
             raise UsageError(
-                f"{name} needs the features of all images to compare with, and a file of statistics has their mean and "
-                f"covariance{spatial}",
+                f"{name} needs the features of all images to compare with, but a file of statistics has only their "
+                f"mean and covariance{spatial}",
                 f"Give the images themselves with `--ref`, or take `--metrics {','.join(available)}`",
             )
     everything = [name for name in possible if name in available] if "all" in asked else []
@@ -171,7 +177,7 @@ def choose_metrics(
 
 
 def needs_of(metrics: Collection[str], *, interval: bool = False) -> Needs:
-    """What scored images are to be asked for."""
+    """The data needed of scored images."""
     kept = {METRICS[name].needs for name in metrics}
     return Needs(
         statistics="statistics" in kept,
@@ -183,7 +189,7 @@ def needs_of(metrics: Collection[str], *, interval: bool = False) -> Needs:
 
 
 def reference_needs(metrics: Collection[str]) -> Needs:
-    """What the images that they are compared with are to be asked for."""
+    """The data needed of the reference images."""
     return needs_of([name for name in metrics if METRICS[name].needs_reference])
 
 
@@ -195,7 +201,7 @@ def require_enough(metrics: Collection[str], count: int, what: str) -> None:
     """
     for name in metrics:
         if count < METRICS[name].fewest:
-            raise DataError(f"{name} needs {METRICS[name].fewest} images or more, and there are {count} {what}")
+            raise DataError(f"{name} needs {METRICS[name].fewest} images or more, but there are {count} {what}")
 
 
 def numbers(
@@ -208,11 +214,11 @@ def numbers(
     """All metrics, under the names that the extractor allows.
 
     Args:
-        metrics: Which of METRICS.
+        metrics: Names in METRICS.
         scored: The images that are scored.
-        reference: What they are compared with; None when no metric needs it.
-        extractor: What looked at both.
-        device: Where distances between features are computed.
+        reference: The images to compare with; None when no metric needs it.
+        extractor: The extractor of both.
+        device: Device of distances between features.
     """
     names = score_names(extractor)
     computed: dict[str, Any] = {}
@@ -238,7 +244,7 @@ def numbers(
 
 
 def _kept(metric: str, scored: Collected, reference: Collected | None) -> list[Any]:
-    """What a metric is computed from, of the scored images and of the reference."""
+    """The inputs of a metric, from the scored images and from the reference."""
     row = METRICS[metric]
     kept = [getattr(each, row.needs) for each in ([scored, reference] if row.needs_reference else [scored])]
     assert None not in kept
@@ -256,10 +262,10 @@ def interval_of(scored: Collected, reference: Collected, extractor: Extractor) -
 def notes_on(
     scored: Collected, reference: Collected | None, *, metrics: Collection[str] = (), what: str = "scored"
 ) -> list[str]:
-    """What the reader of the numbers should know about the images.
+    """Notes on the images, for readers of the numbers.
 
     Args:
-        what: What to call the first.
+        what: Noun for the first.
     """
     notes: list[str] = []
     for kind, found in ((what, scored), ("reference", reference)):
@@ -270,7 +276,7 @@ def notes_on(
             (height, width), most = found.sizes.most_common(1)[0]
             notes.append(
                 f"The {kind} images are of {len(found.sizes):,} sizes, most ({most:,}) of {width}x{height}: each is "
-                "resized to what the extractor takes, uncut"
+                "resized to the extractor's input, without cropping"
             )
     for name in metrics:
         if (place := METRICS[name].notes) is not None:

@@ -75,7 +75,7 @@ class Moments:
         self._num_waiting = 0
 
     def __len__(self) -> int:
-        """How many vectors were added."""
+        """The number of added vectors."""
         return self._count + self._num_waiting
 
     def update(self, features: Float[Tensor, "b d"], names: Sequence[str] | None = None) -> None:
@@ -83,7 +83,7 @@ class Moments:
 
         Args:
             features: One vector per row.
-            names: What to call their images when one is refused; None calls them by their place in the stream.
+            names: Names of their images, for a refusal; None names them by their place in the stream.
 
         Raises:
             DataError: A vector is not finite.
@@ -196,7 +196,7 @@ def require_finite(features: Float[Tensor, "b d"], first: int, names: Sequence[s
     Args:
         features: One vector per row.
         first: The place of the first in its stream.
-        names: What to call their images; None calls them by their place.
+        names: Names of their images; None names them by their place.
 
     Raises:
         DataError: Names the first image whose features hold NaN or infinite values.

@@ -34,12 +34,12 @@ _MAKE_HINT: Final = "`dis eval-fid stats --data PATH --out FILE.npz` makes one w
 
 @dataclass(frozen=True)
 class Reference:
-    """What images are compared with.
+    """The reference that images are compared with.
 
     Args:
         spatial: Of the spatial features, for sFID; None without them.
         made_with: The ``identity`` of the extractor; None when the file does not say, as ADM's do not.
-        data: What to call the images.
+        data: Name of the images.
         data_sha256: Of their content; empty when not known.
     """
 
@@ -95,7 +95,7 @@ def require_same_extractor(reference: Reference, extractor: Extractor, path: Pat
     """Make sure that statistics can be compared with an extractor's features.
 
     Args:
-        extractor: What looks at the images to be scored.
+        extractor: Extractor of the images to be scored.
 
     Returns:
         What to tell the user when the file does not say what it was made with; None when it does.
@@ -128,10 +128,10 @@ def require_same_extractor(reference: Reference, extractor: Extractor, path: Pat
         return None
     if not isinstance(extractor, InceptionFeatures):
         raise MismatchError(
-            f"`{path}` does not say what it was made with, and is taken to be Inception's, not {extractor.name}'s",
+            f"`{path}` does not name its extractor, and is taken to be Inception's, not {extractor.name}'s",
             _MAKE_HINT,
         )
-    return f"`{path}` does not say what it was made with: it is taken to be of the published Inception"
+    return f"`{path}` does not name its extractor: the published Inception is assumed"
 
 
 def _statistics(file: NpzFile, path: Path, mu: str, sigma: str, count: int | None) -> Statistics:

@@ -1,4 +1,4 @@
-"""What every backbone is: the network between a noisy grid and what is predicted of it."""
+"""The contract of a backbone: the network between a noisy grid and its prediction."""
 
 import abc
 from collections.abc import Iterable
@@ -49,6 +49,11 @@ class Backbone(nn.Module, abc.ABC):
     def num_drop_path(self) -> int:
         """How many drop-path decisions a training forward takes per sample."""
         return 0
+
+    @property
+    def fixed_batch(self) -> int:
+        """Images that a forward outside training computes at a time, whatever it is given: fewer cost as much."""
+        return 1
 
     @property
     def device(self) -> torch.device:

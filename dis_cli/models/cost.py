@@ -1,5 +1,6 @@
-"""What a model of any family costs: the settings that decide it, parameters and operations, bytes. No torch."""
+"""The cost of a model of any family: the settings that decide it, parameters, operations, bytes. No torch."""
 
+import abc
 from collections.abc import Callable, Set
 from dataclasses import Field, dataclass, field
 from typing import Any, ClassVar, Final
@@ -11,7 +12,7 @@ CONVENTIONS: Final[dict[str, str]] = {
 }
 
 
-class ModelShape:
+class ModelShape(abc.ABC):
     """The settings of a model that decide what it computes: its weights, operations and memory.
 
     A family adds its own: a frozen dataclass whose fields are named as the arguments of its network.
@@ -52,19 +53,46 @@ class ModelShape:
         return None
 
     @property
+    @abc.abstractmethod
     def width(self) -> int:
         """Channels of the layers that do most of the work, which a machine's speed is measured with."""
-        raise NotImplementedError
+
+    @property
+    @abc.abstractmethod
+    def label(self) -> str:
+        """The size in short, such as XL."""
+
+    @property
+    @abc.abstractmethod
+    def layers(self) -> str:
+        """Depth and width in words, such as "7 blocks of width 96"."""
+
+
+class StackShape(ModelShape):
+    """The settings of a model whose blocks all work on tokens of one width.
+
+    Attributes:
+        embed_dim: Width of a token, in channels.
+        depth: Number of blocks.
+    """
+
+    embed_dim: int
+    depth: int
+
+    @property
+    def width(self) -> int:
+        """Of a token, in channels."""
+        return self.embed_dim
 
     @property
     def label(self) -> str:
-        """The size in short, such as XL."""
-        raise NotImplementedError
+        """Such as XL; width and blocks where the size has no name."""
+        return self.size.upper() if self.size else f"{self.embed_dim}x{self.depth}"
 
     @property
     def layers(self) -> str:
-        """Depth and width in words, such as "7 blocks of width 96"."""
-        raise NotImplementedError
+        """Depth and width in words."""
+        return f"{self.depth} blocks of width {self.embed_dim}"
 
 
 @dataclass(frozen=True)
@@ -72,7 +100,7 @@ class LayerCost:
     """What one kind of layer costs, summed over the blocks.
 
     Args:
-        parameters: Trainable parameters.
+        parameters: Its parameters.
         macs: MACs of a forward for one image.
         elementwise_macs: Multiplications that a fused scan hides; not in ``macs``.
         published_macs: What the published convention counts here.
@@ -106,7 +134,7 @@ class Flops:
 
     @property
     def parameters(self) -> int:
-        """Trainable parameters; a backbone has no other state."""
+        """Parameters: a backbone has no other state, and all but a table of fixed positions are trained."""
         return self._sum(lambda part: part.parameters)
 
     @property

@@ -3,6 +3,7 @@
     config.toml run.json events.jsonl log.txt checkpoints/step-*/ samples/ evaluations/
     latents/ when the run encoded its images itself
     tensorboard/ wandb/ wandb-id.txt when it is shown there
+    report.html when `dis report` or ``train.report`` wrote its page
 
 Two hidden files stand beside them while a process holds the run: the lock, and a note on who holds it.
 """
@@ -62,7 +63,7 @@ class RunDir:
 
     @property
     def log_path(self) -> Path:
-        """What was shown to the user, as plain text."""
+        """The messages shown to the user, as plain text."""
         return self.path / "log.txt"
 
     @property
@@ -96,7 +97,7 @@ class RunDir:
 
     @property
     def wandb_id_path(self) -> Path:
-        """What Weights & Biases knows the run by, so that a later start continues its curves."""
+        """The run's id at Weights & Biases, so that a later start continues its curves."""
         return self.path / "wandb-id.txt"
 
     def holder(self) -> "Holder | None":
@@ -137,7 +138,7 @@ class RunDir:
         """
         mine = (self.config_path, self.run_json, self.events_path, self.log_path)
         mine += (self.checkpoints, self.samples, self.evaluations)
-        mine += (self.tensorboard, self.wandb_id_path, self.path / "wandb")
+        mine += (self.tensorboard, self.wandb_id_path, self.path / "wandb", self.path / "report.html")
         found = [path for path in mine if path.exists()]
         if not found:
             return None
@@ -273,6 +274,15 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     Lines that a kill or a power cut left unreadable are passed over.
     """
     return [record for _, record in _records(path.read_bytes() if path.exists() else b"")]
+
+
+def read_facts(run: RunDir) -> dict[str, Any]:
+    """What ``run.json`` says of the last start of a run; empty where there is none that can be read."""
+    try:
+        facts = json.loads(run.run_json.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 @dataclass(frozen=True)

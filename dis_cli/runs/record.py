@@ -1,4 +1,4 @@
-"""What a training run writes down about itself: ``run.json``, ``events.jsonl``, ``log.txt`` and the trackers."""
+"""A training run's record of itself: ``run.json``, ``events.jsonl``, ``log.txt`` and the trackers."""
 
 import json
 import platform
@@ -27,7 +27,7 @@ class Recorder:
     Args:
         run: The run's folder, which this process holds.
         log_every: Steps between lines of the log.
-        trackers: Where steps and scores are shown besides.
+        trackers: Trackers of steps and scores.
     """
 
     def __init__(self, run: RunDir, *, log_every: int, trackers: Trackers) -> None:
@@ -66,6 +66,7 @@ def write_run_json(
     parameters: int,
     engine: ChosenEngine,
     precision: Precision,
+    lineage: object = None,
 ) -> None:
     """Write down what this start of the run works with; its settings too, since people edit ``config.toml``."""
     facts = {
@@ -84,6 +85,8 @@ def write_run_json(
         "parameters": parameters,
         "config": config.model_dump(mode="json"),
     }
+    # The model that the run began with.
+    facts |= {} if lineage is None else {"lineage": lineage}
     atomic_write_text(run.run_json, json.dumps(facts, indent=2) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""What the run folders below a folder say about their runs. Reads only, holds no lock, and imports no torch."""
+"""A summary of the runs below a folder. Reads only, holds no lock, and imports no torch."""
 
 import contextlib
 import json
@@ -7,15 +7,16 @@ import mmap
 import os
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from dis_cli.errors import UsageError
-from dis_cli.metrics.table import judges, scores_in_results
-from dis_cli.runs.folder import RunDir
+from dis_cli.metrics.table import EPSILON_ERROR, OF_MODEL, judges, scores_in_results
+from dis_cli.metrics.table import Score as Named
+from dis_cli.runs.folder import RunDir, read_facts
 from dis_cli.text_files import read_text
 
 # Every line but those of steps, of which there can be a million. JSON escapes quotes, so no text can hold this.
@@ -59,18 +60,21 @@ class _Found:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """What is known of a run; None for what is not.
+    """The facts about a run; None where one is unknown.
 
     Args:
         loss: That of the last step; None also when it was not finite.
         best: The best score, of the kind that ``train.best_metric`` chooses when there is one. Only scores of equal
             extractor, reference, split and number of images are compared: those of most images, and of several such
             kinds those of the one that was measured last.
+        held_out: The last error of epsilon on held-out images while training (``train.validate_every``).
         status: "running", "finished" (the last step was taken), "stopped" (by a signal or by ``train.max_minutes``),
             "failed" (an error), "imported" (from a file, not trained), or "killed" (none of these: it ended without a
             word).
-        detail: What the user was told when it stopped or failed; the process that runs it.
+        detail: Message to the user when it stopped or failed; the process that runs it.
         updated: When it last wrote something down.
+        parameters: How many the model has.
+        settings: As they are recorded, by section.
     """
 
     path: Path
@@ -79,9 +83,12 @@ class RunSummary:
     steps: int | None
     loss: float | None
     best: Score | None
+    held_out: Score | None
     status: Status
     detail: str | None
     updated: datetime
+    parameters: int | None
+    settings: Mapping[str, Any]
     problems: tuple[str, ...]
 
 
@@ -105,9 +112,10 @@ def find_runs(root: Path) -> list[RunSummary]:
 
 
 def summarize_run(folder: Path) -> RunSummary:
-    """What a run folder says about its run; whatever is damaged in it is passed over and named in ``problems``."""
+    """The summary of a run folder; damaged files in it are passed over and named in ``problems``."""
     run, problems = RunDir(folder), list[str]()
-    config = _read_config(run, problems)
+    facts = read_facts(run)
+    config = _read_config(run, facts, problems)
     train: dict[str, Any] = config["train"] if isinstance(config.get("train"), dict) else {}
     last, others = _read_events(run.events_path, problems)
     announced = [record.get("total") for record in others if record.get("event") == "started"]
@@ -115,20 +123,25 @@ def summarize_run(folder: Path) -> RunSummary:
     step = last.get("step")
     data: dict[str, Any] = config["data"] if isinstance(config.get("data"), dict) else {}
     foreign = data.get("source", "digits") not in ("digits", "latents")
-    names = list(scores_in_results())
-    found = [*_scores_of_training(others, names), *_scores_of_evaluations(run.evaluations, names, problems)]
-    status, detail = _status(run, step, steps, others)
-    name = config.get("name")
+    known = scores_in_results()
+    names = list(known)
+    while_training = [*_scores_of_training(others, names)]
+    found = [*while_training, *_scores_of_evaluations(run.evaluations, names, problems)]
+    status, detail = _status(run, step, steps, others, facts)
+    name, parameters = config.get("name"), facts.get("parameters")
     return RunSummary(
         path=folder,
         preset=name if isinstance(name, str) else None,
         step=step,
         steps=steps,
         loss=_finite(last.get("loss")),
-        best=_best(found, str(train.get("best_metric")), foreign=foreign),
+        held_out=_last_held_out(while_training),
+        best=_best(found, known, str(train.get("best_metric")), foreign=foreign),
         status=status,
         detail=detail,
         updated=_last_change(run),
+        parameters=parameters if isinstance(parameters, int) else None,
+        settings=config,
         problems=tuple(problems),
     )
 
@@ -141,13 +154,11 @@ def _run_folders(root: Path) -> Iterator[Path]:
         names[:] = sorted(name for name in names if not name.startswith(".") and not (is_run and name in _NOT_SEARCHED))
 
 
-def _read_config(run: RunDir, problems: list[str]) -> dict[str, Any]:
-    # Not through the schema: a run of another version is shown as well.
-    with contextlib.suppress(OSError):
-        # People edit the other file, for a start that is still to come.
-        config = _record(run.run_json.read_bytes()).get("config")
-        if isinstance(config, dict):
-            return config
+def _read_config(run: RunDir, facts: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+    # Not through the schema: a run of another version is shown as well. People edit the other file, for a start that
+    # is still to come.
+    if isinstance(config := facts.get("config"), dict):
+        return config
     try:
         return tomllib.loads(read_text(run.config_path))
     except (OSError, ValueError, RecursionError) as error:
@@ -229,7 +240,7 @@ def _scores(record: dict[str, Any], written: tuple[int, int], names: list[str]) 
     extractor = record.get("features_sha256") or record.get("features")
     num_samples, step = record.get("num_samples"), record.get("step")
     for name in names:
-        value = _finite(record.get(name))
+        value = _finite(record[name]) if name in record else None
         if value is not None:
             score = Score(
                 metric=name,
@@ -255,11 +266,17 @@ def _finite(value: object) -> float | None:
     return None
 
 
-def _best(found: list[_Found], wanted: str, *, foreign: bool) -> Score | None:
+def _last_held_out(found: list[_Found]) -> Score | None:
+    scores = [each.score for each in found if each.score.metric == EPSILON_ERROR]
+    return scores[-1] if scores else None
+
+
+def _best(found: list[_Found], known: Mapping[str, Named], wanted: str, *, foreign: bool) -> Score | None:
     """The best of the scores of one name and of equal conditions: those cannot be compared with others."""
-    known = scores_in_results()
     order = (*judges(wanted), *judges("distance"), "class_accuracy", *known)
-    order = [name for name in dict.fromkeys(order) if name in known]
+    # Losses are no scores of images, unless they are what the run is judged by.
+    losses = {OF_MODEL, EPSILON_ERROR} - {*judges(wanted)}
+    order = [name for name in dict.fromkeys(order) if name in known and name not in losses]
     # What digits alone can be judged by comes last for other data, and says so.
     of_digits = [name for name in order if foreign and (name.endswith("_digits") or name == "class_accuracy")]
     for name in (*(name for name in order if name not in of_digits), *of_digits):
@@ -273,7 +290,7 @@ def _best(found: list[_Found], wanted: str, *, foreign: bool) -> Score | None:
 
 
 def _status(
-    run: RunDir, step: int | None, steps: int | None, records: list[dict[str, Any]]
+    run: RunDir, step: int | None, steps: int | None, records: list[dict[str, Any]], facts: dict[str, Any]
 ) -> tuple[Status, str | None]:
     holder = run.holder()
     if holder is not None:
@@ -289,10 +306,8 @@ def _status(
                 return "failed" if reason == "error" else "stopped", str(record.get("message"))
             case _:
                 pass
-    with contextlib.suppress(OSError):
-        imported = _record(run.run_json.read_bytes()) if step is None else {}
-        if "imported" in imported:
-            return "imported", None
+    if step is None and "imported" in facts:
+        return "imported", None
     return "killed", None
 
 

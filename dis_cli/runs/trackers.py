@@ -1,4 +1,4 @@
-"""Where steps, scores and pictures are shown besides ``events.jsonl``: TensorBoard and Weights & Biases.
+"""Trackers of steps, scores and pictures besides ``events.jsonl``: TensorBoard and Weights & Biases.
 
 Both get the field names of ``events.jsonl`` as keys. They only watch: once training has begun, one that fails is closed
 and said so, and the training goes on. Nothing here imports torch before a tracker is opened.
@@ -31,11 +31,11 @@ _SECONDS_TO_FINISH = 20.0
 
 
 class Tracker(Protocol):
-    """What shows a run. Any of its methods may raise anything."""
+    """A tracker, which shows a run. Any of its methods may raise anything."""
 
     @property
     def name(self) -> str:
-        """What ``train.trackers`` calls it."""
+        """Its name in ``train.trackers``."""
         ...
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -60,7 +60,7 @@ class Trackers:
 
     Args:
         first_step: The step that training continues from.
-        notes: What there is to say about their opening; the first ``record`` returns it.
+        notes: Notes on their opening; the first ``record`` returns it.
     """
 
     def __init__(self, trackers: Sequence[Tracker], *, first_step: int = 0, notes: Sequence[Note] = ()) -> None:
@@ -218,7 +218,7 @@ class _Wandb:
             atomic_write_text(run.wandb_id_path, f"{identity}\n")
         except Exception as error:
             raise MissingResourceError(
-                f"train.trackers asks for wandb, which cannot begin: {first_line(error)}",
+                f"train.trackers asks for wandb, which cannot start: {first_line(error)}",
                 "Run `wandb login`, keep the curves on this disk with WANDB_MODE=offline, or leave it out",
             ) from error
         if reason:

@@ -1,4 +1,4 @@
-"""What a process computes on, and the processes that it works with; whether torch can compile for its device."""
+"""The device of a process and its peers; and a check that torch can compile for the device."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ class Process:
     """This process of a job.
 
     Attributes:
-        device: What it computes on.
+        device: Device of the computation.
         group: All processes of the job.
         stop: The signals that this one has received.
     """
@@ -45,10 +45,10 @@ def join_job(
     """Work with all processes of the job until ``held`` is left; errors are those of `join_process_group`.
 
     Args:
-        device: What this one computes on.
+        device: Device of this process.
         held: Whatever has to end with the work.
         alone: Need no others, as a process that only looks.
-        stop: Where the caller notes signals already; None notes them here.
+        stop: The caller's note of signals; None notes them here.
     """
     stop = stop or held.enter_context(stop_on_signals())
     meeting = None if alone else (yield from meet(stop))
@@ -94,7 +94,7 @@ def require_compiler(device: torch.device, asked: str = "`train.compile`: got tr
     installed would say less: it also needs Python's headers, and on a GPU Triton.
 
     Args:
-        asked: What asked for it, for the beginning of the message.
+        asked: Origin of the request, for the beginning of the message.
 
     Raises:
         ConfigError: It cannot.

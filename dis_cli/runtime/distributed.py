@@ -1,4 +1,4 @@
-"""Which share of the work is this process's: told by `torchrun` in the environment, or by the user."""
+"""This process's share of the work, as `torchrun` or the user tells it."""
 
 import os
 import re
@@ -23,7 +23,7 @@ class WorkShare:
     together: bool = True
 
     def holds(self, item: int) -> bool:
-        """Whether an item belongs to this part."""
+        """True if an item belongs to this part."""
         return item % self.count == self.index
 
 
@@ -46,7 +46,7 @@ def part_from_environment() -> WorkShare:
 
 
 def require_meeting_place(part: WorkShare) -> str:
-    """Where the processes of a job meet, as HOST:PORT.
+    """The meeting place of a job's processes, as HOST:PORT.
 
     Raises:
         UsageError: The environment does not say.
@@ -76,7 +76,7 @@ def local_rank() -> int:
 
 
 def local_world_size() -> int:
-    """How many processes `torchrun` started on this machine; 1 when this one was started alone.
+    """The number of processes that `torchrun` started on this machine; 1 when this one was started alone.
 
     Raises:
         UsageError: The environment says something else.
@@ -104,7 +104,7 @@ def parse_part(text: str) -> WorkShare:
     index, count = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= index <= count:
         raise UsageError(
-            f"WorkShare must be i/n with i from 1 to n, got `{text}`",
+            f"--part must be i/n with i from 1 to n, got `{text}`",
             "With two processes, give one `--part 1/2` and the other `--part 2/2`",
         )
     return WorkShare(index - 1, count, together=False)

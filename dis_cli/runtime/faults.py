@@ -1,4 +1,4 @@
-"""A place for tests to make things go wrong: named points that the work passes, which do nothing by themselves."""
+"""Injected faults for tests: named points that the work passes, which do nothing by themselves."""
 
 from collections.abc import Callable
 from typing import Any

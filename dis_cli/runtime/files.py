@@ -83,7 +83,7 @@ def require_replaceable(path: Path, data: bytes, *, option: str) -> None:
 
     Args:
         path: The file that the user named.
-        option: How the user named it, such as "--plot".
+        option: Option that named it, such as "--plot".
 
     Raises:
         UsageError: It is there, and holds something else.
@@ -260,7 +260,7 @@ def storage_error(path: Path, error: OSError, needed: int | None = None, *, acti
     """The error to show when the operating system refused to write.
 
     Args:
-        path: What was to be written, under the name the user knows.
+        path: Path that was to be written, under the name the user knows.
         needed: Size of what was to be written, in bytes; None when unknown.
     """
     facts = [] if needed is None else [f"needs {needed:,} bytes"]

@@ -17,7 +17,7 @@ class Memory(NamedTuple):
 
     Args:
         total_bytes: All of it; None when the system does not say.
-        free_bytes: What programs can still get without swapping, caches that can be given up included; None likewise.
+        free_bytes: Memory that programs can get without swapping, with caches that can be given up; None likewise.
     """
 
     total_bytes: int | None
@@ -34,7 +34,7 @@ def cpu_name() -> str:
 
 
 def cache_folder() -> Path:
-    """Where results are kept that can be made again: DIS_CACHE_DIR, else the user's, such as ``~/.cache/dis``."""
+    """The folder of results that can be made again: DIS_CACHE_DIR, else the user's, such as ``~/.cache/dis``."""
     # Imported here: only this needs it.
     import platformdirs
 
@@ -74,7 +74,7 @@ def memory_in_use(device: "torch.device") -> int | None:
 
 
 def resident_bytes() -> int | None:
-    """What this process holds in main memory; None when unknown."""
+    """The main memory held by this process, in bytes; None when unknown."""
     with contextlib.suppress(OSError, AttributeError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return None

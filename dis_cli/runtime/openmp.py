@@ -1,4 +1,4 @@
-"""How OpenMP's threads wait for each other. Nothing here imports torch, which reads it once, when it is loaded.
+"""The waiting of OpenMP's threads. Nothing here imports torch, which reads the setting once, on import.
 
 The threads of a training step meet at a barrier hundreds of times. GNU OpenMP lets those that come early spin 300,000
 turns before they sleep: on a core that another program wants, that keeps away the very thread which is waited for.
@@ -19,10 +19,10 @@ _set_by_dis: list[str] = []
 
 @dataclass(frozen=True)
 class Waiting:
-    """How threads wait.
+    """The waiting of threads.
 
     Args:
-        variable: What says so, or would: "GOMP_SPINCOUNT" or "OMP_WAIT_POLICY".
+        variable: Variable that says so, or would: "GOMP_SPINCOUNT" or "OMP_WAIT_POLICY".
         value: Its value; None when it is not set, and OpenMP does as it likes.
         set_by: "dis" or "environment"; None when it is not set.
     """
@@ -40,7 +40,7 @@ def limit_spinning() -> None:
 
 
 def waiting() -> Waiting:
-    """How threads wait in this process."""
+    """The waiting of threads in this process."""
     # The count goes before the policy, as in GNU OpenMP.
     variable = next((name for name in (_SPIN, _POLICY) if name in os.environ), None)
     if variable is None:

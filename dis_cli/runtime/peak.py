@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices: what the speed of training is a share of."""
+"""The speed of this machine at matrix products, of which training reaches a share."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Which numbers the linear layers compute in: float32, or bfloat16 where that is faster.
+"""The precision of the linear layers: float32, or bfloat16 where that is faster.
 
 Only matrix products change: parameters, residual stream, scan, statistics of norms, loss and optimizer stay float32.
 """
@@ -47,7 +47,7 @@ def choose_precision(requested: str, device: torch.device, width: int) -> Precis
     """
     if requested != "auto":
         _check_name(requested)
-        return Precision(requested, "it was asked for")
+        return Precision(requested, "chosen in the settings")
     if device.type == "cuda":
         with torch.cuda.device(device):
             # Emulation works on every GPU, and is slower than float32.
@@ -56,7 +56,7 @@ def choose_precision(requested: str, device: torch.device, width: int) -> Precis
             return Precision("bf16", "the GPU has bfloat16 matrix instructions")
         return Precision("fp32", "the GPU has no bfloat16 matrix instructions")
     if device.type != "cpu":
-        return Precision("fp32", f"nothing is known about bfloat16 on {device.type}")
+        return Precision("fp32", f"bfloat16 is untested on {device.type}")
     if not cpu_bf16_instructions():
         return Precision("fp32", "the processor has no bfloat16 matrix instructions")
     seconds = linear_seconds(width, device)
@@ -64,8 +64,7 @@ def choose_precision(requested: str, device: torch.device, width: int) -> Precis
     name = "bf16" if speedup >= WORTHWHILE_SPEEDUP else "fp32"
     return Precision(
         name,
-        f"a linear layer of width {width} was {speedup:.2f} times as fast in bf16, "
-        f"which is taken from {WORTHWHILE_SPEEDUP}",
+        f"bf16 runs layers of width {width} at {speedup:.2f}x the speed of fp32 here (threshold {WORTHWHILE_SPEEDUP}x)",
     )
 
 
@@ -101,7 +100,7 @@ def best_seconds(work: Mapping[str, Callable[[], object]], device: torch.device)
 
     Args:
         work: By name; each is called at least three times, the first time to build what later calls reuse.
-        device: What it runs on, waited for at the end of each call.
+        device: Device of the calls, waited for at the end of each call.
     """
     best = dict.fromkeys(work, float("inf"))
     rounds, end = 0, 0.0

@@ -51,7 +51,7 @@ class ProcessGroup:
     """All ranks of a job as one of them sees them. Every method has to be called by all ranks, in the same order.
 
     Args:
-        part: Which rank this is, of how many.
+        part: Rank and number of ranks.
         peers: Through whom they leave word; None when there is only one.
     """
 
@@ -64,7 +64,7 @@ class ProcessGroup:
 
     @property
     def is_leader(self) -> bool:
-        """Whether this rank speaks and writes for all."""
+        """True if this rank speaks and writes for all."""
         return self.rank == 0
 
     def sum(self, values: Sequence[float]) -> list[float]:
@@ -87,7 +87,7 @@ class ProcessGroup:
         return reduced.tolist()
 
     def from_leader(self, make: Callable[[], T]) -> T:
-        """What ``make`` returns on the leader, on every rank; it must be picklable, and is called there only."""
+        """The leader's result of ``make``, on every rank; it must be picklable, and is made there only."""
         if self.world_size == 1:
             return make()
         box: list[Any] = [make() if self.is_leader else None]
@@ -118,7 +118,7 @@ class ProcessGroup:
         """Return on every rank once the leader has called it too, however long that takes.
 
         Args:
-            state: How far the work is, for the message of ``Interrupted``.
+            state: Progress of the work, for the message of ``Interrupted``.
 
         Raises:
             Interrupted: This rank was asked to stop while it waited.
@@ -202,12 +202,12 @@ def meet(stop: StopRequest) -> Generator[Waiting, None, Meeting | None]:
     threading.Thread(target=rendezvous_with_all, daemon=True, name="rendezvous").start()
     told_at: float | None = time.monotonic() + _SILENT_SECONDS
     while not wait([meeting], timeout=_POLL_SECONDS).done:
-        stop.obey("the other processes have not come")
+        stop.obey("the other processes have not arrived")
         if told_at is not None and time.monotonic() >= told_at:
             told_at = None
             yield Waiting(
                 message=f"Waiting for the other processes of the job: RANK={part.index} and WORLD_SIZE={part.count} "
-                f"are set, so {part.count} have to meet at {place} (MASTER_ADDR and MASTER_PORT). Ctrl-C ends the "
+                f"are set, so {part.count} must meet at {place} (MASTER_ADDR and MASTER_PORT). Ctrl-C stops the "
                 f"waiting. {WORK_ALONE}"
             )
     with _reaching_others(part):
@@ -243,8 +243,8 @@ def join_process_group(device: torch.device, meeting: Meeting | None = None) -> 
     where it is not, the others end with it at their next word to each other.
 
     Args:
-        device: Where this rank's tensors are: gradients travel by NCCL between GPUs, by gloo between CPUs.
-        meeting: What `meet` returned; None meets the others here.
+        device: Device of this rank's tensors: gradients travel by NCCL between GPUs, by gloo between CPUs.
+        meeting: Result of `meet`; None meets the others here.
 
     Raises:
         DisError: The ranks cannot reach each other.
@@ -281,7 +281,7 @@ def join_process_group(device: torch.device, meeting: Meeting | None = None) -> 
 
 
 class _Peers:
-    """What a rank says to the others when it leaves, and hears of them."""
+    """The last words of a rank to the others, and theirs to it."""
 
     def __init__(self, store: Store, rank: int, world_size: int) -> None:
         self.store = store
@@ -321,7 +321,7 @@ class _Peers:
         if not is_broken:
             return None
         gone = PeerError(
-            f"Another process of the job is gone without a word: {first_line(error)[:200]}",
+            f"Another process of the job ended without a message: {first_line(error)[:200]}",
             "Look at its own output, and at the system's log if it was killed. Run the same command again to continue",
             1,
         )
@@ -384,7 +384,7 @@ class _Peers:
 
 
 def _read(store: Store, key: str) -> dict[str, Any] | None:
-    """What a rank has said.
+    """The words of a rank.
 
     Raises:
         RuntimeError: The store is gone.

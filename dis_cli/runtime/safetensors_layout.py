@@ -28,7 +28,7 @@ def layout(
 
     Args:
         tensors: By name, in the order in which they lie; those of larger numbers first, so that all are aligned.
-        metadata: What else the header is to hold.
+        metadata: Further content of the header.
     """
     begins: dict[str, int] = {}
     entries: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}

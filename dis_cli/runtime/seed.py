@@ -11,13 +11,14 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """What a generator is for. Numbers are part of the file format of a run: never renumber."""
+    """The purpose of a generator. Numbers are part of the file format of a run: never renumber."""
 
     WEIGHTS = 0
     ORDER = 1
     TRAIN = 2
     SAMPLE = 3
     ENCODE = 4
+    HELD_OUT = 5
 
 
 def generator(seed: int, stream: Stream, position: int = 0) -> np.random.Generator:

@@ -20,7 +20,7 @@ _requests: list["StopRequest"] = []
 # Compared by identity: what is taken out of the open blocks is this one, not one of the same state.
 @dataclass(eq=False)
 class StopRequest:
-    """What `stop_on_signals` yields. ``requested`` is the number of the first signal received, or None."""
+    """A request to stop, from `stop_on_signals`. ``requested`` is the number of the first signal received, or None."""
 
     requested: int | None = None
 
@@ -28,7 +28,7 @@ class StopRequest:
         """End the work here if that was asked for.
 
         Args:
-            state: How far it is, for the message.
+            state: Progress, for the message.
 
         Raises:
             Interrupted: It was.
@@ -70,5 +70,5 @@ def stop_on_signals() -> Generator[StopRequest, None, None]:
 
 
 def is_stopping() -> bool:
-    """Whether this process was asked to stop and is about to."""
+    """True if this process was asked to stop and is about to."""
     return any(stop.requested is not None for stop in _requests)

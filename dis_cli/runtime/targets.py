@@ -1,4 +1,4 @@
-"""Whether a result can be written where it is wanted: found out before the work that makes it, and without a trace."""
+"""Checks that a result can be written to its place, before the work that makes it, and without a trace."""
 
 import contextlib
 import errno
@@ -68,7 +68,7 @@ def require_writable(path: Path, kind: Kind, *, suffixes: Collection[str] = (), 
 
 
 def followed(path: Path) -> Path:
-    """What a link leads to, for a result that takes the place of what is there; any other path as it is."""
+    """The target of a link, for a result that replaces what is there; any other path as it is."""
     with contextlib.suppress(OSError):
         if path.is_symlink() and path.exists():
             return Path(os.path.realpath(path))
@@ -76,7 +76,7 @@ def followed(path: Path) -> Path:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder is there; of a path that the operating system refuses to look at, no."""
+    """True if a folder is there; False for a path that the operating system refuses to look at."""
     try:
         return path.is_dir()
     except OSError:
@@ -91,7 +91,7 @@ def without_ending(path: Path) -> Path:
 
 
 def _mode(path: Path, option: str) -> int | None:
-    """What is there, links followed; None when nothing is."""
+    """The mode of the file there, links followed; None when there is none."""
     try:
         return path.stat().st_mode
     except FileNotFoundError:
@@ -118,7 +118,7 @@ def _require_name(path: Path, kind: Kind, suffixes: Collection[str], option: str
         return
     written = "a folder" if kind != "file" else " or ".join(suffixes)
     raise UsageError(
-        f"`{option}`: got `{path}`, whose name ends in {path.suffix}, and what is written is {written}",
+        f"`{option}`: got `{path}`, whose name ends in {path.suffix}, but the result is {written}",
         f"Give `{option} {without_ending(path)}{next(iter(suffixes), '')}`",
     )
 

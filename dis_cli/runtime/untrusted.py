@@ -72,7 +72,7 @@ def check_torch_file(path: Path, file: BinaryIO, hint: str) -> None:
     Args:
         path: Its name, for errors.
         file: The open file, at its beginning.
-        hint: What to give instead, said of a file that is of another kind.
+        hint: Advice on another file, for a file that is of another kind.
 
     Raises:
         RefusedError: It names code, or is made to fill the memory.

@@ -1,4 +1,4 @@
-"""What the engines take and give, so that they can stand in for each other."""
+"""The inputs and outputs of every engine, so that engines can stand in for each other."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -116,7 +116,15 @@ class EngineModule(Protocol):
         ...
 
     def scan_forward(self, inputs: ScanInputs, *, add_to: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The result (b, l, d) and the states kept; ``add_to`` is added before the gate, and overwritten."""
+        """The result (b, l, d) and the states kept.
+
+        Args:
+            inputs: Sequences in the compute dtype, or in bfloat16 where the engine's row in the table says so.
+            add_to: Added to the result before the gate, and overwritten with the result if it is of its dtype.
+
+        Returns:
+            The result in the dtype of ``u``, but in the compute dtype without a gate: it may be added to.
+        """
         ...
 
     def scan_backward(
@@ -177,12 +185,17 @@ class EngineModule(Protocol):
         """Whether ``mixer_forward`` takes this input (b, l, 2 e), and is faster than one operation at a time."""
         ...
 
-    def mixer_forward(self, xz: Tensor, forward: Direction, backward: Direction) -> tuple[Tensor, ...]:
-        """The result (b, l, e); and, of each direction, [dt, B, C] (b, l, r + 2 n) and the states kept."""
+    def mixer_forward(self, xz: Tensor, *directions: Direction) -> tuple[Tensor, ...]:
+        """The result (b, l, e); and, of each direction, [dt, B, C] (b, l, r + 2 n) and the states kept.
+
+        Args:
+            xz: What is scanned and the gate, side by side (b, l, 2 e).
+            directions: In the order of the tokens, and, if there are two, from the last to the first.
+        """
         ...
 
     def mixer_backward(
-        self, grad: Tensor, kept: Sequence[Tensor], xz: Tensor, forward: Direction, backward: Direction
+        self, grad: Tensor, kept: Sequence[Tensor], xz: Tensor, *directions: Direction
     ) -> tuple[Tensor, ...]:
-        """Gradients of xz and of the parameters of both directions, from what ``mixer_forward`` kept."""
+        """Gradients of xz and of the parameters of the directions, from what ``mixer_forward`` kept."""
         ...

@@ -38,7 +38,7 @@ def train_steps(
     the step on that rank alone.
 
     Args:
-        state: What is trained; changed in place, consistent whenever a record is yielded.
+        state: State that is trained; changed in place, consistent whenever a record is yielded.
         batches: This rank's; ``accumulation`` of them make a step.
         loss_function: Mean loss of a batch.
         learning_rate: The learning rate of a step, counted from 0.
@@ -94,6 +94,7 @@ def train_steps(
         for parameter in parameters:
             parameter.grad = None
         state.step += 1
+        state.images += images * group.world_size
         seconds = time.perf_counter() - started
         yield Step(
             step=state.step,

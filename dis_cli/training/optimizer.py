@@ -32,7 +32,7 @@ def make_optimizer(model: nn.Module, *, lr: float, betas: tuple[float, float], w
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay pulls a parameter to 0: matrices and convolutions, the class table among them.
+    """True if weight decay pulls a parameter to 0: matrices and convolutions, the class table among them.
 
     Vectors are left alone: biases, weights of norms, and ``D``. At 0 they do not mean "nothing": a norm begins at 1 and
     so does ``D``, and the bias of ``dt_proj`` says how long a state remembers. The class table is a linear layer on

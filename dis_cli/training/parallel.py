@@ -30,7 +30,7 @@ def shard(model: Backbone) -> None:
 
 
 def replicate(model: Backbone) -> nn.Module:
-    """What to call in training instead of ``model``, so that its gradients are the mean over all ranks (DDP)."""
+    """A module to train instead of ``model``, whose gradients are the mean over all ranks (DDP)."""
     device = model.device
     return DistributedDataParallel(
         model, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
@@ -39,7 +39,7 @@ def replicate(model: Backbone) -> nn.Module:
 
 @contextlib.contextmanager
 def gradient_sync(module: nn.Module, *, enabled: bool) -> Generator[None]:
-    """Whether a backward in this block averages the gradients over all ranks, or only adds to this rank's own.
+    """A block whose backwards average the gradients over all ranks, or only add to this rank's own.
 
     Only the last part of an accumulated step has to.
     """
@@ -75,7 +75,7 @@ def assign(target: Tensor, values: Tensor) -> None:
 
 
 def all_equal(tensors: Iterable[Tensor]) -> bool:
-    """Whether all ranks hold the same bits in their float32 tensors, which they should after every step of DDP."""
+    """True if all ranks hold the same bits in their float32 tensors, which they should after every step of DDP."""
     digest = torch.zeros(1, dtype=torch.int64)
     for tensor in tensors:
         # Wraps around on overflow, alike everywhere.

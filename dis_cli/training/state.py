@@ -1,4 +1,4 @@
-"""Everything that training carries from one step to the next, and nothing else."""
+"""The state of training: all that is carried from one step to the next, and nothing else."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,8 +22,9 @@ class TrainingState:
         ema: The average of its weights that is sampled from.
         optimizer: AdamW over all parameters.
         more_emas: Averages with other decays.
-        module: What is called in training: ``model``, or what averages its gradients over all ranks.
-        num_skipped: How many of them left the weights as they were, because the gradient was not finite.
+        module: Module called in training: ``model``, or one that averages its gradients over all ranks.
+        num_skipped: Number of them that left the weights as they were, because the gradient was not finite.
+        images: Samples drawn so far: the place in the data, whatever the batches were.
     """
 
     model: nn.Module
@@ -33,6 +34,7 @@ class TrainingState:
     module: nn.Module | None = None
     step: int = 0
     num_skipped: int = 0
+    images: int = 0
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """All state as named tensors, for a checkpoint; parts of tensors where they are dealt out to ranks.
@@ -52,7 +54,7 @@ class TrainingState:
         """Continue from the tensors of a checkpoint.
 
         Args:
-            tensors: What ``tensors`` returned, whole; None on ranks other than the leader, which get them from it.
+            tensors: Result of ``tensors``, whole; None on ranks other than the leader, which get them from it.
             group: All ranks, which have to call this together.
 
         Raises:

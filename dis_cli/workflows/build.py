@@ -9,15 +9,18 @@ from dis_cli.codecs.locate import locate_vae
 from dis_cli.codecs.pixel import PixelCodec
 from dis_cli.codecs.vae import VaeCodec
 from dis_cli.config.schema import RunConfig
+from dis_cli.data.held_out import first_look
 from dis_cli.data.images.verify import layout_notes
 from dis_cli.data.latents.format import VaeRecord
 from dis_cli.data.latents.source import LatentSource
-from dis_cli.data.open import open_source
+from dis_cli.data.open import open_source, recognise
 from dis_cli.data.source import ImageSource
 from dis_cli.diffusion.flow import ForwardProcess, make_flow
 from dis_cli.diffusion.guidance import Guidance
-from dis_cli.diffusion.samplers import Sampler, make_sampler
+from dis_cli.diffusion.loss import Objective
+from dis_cli.diffusion.samplers.loop import Sampler, make_sampler
 from dis_cli.diffusion.schedule import make_schedule
+from dis_cli.diffusion.timesteps import ContinuousTimesteps
 from dis_cli.errors import ConfigError, MismatchError, MissingResourceError, UsageError
 from dis_cli.events import Note
 from dis_cli.models.backbone import Backbone
@@ -32,12 +35,12 @@ Codec = PixelCodec | VaeCodec
 
 
 def encodes_first(config: RunConfig) -> bool:
-    """Whether the run is trained on latents of images that it has to encode before."""
+    """True if the run is trained on latents of images that it has to encode before."""
     return config.codec.kind == "vae" and config.data.source != "latents"
 
 
 def build_source(config: RunConfig) -> ImageSource:
-    """What a run begins with: the grids that the model is trained on, or the images to be encoded into them.
+    """The source of a run: the grids that the model is trained on, or the images to be encoded into them.
 
     Raises:
         UsageError: No folder was given, or the model's classes or channels are not the data's.
@@ -49,12 +52,12 @@ def build_source(config: RunConfig) -> ImageSource:
                 "No folder of latents given",
                 "Make one with `dis encode-latents`, then pass it with `--data DIR` (or data.path=DIR)",
             )
-        return build_latents(config, config.data.path)
+        return first_look(build_latents(config, config.data.path), config.data.max_images)
     if encodes_first(config):
         require_fitting_vae(config)
     source = build_image_source(config, split="train", hflip=config.data.hflip)
     _check_classes(config, source)
-    return source
+    return first_look(source, config.data.max_images)
 
 
 def build_latents(config: RunConfig, folder: Path) -> LatentSource:
@@ -96,11 +99,12 @@ def build_image_source(config: RunConfig, *, split: str, hflip: bool = False) ->
     data = config.data
     if data.source == "latents":
         raise UsageError(
-            "The run was trained on latents, which are no reference for images",
+            "The run was trained on latents, which cannot be a reference for images",
             "Give the images with `data.source=folder data.path=DIR`",
         )
+    kind = recognise(data.path) if data.source == "auto" and data.path is not None else data.source
     return open_source(
-        data.source,
+        "folder" if kind == "auto" else kind,
         data.path,
         split=split,
         image_size=config.pixel_size,
@@ -155,7 +159,7 @@ def require_vae(record: VaeRecord, vae: str, made: str) -> None:
 
 
 def pick_engine(config: RunConfig, device: torch.device) -> ChosenEngine:
-    """What will compute the scan on a device, and why.
+    """The engine of the scan on a device, with its reason.
 
     Raises:
         ConfigError: The engine that the configuration names cannot compute there.
@@ -181,13 +185,13 @@ def pick_precision(requested: str, config: RunConfig, device: torch.device) -> P
 
 
 def engine_note(engine: ChosenEngine) -> Note:
-    """Which engine was chosen and why; a warning when one that is installed does not work."""
+    """A note on the chosen engine and its reason; a warning when one that is installed does not work."""
     level = "warning" if isinstance(engine, SecondChoice) else "info"
     return Note(message=f"engine {engine.name}: {engine.reason}", level=level)
 
 
 def choices(engine: ChosenEngine, precision: Precision) -> list[Note]:
-    """What the machine decided, to be told once when the work begins."""
+    """Notes on the machine's choices, to be shown once when the work begins."""
     return [
         engine_note(engine),
         Note(message=f"precision {precision.name}: {precision.reason}"),
@@ -195,7 +199,15 @@ def choices(engine: ChosenEngine, precision: Precision) -> list[Note]:
 
 
 def build_model(config: RunConfig) -> Backbone:
-    """The backbone on the CPU, its weights drawn from the run's seed whatever was drawn before."""
+    """The backbone on the CPU, its weights drawn from the run's seed whatever was drawn before.
+
+    Raises:
+        ConfigError: The data have not decided yet what is "auto".
+    """
+    if config.open_settings:
+        raise ConfigError(
+            f"{' and '.join(config.open_settings)} cannot be auto without data to decide", "Set a number, such as 3"
+        )
     settings = config.model.model_dump(exclude={"backbone"})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator(config.seed, Stream.WEIGHTS).integers(2**63)))
@@ -205,9 +217,44 @@ def build_model(config: RunConfig) -> Backbone:
 def build_schedule(config: RunConfig) -> ForwardProcess:
     """The forward process."""
     diffusion = config.diffusion
+    offset = diffusion.timestep_offset
     if diffusion.schedule == "rectified_flow":
-        return make_flow(diffusion.num_timesteps)
-    return make_schedule(diffusion.schedule, diffusion.num_timesteps)
+        return make_flow(diffusion.num_timesteps, shift=diffusion.shift, timestep_offset=offset)
+    return make_schedule(diffusion.schedule, diffusion.num_timesteps, timestep_offset=offset)
+
+
+def with_precision(config: RunConfig, name: str) -> RunConfig:
+    """``config`` with what ``train.precision`` comes to in place of "auto"."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"precision": name})})
+
+
+def build_timestep_draw(config: RunConfig) -> ContinuousTimesteps | None:
+    """The draw of timesteps that need not be whole; None where they are."""
+    diffusion = config.diffusion
+    if diffusion.timesteps == "discrete":
+        return None
+    return ContinuousTimesteps(
+        diffusion.timesteps, diffusion.num_timesteps, mean=diffusion.timestep_mean, std=diffusion.timestep_std
+    )
+
+
+def build_objective(config: RunConfig) -> Objective:
+    """What the model is trained to output.
+
+    Args:
+        config: Its ``train.precision`` is "fp32" or "bf16": "auto" was resolved before.
+    """
+    diffusion = config.diffusion
+    return Objective(
+        process=build_schedule(config),
+        prediction=diffusion.prediction,
+        variance=diffusion.variance,
+        loss_weight=diffusion.loss_weight,
+        min_snr_gamma=diffusion.min_snr_gamma,
+        velocity_clamp=diffusion.velocity_clamp,
+        is_conditional=config.model.num_classes > 0,
+        precision=config.train.precision,
+    )
 
 
 def build_sampler(config: RunConfig) -> Sampler:
@@ -224,13 +271,14 @@ def build_sampler(config: RunConfig) -> Sampler:
 
 
 def build_guidance(config: RunConfig) -> Guidance:
-    """How the model is guided."""
+    """The guidance of the model."""
     settings = {name: value for name, value in config.sample if name.startswith("cfg_")}
-    return Guidance(num_timesteps=config.diffusion.num_timesteps, **settings)
+    diffusion = config.diffusion
+    return Guidance(num_timesteps=diffusion.num_timesteps, timestep_offset=diffusion.timestep_offset, **settings)
 
 
 def build_codec(config: RunConfig, device: torch.device, trained_with: VaeRecord | None = None) -> Codec:
-    """What stands between images and the model's grid.
+    """The codec between images and the model's grid.
 
     Args:
         config: Its ``codec`` section says what; its model must fit.

@@ -1,4 +1,4 @@
-"""What the model of a configuration is and costs, without building it; without torch where there is a closed form."""
+"""The cost of a configured model, without building it; without torch where there is a closed form."""
 
 from dataclasses import fields
 
@@ -8,14 +8,14 @@ from dis_cli.models.families import FAMILIES, Family
 
 
 def model_family(config: RunConfig) -> Family:
-    """What the configured model is one of."""
+    """The family of the configured model."""
     return FAMILIES[config.model.backbone]
 
 
 def model_shape(config: RunConfig) -> ModelShape:
-    """The settings of the configured model that decide what it computes."""
+    """The settings of the configured model that decide what it computes; see `RunConfig.assumed`."""
     shape = model_family(config).shape
-    settings = config.model.model_dump() | {"learn_sigma": config.learn_sigma}
+    settings = config.assumed().model.model_dump() | {"learn_sigma": config.learn_sigma}
     return shape(**{field.name: settings[field.name] for field in fields(shape)})
 
 

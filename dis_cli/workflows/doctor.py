@@ -1,4 +1,4 @@
-"""What this machine can do, and whether it computes correctly: the report of `dis doctor`."""
+"""The report of `dis doctor`: the capabilities of this machine, and a check that it computes correctly."""
 
 import functools
 import platform
@@ -119,7 +119,7 @@ def _describe(device: torch.device) -> dict[str, object]:
 
 
 def _check_engine(name: str, device: torch.device) -> tuple[dict[str, object], str | None]:
-    """Whether an engine is there, its error, and what is wrong with it (None when nothing is)."""
+    """The availability of an engine, its error, and its problem (None when it has none)."""
     reason = unavailable(name, device.type)
     if reason is not None:
         return {"available": False, "reason": reason, "parity_error": None}, None

@@ -1,4 +1,4 @@
-"""Encodes images with a VAE into shards of latents; running it again finishes what is missing.
+"""Encoding of images with a VAE into shards of latents; the same command completes what is missing.
 
 Shards are the unit of safety and of sharing: each is written whole or not at all, by one process (see
 `data/latents/unfinished.py`). Images are encoded in fixed groups that begin anew with each shard, so on one machine a
@@ -133,7 +133,7 @@ def run_encoding(job: "Encoding", part: WorkShare) -> Iterator[Event]:
 
 @dataclass
 class Encoding:
-    """What stays the same from the first image to the last."""
+    """The fixed part of encoding, from the first image to the last."""
 
     out: Path
     options: EncodeOptions
@@ -201,7 +201,7 @@ class Encoding:
 
     @property
     def is_begun(self) -> bool:
-        """Whether images were checked and settings agreed on before.
+        """True if images were checked and settings agreed on before.
 
         Raises:
             MismatchError: With other images or settings.
@@ -209,7 +209,7 @@ class Encoding:
         return self.agreement.state() is not None
 
     def notes(self) -> Iterator[Note]:
-        """What is odd about the images and the settings."""
+        """Notes on oddities of the images and the settings."""
         yield from layout_notes(self.source, checked=self.options.check)
         own = self.codec.files.scaling_factor
         if own is not None and own != self.codec.scale:
@@ -220,7 +220,7 @@ class Encoding:
             yield Note(message="Digits are never mirrored: encoding them as they are")
 
     def dry_run(self, part: WorkShare) -> dict[str, object]:
-        """What would be done."""
+        """The plan, for a dry run."""
         state = self.agreement.state()
         settings = self.asked if state is None else state.settings
         done = self.unfinished.done(settings) if state is not None else set[int]()

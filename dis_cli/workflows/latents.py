@@ -1,6 +1,5 @@
-"""A folder of encoded latents looked at: whether its files are whole, and what its latents show."""
+"""Inspection of encoded latents: a check of their files, and a grid of their images."""
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from dis_cli.data.latents.source import LatentSource
 from dis_cli.data.latents.unfinished import Unfinished
 from dis_cli.errors import DataError
 from dis_cli.events import Event, Finished, Note, Progress, Started, Wrote
-from dis_cli.pictures.grid import labelled_grid
+from dis_cli.pictures.grid import labelled_grid, png_of
 from dis_cli.runtime.device import pick_device
 from dis_cli.runtime.files import atomic_write_bytes, place_for, require_replaceable
 from dis_cli.runtime.targets import require_writable
@@ -90,9 +89,7 @@ def decode_latents(
     images = to_uint8(codec.decode(latents).cpu()).numpy()
     yield Progress(done=len(indices), total=len(indices), unit="images")
     labels = [source.class_names[source.labels[index]] for index in indices] if source.class_names else None
-    buffer = io.BytesIO()
-    labelled_grid(list(images), labels).save(buffer, format="PNG")
-    picture = buffer.getvalue()
+    picture = png_of(labelled_grid(list(images), labels))
     if out is not None:
         require_replaceable(out, picture, option="--out")
     else:

@@ -1,4 +1,4 @@
-"""What a command needs beside weights and images, looked for without torch, which takes seconds to import."""
+"""Checks before the work for whatever a command needs beside weights and images, without torch."""
 
 from pathlib import Path
 
@@ -27,14 +27,14 @@ def look_for_vae(config: RunConfig | None, vae: str | None) -> None:
 
 
 def named_vae(config: RunConfig) -> str:
-    """What the settings of a run on latents call their VAE.
+    """The name of the VAE in the settings of a run on latents.
 
     Raises:
         UsageError: They name none.
     """
     if config.codec.vae is None:
         raise UsageError(
-            "The model works on latents, and no VAE was named", "Give its folder with `--vae DIR` (or codec.vae=DIR)"
+            "The model works on latents, but no VAE was given", "Give its folder with `--vae DIR` (or codec.vae=DIR)"
         )
     return config.codec.vae
 

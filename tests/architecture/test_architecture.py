@@ -43,7 +43,17 @@ def test_no_folder_is_crowded_and_no_file_is_long() -> None:
 
 
 def test_the_top_level_is_the_agreed_one() -> None:
-    allowed = {"dis_cli", "presets", "tests", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "Makefile"}
+    allowed = {
+        "dis_cli",
+        "presets",
+        "tests",
+        "pyproject.toml",
+        "README.md",
+        "CHANGELOG.md",
+        "LICENSE",
+        "Makefile",
+        "NOTICE",
+    }
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if tracked.returncode:
         pytest.skip("not a git checkout")

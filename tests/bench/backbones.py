@@ -1,10 +1,9 @@
 """DiS against transformers with as many parameters, from 256 to 16,384 tokens, at batch 1 and a width near 384.
 
-Rivals (``peers``): a DiT with the modulation of every block, as published; a DiT whose blocks share one modulation; a
-U-ViT. All have MLPs of four times the width and torch's fused attention, and all are unconditional with the time as
-input. Parameters agree within ``TOLERANCE`` and are counted without the table of positions, whose size is the
-image's and which costs one sum a token. Modulations have parameters and cost no time at batch 1: a third of the
-published DiT's blocks, so that it has fewer layers to run than the DiT that shares one.
+Rivals: the program's own DiT and U-ViT. Both have MLPs of four times the width and torch's fused attention, and all are
+unconditional with the time as input. Parameters agree within ``TOLERANCE`` and are counted without the table of
+positions, whose size is the image's and which costs one sum a token. The modulations of a DiT, a third of its blocks'
+parameters, cost no time at batch 1, so that it has fewer layers to run.
 
 Figures are rival time / DiS time on one thread in CPU time: above 1, DiS is faster. A training step is forward, mean
 squared error, backward and AdamW. At 16,384 tokens the rivals take a single turn. The growth exponent is the slope of
@@ -18,10 +17,12 @@ from collections.abc import Iterator
 import torch
 from common import Record, Settings, Target, at_least, at_most, clock_name, interleaved, no_grad
 from model import train_step
-from peers import DiT, UViT, parameter_count
+from peers import parameter_count
 from torch import nn
 
 from dis_cli.models.dis.backbone import DiS
+from dis_cli.models.dit.backbone import DiT
+from dis_cli.models.uvit.backbone import UViT
 
 WIDTH, BLOCKS, PATCH, CHANNELS = 384, 7, 2, 4
 TOLERANCE = 0.02
@@ -42,9 +43,8 @@ def models(tokens: int, engine: str) -> dict[str, nn.Module]:
     size = math.isqrt(tokens) * PATCH
     result = {
         "DiS": DiS(size, PATCH, CHANNELS, WIDTH, BLOCKS, learn_sigma=False, engine=engine),
-        "DiT": DiT(size, PATCH, CHANNELS, WIDTH, depth=3, heads=6),
-        "DiT, shared modulation": DiT(size, PATCH, CHANNELS, WIDTH, depth=4, heads=6, own_modulation=False),
-        "U-ViT": UViT(size, PATCH, CHANNELS, width=360, depth=5, heads=6),
+        "DiT": DiT(size, PATCH, CHANNELS, 400, 3, num_heads=5, learn_sigma=False),
+        "U-ViT": UViT(size, PATCH, CHANNELS, 384, 5, num_heads=6, learn_sigma=False),
     }
     own = parameter_count(result["DiS"])
     for name, model in result.items():

@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -358,7 +359,18 @@ def machine_facts(engine: str) -> dict[str, object]:
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         "date": date.today().isoformat(),
+        "commit": _commit(),
     }
+
+
+def _commit() -> str:
+    """What is measured: the commit, marked "-dirty" where the package or a measurement differs from it."""
+    git = ["git", "-C", str(Path(__file__).parents[2])]
+    commit = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=False)
+    if commit.returncode:
+        return "unknown"
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "dis_cli", "tests/bench/*.py"], check=False)
+    return commit.stdout.strip() + ("-dirty" if changed.returncode else "")
 
 
 # glibc then gives every freed tensor back to the system, and a peak is what was held at once, not what was kept for

@@ -31,12 +31,12 @@ from torch.utils.data import DataLoader
 
 from dis_cli.codecs.locate import BUNDLED
 from dis_cli.data.batches import TrainingSet, training_batches
-from dis_cli.data.images.digits import DigitsSource
 from dis_cli.data.images.files import FileSource, FolderFiles
 from dis_cli.data.images.verify import check_images
 from dis_cli.data.latents.format import CROP, PROGRESS, LatentSettings, Manifest, Shard, VaeRecord, write_manifest
 from dis_cli.data.latents.source import LatentSource
 from dis_cli.data.latents.writer import ShardWriter
+from dis_cli.data.published.digits import DigitsSource
 from dis_cli.data.source import ImageSource
 from dis_cli.events import Finished
 from dis_cli.runtime.machine import num_cores
@@ -191,7 +191,8 @@ def _digits_step(workers: int, steps: int) -> float:
     from dis_cli.config.presets import load_preset
     from dis_cli.runtime.process_group import ProcessGroup
     from dis_cli.training.loop import train_steps
-    from dis_cli.workflows.train.build import build_objective, build_training_state
+    from dis_cli.workflows.build import build_objective
+    from dis_cli.workflows.train.build import build_training_state
 
     config = load_preset("dis-xs-digits")
     state = build_training_state(config, torch.device("cpu"), ProcessGroup())

@@ -1,77 +1,55 @@
-"""All measurements: ``python tests/bench/run.py`` (or ``make bench``), about 30 minutes on two cores.
+"""All measurements: ``python tests/bench/run.py`` (or ``make bench``), about an hour on two cores.
 
-Prints one table of figures with their targets, and writes them with the facts of the machine to
-``tests/bench/results/ISA.json``. Every figure compares contenders that take turns in one process (``common``), so that
+Prints one table of figures with their targets, and writes each subject's, when it is done, with the facts of the
+machine to ``tests/bench/results/ISA/SUBJECT.json``; ``--page`` writes ``README.md`` from these files, and measures
+nothing. Every figure compares contenders that take turns in one process (``common``), so that
 a busy machine shows in both. The targets are those of the instruction set that the compiled kernel uses; without the
 kernel, and for its baseline, there are none.
 
 The kernel's instruction set is fixed when a process starts (``DIS_KERNEL_ISA``), so that the subjects in ``EVERY_ISA``
-are run again in a process for each of the others that this CPU has, into the same file.
+are run again in a process for each of the others that this CPU has.
 """
 
 import argparse
-import json
+import importlib
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+import time
 from pathlib import Path
 
-import backbones
-import block
-import conv
-import data
-import memory
-import metrics
-import model
-import sampling
-import scan
-import train_step
-import training
-from common import Record, Settings, kernel_isa, machine_facts, other_isas, table_head
+from page import PAGE, RESULTS, SUBJECTS, page, read_results, write_result
 
-from dis_cli.scan.engines.table import allowed
-
-SUBJECTS: dict[str, Callable[[Settings], Iterator[Record]]] = {
-    "scan": scan.measure,
-    "memory": memory.measure,
-    "conv": conv.measure,
-    "model": model.measure,
-    "block": block.measure,
-    "backbones": backbones.measure,
-    "train_step": train_step.measure,
-    "data": data.measure,
-    "metrics": metrics.measure,
-    "training": training.measure,
-    "sampling": sampling.measure,
-}
 EVERY_ISA = ("scan", "conv")
-RESULTS = Path(__file__).parent / "results"
 
 
-def run_here(names: list[str], settings: Settings) -> dict[str, list[dict[str, object]]]:
-    """Measure subjects in this process, and print every figure when it is there."""
+def run_here(names: list[str], arguments: argparse.Namespace) -> None:
+    """Measure subjects in this process, print every figure when it is there, and write each subject's."""
+    from common import Settings, kernel_isa, machine_facts, table_head
+
+    settings = Settings(arguments.engine, arguments.quick, arguments.train_blocks, arguments.run)
+    facts = machine_facts(settings.engine)
     isa = kernel_isa(settings.engine)
-    result: dict[str, list[dict[str, object]]] = {}
+    print(", ".join(f"{name} {value}" for name, value in facts.items()))
+    print(table_head())
     for name in names:
-        summary = (sys.modules[SUBJECTS[name].__module__].__doc__ or "").splitlines()[0]
-        print(f"\n{name} ({isa}): {summary}", flush=True)
-        result[name] = []
-        for record in SUBJECTS[name](settings):
+        print(f"\n{name} ({isa}): {SUBJECTS[name]}", flush=True)
+        started, records = time.monotonic(), []
+        for record in importlib.import_module(name).measure(settings):
             print(record.line(isa), flush=True)
-            result[name].append(record.facts(isa))
-    return result
+            records.append(record.facts(isa))
+        seconds = time.monotonic() - started
+        print(f"{name}: {seconds:.0f} s")
+        if arguments.results is not None:
+            print(write_result(arguments.results, name, facts, seconds, records))
 
 
-def run_with_isa(isa: str, names: list[str], settings: Settings) -> dict[str, object]:
-    """Measure subjects in a process whose kernel uses another instruction set; it prints for itself."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "figures.json"
-        command = [sys.executable, __file__, "--json", str(path), "--engine", settings.engine, "--only", *names]
-        command += ["--quick"] if settings.quick else []
-        subprocess.run(command, check=True, env=os.environ | {"DIS_KERNEL_ISA": isa})
-        return json.loads(path.read_text())
+def run_with_isa(isa: str, names: list[str], arguments: argparse.Namespace) -> None:
+    """Measure subjects in a process whose kernel uses another instruction set; it prints and writes for itself."""
+    command = [sys.executable, __file__, "--engine", arguments.engine, "--only", *names]
+    command += ["--quick"] if arguments.quick else []
+    command += [] if arguments.results is None else ["--results", str(arguments.results)]
+    subprocess.run(command, check=True, env=os.environ | {"DIS_KERNEL_ISA": isa})
 
 
 def main() -> None:
@@ -84,29 +62,30 @@ def main() -> None:
     parser.add_argument(
         "--run", type=Path, default=Path("runs/demo"), metavar="DIR", help="trained digits, for `sampling`"
     )
-    parser.add_argument("--engine", choices=allowed(), default="auto", help="the engine under test")
-    parser.add_argument("--json", type=Path, help="where to write the figures; with --only or --quick, else nowhere")
+    parser.add_argument("--engine", default="auto", help="the engine under test")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help="where to write [default: tests/bench/results; with --quick nowhere]",
+    )
+    parser.add_argument("--page", action="store_true", help="write README.md from the results, and measure nothing")
     arguments = parser.parse_args()
-    settings = Settings(arguments.engine, arguments.quick, arguments.train_blocks, arguments.run)
+    if arguments.page:
+        PAGE.write_text(page(read_results()))
+        print(PAGE)
+        return
+    if arguments.results is None and not arguments.quick:
+        arguments.results = RESULTS
+    from common import other_isas
+
     names = arguments.only or list(SUBJECTS)
-
-    facts = machine_facts(settings.engine)
-    if "DIS_KERNEL_ISA" not in os.environ:
-        print(", ".join(f"{name} {value}" for name, value in facts.items()))
-        print(table_head())
-    figures: dict[str, object] = {"machine": facts, "quick": settings.quick, "subjects": run_here(names, settings)}
+    run_here(names, arguments)
     # Whoever fixes the instruction set wants that one only.
-    others = [] if "DIS_KERNEL_ISA" in os.environ else other_isas(settings.engine)
     repeated = [name for name in names if name in EVERY_ISA]
-    if repeated:
-        figures["other_isas"] = {isa: run_with_isa(isa, repeated, settings) for isa in others}
-
-    path = arguments.json
-    if path is None and not (arguments.only or arguments.quick):
-        path = RESULTS / f"{facts['isa']}.json"
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures, indent=1) + "\n")
+    if repeated and "DIS_KERNEL_ISA" not in os.environ:
+        for isa in other_isas(arguments.engine):
+            run_with_isa(isa, repeated, arguments)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from common import (
     scan_floor,
     thread_counts,
 )
-from peers import DiT, parameter_count
+from peers import parameter_count
 from torch import nn
 
 from dis_cli.config.overrides import apply_overrides
@@ -48,13 +48,14 @@ from dis_cli.config.schema import RunConfig
 from dis_cli.data.batches import TrainingSet, training_batches
 from dis_cli.events import Step
 from dis_cli.models.dis.backbone import DiS
+from dis_cli.models.dit.backbone import DiT
 from dis_cli.runtime.process_group import ProcessGroup
 from dis_cli.training.ema import Ema
 from dis_cli.training.loop import train_steps
 from dis_cli.training.optimizer import make_optimizer
 from dis_cli.training.state import TrainingState
-from dis_cli.workflows.build import build_source
-from dis_cli.workflows.train.build import build_learning_rate, build_objective
+from dis_cli.workflows.build import build_objective, build_source
+from dis_cli.workflows.train.build import build_learning_rate
 
 MEMORY_BATCH = 128
 TOLERANCE = 0.02
@@ -81,11 +82,11 @@ def dit(config: RunConfig) -> DiT:
         model.image_size,
         model.patch_size,
         model.in_channels,
-        width=92,
+        embed_dim=92,
         depth=4,
-        heads=4,
+        num_heads=4,
         num_classes=model.num_classes,
-        time_ratio=1,
+        learn_sigma=config.learn_sigma,
     )
 
 

@@ -49,8 +49,7 @@ from dis_cli.data.batches import TrainingSet, training_batches
 from dis_cli.events import Event, Step
 from dis_cli.models.dis.backbone import DiS
 from dis_cli.training.optimizer import make_optimizer
-from dis_cli.workflows.build import build_model, build_source
-from dis_cli.workflows.train.build import build_objective
+from dis_cli.workflows.build import build_model, build_objective, build_source
 from dis_cli.workflows.train.train import train
 
 sys.path.append(str(Path(__file__).parents[1]))

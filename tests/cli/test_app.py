@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -12,6 +13,8 @@ from dis_cli import __version__
 from dis_cli.cli.app import explain, run
 from dis_cli.errors import CheckpointError, Interrupted, NegativeVerdict
 
+# torch's compiler is a part of it that takes as long again.
+SLOW_BESIDE_TORCH = {"torch._dynamo", "diffusers", "torchvision", "sklearn", "scipy", "pandas", "matplotlib"}
 HEAVY = ("torch", "torchvision", "diffusers", "sklearn", "rich")
 
 
@@ -78,6 +81,20 @@ for command in {LIGHT_COMMANDS}:
 """
     process = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, text=True)
     assert (process.returncode, process.stderr) == (0, "")
+
+
+def test_sampling_imports_nothing_slow_beside_torch(tmp_path):
+    run_folder = Path(__file__).parents[1] / "fixtures" / "0.1.0" / "run"
+    command = ["sample", "--ckpt", str(run_folder), "-n", "1", "--out", str(tmp_path / "out"), "-q", "--device", "cpu"]
+    program = f"""
+import sys
+from dis_cli.cli.app import run
+status = run({command})
+print('slow:', *sorted({SLOW_BESIDE_TORCH} & sys.modules.keys()))
+sys.exit(status)
+"""
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=120, text=True)
+    assert (process.returncode, process.stdout.splitlines()[-1]) == (0, "slow:"), process.stderr
 
 
 def test_help_takes_less_than_three_tenths_of_a_second():
@@ -275,6 +292,6 @@ def test_names_that_are_not_utf8_and_escapes_reach_neither_terminal_nor_json():
 
 
 def test_completion_offers_presets():
-    words = {"_DIS_COMPLETE": "complete_bash", "COMP_WORDS": "dis presets show dis-xs", "COMP_CWORD": "3"}
+    words = {"_DIS_COMPLETE": "complete_bash", "COMP_WORDS": "dis presets show dis-xs-d", "COMP_CWORD": "3"}
     process = dis(env=words)
     assert process.stdout.split() == [b"dis-xs-digits"]

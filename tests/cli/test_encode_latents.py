@@ -23,10 +23,10 @@ from support.vae import LATENT_CHANNELS, mode, save_tiny_vae
 
 from dis_cli.codecs.pixel import to_uint8
 from dis_cli.codecs.vae import VaeCodec
-from dis_cli.data.images.digits import DigitsSource
 from dis_cli.data.latents import agreement, unfinished
 from dis_cli.data.latents.format import read_manifest
 from dis_cli.data.latents.source import LatentSource
+from dis_cli.data.published.digits import DigitsSource
 from dis_cli.errors import DataError, Interrupted, MismatchError, StorageError, UsageError
 from dis_cli.events import Note, Progress, Started, Wrote
 from dis_cli.runtime.distributed import WorkShare
@@ -535,7 +535,7 @@ def test_impossible_parts(data: Path, vae: str, tmp_path: Path, part: str, capsy
     status = dis("encode-latents", "--data", data, "--vae", vae, "--out", tmp_path / "out", "--part", part)
     assert status == 2
     error = capsys.readouterr().err
-    assert f"WorkShare must be i/n with i from 1 to n, got `{part}`" in error
+    assert f"--part must be i/n with i from 1 to n, got `{part}`" in error
     assert "--part 1/2" in error
     assert not (tmp_path / "out").exists()
 

@@ -43,7 +43,7 @@ def test_choices_are_told_once_and_recorded(tmp_path, capsys) -> None:
 def test_the_engine_may_change_between_two_starts(tmp_path) -> None:
     assert train(tmp_path, "train.steps=1", "engine=torch") == 0
     assert train(tmp_path, "train.steps=2", "engine=reference") == 0
-    assert recorded(tmp_path)[0] == {"name": "reference", "reason": "it was asked for"}
+    assert recorded(tmp_path)[0] == {"name": "reference", "reason": "chosen in the settings"}
     assert read_checkpoint(tmp_path / "checkpoints" / "step-00000002").step == 2
 
 
@@ -77,7 +77,7 @@ def test_training_in_bf16(tmp_path) -> None:
     # The same batches: what differs is rounding to 8 bits.
     assert losses["bf16"] != losses["fp32"]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.03)
-    assert recorded(tmp_path / "bf16")[1] == {"name": "bf16", "reason": "it was asked for"}
+    assert recorded(tmp_path / "bf16")[1] == {"name": "bf16", "reason": "chosen in the settings"}
     checkpoint = read_checkpoint(tmp_path / "bf16" / "checkpoints" / "step-00000012")
     assert {str(tensor.dtype) for tensors in checkpoint.tensors.values() for tensor in tensors.values()} == {
         "torch.float32"
@@ -107,8 +107,8 @@ def test_sampling_records_both(precision, run, tmp_path, capsys) -> None:
     # Without the reasons, which are not the same when the command is continued.
     assert (data["engine"], data["precision"]) == ("torch", precision)
     error = capsys.readouterr().err
-    assert error.count("engine torch: it was asked for") == 1
-    assert error.count(f"precision {precision}: it was asked for") == 1
+    assert error.count("engine torch: chosen in the settings") == 1
+    assert error.count(f"precision {precision}: chosen in the settings") == 1
 
 
 def test_scores_record_both(run, tmp_path, capsys) -> None:
@@ -139,7 +139,7 @@ def test_an_engine_that_cannot_run_here_is_wrong_usage(command, run, tmp_path, c
 def test_an_unknown_engine_or_precision_is_wrong_usage(tmp_path, capsys) -> None:
     assert dis("train", "--out", tmp_path / "run", "engine=cuda", "train.precision=fp16") == 2
     error = capsys.readouterr().err
-    assert "`engine`: got `cuda`, allowed: one of auto, kernel, torch, reference, mamba_ssm" in error
+    assert "`engine`: got `cuda`, allowed: one of auto, kernel, torch, reference, mamba_ssm, triton" in error
     assert "`train.precision`: got `fp16`, allowed: one of auto, fp32, bf16" in error
 
 

@@ -100,10 +100,11 @@ def test_settings(tmp_path, capsys) -> None:
     preset.write_text('engine = "toi"\n')
     assert dis("presets", "validate", preset) == 3
     error = capsys.readouterr().out
-    assert 'got `"toi"`, allowed: one of auto, kernel, torch, reference, mamba_ssm, toy' in error
+    assert 'got `"toi"`, allowed: one of auto, kernel, torch, reference, mamba_ssm, triton, toy' in error
     assert dis("train", "--out", tmp_path / "run", "engine=kernle") == 2
     assert "Did you mean `kernel`?" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="engine must be one of auto, kernel, torch, reference, mamba_ssm, toy, got"):
+    allowed = "auto, kernel, torch, reference, mamba_ssm, triton, toy"
+    with pytest.raises(ValueError, match=f"engine must be one of {allowed}, got"):
         choose_engine("toi", CPU)
 
 

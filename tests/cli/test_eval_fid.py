@@ -10,8 +10,8 @@ from support.ranks import start
 from support.tiny import dis, result, train
 
 from dis_cli.codecs.pixel import to_uint8
-from dis_cli.data.images.digits import DigitsSource
-from dis_cli.metrics.digit_scores import DigitScores, digit_images
+from dis_cli.data.published.digits import DigitsSource
+from dis_cli.metrics.digit_scores import Digits, DigitScores, digit_images
 from dis_cli.metrics.extractors.digits import DigitFeatures, as_digits
 from dis_cli.workflows.eval_fid import sweep
 from dis_cli.workflows.eval_fid.references import class_labels
@@ -62,7 +62,7 @@ def test_bounds_by_name(run, tmp_path, capsys) -> None:
         assert "frechet_digits is" in capsys.readouterr().err
     assert dis(*command, "--fail-above", "fid=1e6", "--fail-above", "1e6") == 0
     (tmp_path / "score.json").unlink()
-    for bound, told in (("kid=1", "what is measured is fid"), ("fid=x", "NAME=X"), ("fid=-1", "NAME=X")):
+    for bound, told in (("kid=1", "the metrics are fid"), ("fid=x", "NAME=X"), ("fid=-1", "NAME=X")):
         assert dis(*command, "--fail-above", bound) == 2
         assert told in capsys.readouterr().err
     # it is told before anything is generated
@@ -198,11 +198,14 @@ def test_a_stopped_sweep_leaves_what_it_has(run, tmp_path, monkeypatch) -> None:
     assert [point["settings"]["steps"] for point in json.loads(out.read_text())["points"]] == ["2", "3"]
 
 
+def scores_of_digits(size: int) -> DigitScores:
+    return DigitScores(DigitFeatures(), Digits(*digit_images("test", size)), Digits(*digit_images("train", size)))
+
+
 def test_large_digits_are_scored_beside_real_ones_of_their_size() -> None:
-    extractor = DigitFeatures()
     source = DigitsSource("test", image_size=32, channels=3)
     images = to_uint8(torch.stack([source.load(index, None) for index in range(len(source))]))
-    scores = DigitScores(extractor, 32).score(images, source.labels)
+    scores = scores_of_digits(32).score(images, source.labels)
     assert scores["frechet_digits"] < 0.01 * scores["floor"]
     assert scores["class_accuracy"] == scores["class_accuracy_real"] >= 0.98
     small, _ = digit_images("test")
@@ -210,14 +213,13 @@ def test_large_digits_are_scored_beside_real_ones_of_their_size() -> None:
 
 
 def test_real_images_score_as_real_images() -> None:
-    extractor = DigitFeatures()
     test, labels = digit_images("test")
-    scores = DigitScores(extractor, 8).score(test, labels)
+    scores = scores_of_digits(8).score(test, labels)
     assert scores["frechet_digits"] == pytest.approx(0, abs=1e-6)
     assert scores["frechet_digits_train"] == pytest.approx(scores["floor"], rel=1e-9)
     assert scores["class_accuracy"] == scores["class_accuracy_real"] >= 0.98
     train, train_labels = digit_images("train")
-    copies = DigitScores(extractor, 8).score(train, train_labels)
+    copies = scores_of_digits(8).score(train, train_labels)
     assert copies["copy_share"] == copies["near_copy_share"] == 1.0
     assert copies["frechet_digits_train"] == pytest.approx(0, abs=1e-6)
 

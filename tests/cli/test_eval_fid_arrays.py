@@ -104,5 +104,5 @@ def test_what_was_done_to_the_images_is_told_of_those_it_was_done_to(tmp_path: P
     arguments = ["eval-fid", "--images", folder, "--ref", folder, "--features", "digits", "--json"]
     assert dis(*arguments, "--out", tmp_path / "a.json") == 0
     notes = " ".join(result(capsys)["notes"])
-    assert "2 scored images are grey: their one channel is taken for all three colours" in notes
-    assert "2 scored images are transparent: they are laid on white" in notes
+    assert "2 scored images are grey: their one channel is used for all three colours" in notes
+    assert "2 scored images are transparent, and are laid on white" in notes

@@ -147,7 +147,7 @@ def test_grey_transparent_and_mixed_images_are_told_of(images: Path, tmp_path: P
     assert dis(*command(folder, images / "b", out)) == 0
     notes = "\n".join(result(capsys)["notes"])
     assert "1 scored images are grey" in notes
-    assert "1 scored images are transparent: they are laid on white" in notes
+    assert "1 scored images are transparent, and are laid on white" in notes
     assert "of 2 sizes, most (11) of 10x10" in notes
     assert "12 scored images for 64 features: their covariance is singular" in notes
 
@@ -222,11 +222,11 @@ def test_what_makes_no_sense(images: Path, tmp_path: Path, capsys: Any) -> None:
     assert dis("eval-fid", "stats", "--data", b, "--features", "digits", "-o", tmp_path / "ref.npz", "-q") == 0
     capsys.readouterr()
     cases: list[tuple[list[object], int, str]] = [
-        (["eval-fid"], 2, "Give what is scored"),
+        (["eval-fid"], 2, "Give a checkpoint to score"),
         (["eval-fid", "--images", a, "--ckpt", a], 2, "and not both"),
-        (["eval-fid", "--images", a], 2, "Give what"),
+        (["eval-fid", "--images", a], 2, "No reference for"),
         (["eval-fid", "--images", a, "--ref", "data"], 2, "--preset NAME"),
-        (["eval-fid", "--images", a, "--ref", b, "-n", "5"], 2, "--num-samples is about generated images"),
+        (["eval-fid", "--images", a, "--ref", b, "-n", "5"], 2, "--num-samples applies to generated images only"),
         (command(tmp_path / "empty", b, out), 1, "No images in"),
         (command(a, tmp_path / "empty", out), 1, "No images in"),
         (command(tmp_path / "absent", b, out), 2, "absent"),
@@ -234,7 +234,7 @@ def test_what_makes_no_sense(images: Path, tmp_path: Path, capsys: Any) -> None:
         (command(a, b, out, "--split", "test"), 2, "Leave `--split` out"),
         (command(a, b, out, "--metrics", "fid,fud"), 2, "evaluate.metrics"),
         (command(a, b, out, "--metrics", "sfid"), 2, "has no spatial"),
-        (command(a, b, out, "--inception", b), 2, "are weights of Inception, and the features are those of digits"),
+        (command(a, b, out, "--inception", b), 2, "holds weights of Inception, but the features are those of digits"),
         (command(a, tmp_path / "ref.npz", out, "--metrics", "kid"), 2, "kid needs the features of all images"),
         (command(a, b, out, "--metrics", "kid", "--interval"), 2, "--interval"),
         (["eval-fid", "stats", "--data", tmp_path / "ref.npz", "-o", out.with_suffix(".npz")], 2, "already"),
@@ -256,7 +256,7 @@ def test_too_few_images_for_a_metric(images: Path, tmp_path: Path, capsys: Any) 
         (few / f"{index}.png").write_bytes((images / "a" / f"{index:03d}.png").read_bytes())
     for metrics, told in (("precision", "precision needs 6"), ("is", "inception_score needs 10")):
         assert dis(*command(few, images / "b", tmp_path / "score.json", "--metrics", metrics)) == 1
-        assert f"{told} images or more, and there are 4" in result(capsys)["error"]["message"]
+        assert f"{told} images or more, but there are 4" in result(capsys)["error"]["message"]
     assert dis(*command(few, images / "b", tmp_path / "score.json")) == 0
 
 
@@ -279,7 +279,7 @@ def test_presets_data_as_statistics(tmp_path: Path, capsys: Any) -> None:
 def test_a_signal_ends_it_and_says_that_it_begins_anew() -> None:
     images = TensorImages(torch.zeros(3, 8, 8, 1, dtype=torch.uint8))
     stop = StopRequest(signal.SIGTERM)
-    with pytest.raises(Interrupted, match="Interrupted; 0 of 3 images were looked at") as error:
+    with pytest.raises(Interrupted, match="Interrupted; 0 of 3 images were processed") as error:
         list(extract(images, DigitFeatures(), {FEATURES}, ProcessGroup(), stop))
     assert error.value.hint == "Run the same command again, from the beginning"
     assert error.value.code == 143

@@ -72,12 +72,12 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 def test_settings_and_families_have_the_same_names() -> None:
-    assert list(backbones.BACKBONES) == list(families.FAMILIES) == ["dis", "toy"]
+    assert list(backbones.BACKBONES) == list(families.FAMILIES) == ["dis", "dit", "uvit", "unet", "toy"]
     assert backbones.DEFAULT == families.DEFAULT == RunConfig().model.backbone
     for name, section in backbones.BACKBONES.items():
         config = RunConfig(model=section(backbone=name))
         built = build_model(config)
-        assert type(built).__name__ == families.FAMILIES[name].title
+        assert type(built).__name__ == families.FAMILIES[name].class_name
         # Its network takes all its settings, and its shape is among them.
         assert model_shape(config).image_size == built.image_size == 32
 
@@ -90,7 +90,7 @@ def test_keys_are_those_of_its_section(preset: Path, capsys: pytest.CaptureFixtu
     assert "hidden = 12" in shown
     assert "d_state" not in shown
     rows = {key: (allowed, default, meaning) for key, allowed, default, meaning in describe_keys()}
-    assert rows["model.backbone"][:2] == ("one of dis, toy", "dis")
+    assert rows["model.backbone"][:2] == ("one of dis, dit, uvit, unet, toy", "dis")
     assert rows["model.hidden"] == ("an integer >= 1", "8", "channels between the convolutions (model.backbone=toy)")
     config = load_preset(preset)
     with pytest.raises(ConfigError, match=r"Unknown key: `model\.depth`"):
@@ -127,7 +127,9 @@ def test_an_unknown_backbone_is_told(name: str, preset: Path, capsys: pytest.Cap
         apply_overrides(RunConfig(), [f"model.backbone={name}"])
     assert caught.value.message.startswith(f"`model.backbone`: got `{name}`, allowed: ")
     preset.write_text(f"[model]\nbackbone = '{name}'\n")
-    assert _problems(preset, capsys)[0].startswith(f"`model.backbone`: got `{name}`, allowed: dis, toy")
+    assert _problems(preset, capsys)[0].startswith(
+        f"`model.backbone`: got `{name}`, allowed: dis, dit, uvit, unet, toy"
+    )
     if name == "tyo":
         assert "Did you mean `toy`?" in caught.value.message
 

@@ -306,3 +306,13 @@ for options in {options}:
     assert not {{"torch", "rich"}} & set(sys.modules), options
 """
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ, stdout=subprocess.DEVNULL, timeout=60)
+
+
+def test_the_page_shows_what_the_commands_print(flops) -> None:
+    page = (Path(__file__).parents[2] / "dis_cli" / "models" / "README.md").read_text()
+    shown = re.findall(r"```console\n\$ dis flops ([^\n]*)\n(.*?)```", page, re.DOTALL)
+    assert len(shown) == 3
+    for arguments, printed in shown:
+        status, out, _ = flops(*arguments.split())
+        assert status == 0
+        assert out.strip() == printed.strip()

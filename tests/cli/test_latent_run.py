@@ -229,19 +229,25 @@ def test_a_run_on_images_whose_vae_does_not_fit_is_refused(images, vae, tmp_path
 
 def test_a_run_on_images_needs_a_vae(images, tmp_path, capsys) -> None:
     assert dis(*from_images(images, "none", tmp_path / "run")) == 2
-    assert "no VAE was named" in capsys.readouterr().err
+    assert "no VAE was given" in capsys.readouterr().err
     assert dis(*from_images(images, tmp_path / "absent", tmp_path / "run")) == 1
     assert f"VAE not found: there is no folder `{tmp_path / 'absent'}`" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
 def test_latents_are_no_reference_for_a_score(run, vae, inception, capsys) -> None:
-    assert dis("eval-fid", "--ckpt", run) == 1
+    assert dis("eval-fid", "--ckpt", run, "--metrics", "fid") == 1
     assert "--inception PATH" in capsys.readouterr().err
+    # What needs no weights, and no VAE, is measured on the latents.
+    assert dis("eval-fid", "--ckpt", run, "--json") == 0
+    captured = capsys.readouterr()
+    assert "measuring denoising_loss, which needs none, in place of FID" in captured.err
+    assert json.loads(captured.out)["denoising_loss"] > 0
     assert dis("eval-fid", "--ckpt", run, "--inception", inception, "--vae", vae) == 2
     assert "data.source=folder data.path=DIR" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_fid_of_decoded_latents_against_the_images(run, images, vae, inception, tmp_path, capsys) -> None:
     command = ["eval-fid", "--ckpt", run, "--vae", vae, "--inception", inception, "--json", "data.source=folder"]
     scores = []

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dis_cli.config.overrides import apply_overrides, describe_keys
 from dis_cli.config.schema import RunConfig
+from dis_cli.dotted import load
 from dis_cli.errors import ConfigError, DataError
 from dis_cli.events import Finished
 from dis_cli.metrics import inception_score, precision_recall, table
@@ -47,7 +48,7 @@ def test_the_table_is_right_about_what_imports_torch() -> None:
         assert rows[name].fewest == 1 + max(precision_recall.NUM_NEIGHBOURS, precision_recall.NUM_NEIGHBOURS_DENSITY)
     for row in rows.values():
         for place in (row.compute, row.facts, row.notes):
-            assert place is None or callable(table.load(place))
+            assert place is None or callable(load(place))
     names = table.scores_in_results()
     assert len({score.label for score in names.values()}) == len(names)
     assert not names["kernel_distance_clip"].higher_is_better
@@ -60,8 +61,8 @@ def test_the_table_is_right_about_what_imports_torch() -> None:
 @pytest.mark.usefixtures("toy")
 def test_settings_name_it() -> None:
     rows = {key: allowed for key, allowed, *_ in describe_keys()}
-    assert rows["evaluate.metrics"].endswith("precision, recall, density, coverage, toy, or none")
-    assert rows["train.best_metric"].endswith("coverage, toy")
+    assert rows["evaluate.metrics"].endswith("precision, recall, density, coverage, denoising_loss, toy, or none")
+    assert rows["train.best_metric"].endswith("coverage, denoising_loss, toy")
     config = apply_overrides(RunConfig(), ["evaluate.metrics=fid,toy", "train.best_metric=toy"])
     assert RunConfig.model_validate_json(config.model_dump_json()) == config
     with pytest.raises(ConfigError) as caught:
@@ -75,6 +76,7 @@ def test_without_its_row_it_is_unknown() -> None:
         apply_overrides(RunConfig(), ["train.best_metric=toy"])
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("toy")
 def test_it_is_measured_bounded_swept_and_shown(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["eval-fid", "--ckpt", run, "--json"]
@@ -97,7 +99,7 @@ def test_it_is_measured_bounded_swept_and_shown(run: Path, tmp_path: Path, capsy
     values = [point[NAME] for point in swept["points"]]
     assert (swept["judged_by"], values[swept["best"]]) == (NAME, max(values))
     assert NAME in capsys.readouterr().out
-    with pytest.raises(DataError, match="toy needs 3 images or more, and there are 2 here"):
+    with pytest.raises(DataError, match="toy needs 3 images or more, but there are 2 here"):
         require_enough(["toy"], 2, "here")
 
 
@@ -145,7 +147,9 @@ def test_one_of_the_scored_images_alone(
 def test_help_and_completion_list_it() -> None:
     told = python("-m", "support.toy_metric", "eval-fid", "--help", COLUMNS="200")
     assert told.returncode == 0, told.stderr
-    assert "fid, sfid, is, kid, precision, recall, density, coverage, t, or all" in " ".join(told.stdout.split())
+    assert "fid, sfid, is, kid, precision, recall, density, coverage, denoising_loss, t, or all" in " ".join(
+        told.stdout.split()
+    )
     words = {"COMP_WORDS": "dis eval-fid --metrics fid,t", "COMP_CWORD": "3", "_DIS_COMPLETE": "complete_bash"}
     complete = "import sys; sys.argv[0] = 'dis'; from support.toy_metric import METRICS, ROW; METRICS['toy'] = ROW; "
     told = python("-c", f"{complete}from dis_cli.cli.app import app; app(prog_name='dis')", **words)
@@ -174,7 +178,7 @@ def test_the_metric_precision_and_that_of_the_computation_are_both_written_down(
     assert data["compute_precision"]["name"] == "fp32"
     # As 0.1 wrote it: the metric, or without it the precision of the computation.
     old = {key: value for key, value in data.items() if key != "compute_precision"}
-    for precision in (old["precision"], {"name": "fp32", "reason": "it was asked for"}):
+    for precision in (old["precision"], {"name": "fp32", "reason": "chosen in the settings"}):
         file.write_text(json.dumps(old | {"precision": precision}))
         assert dis("runs", run.parent, "--json") == 0
         assert result(capsys)["runs"][0]["best"]["metric"] == "fid"

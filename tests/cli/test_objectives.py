@@ -10,6 +10,8 @@ from support.tiny import TINY, dis, result, train
 from dis_cli.runs.folder import read_events
 
 FLOW = ["diffusion.schedule=rectified_flow", "diffusion.prediction=velocity", "sample.sampler=euler"]
+JIT = [FLOW[0], "diffusion.prediction=x_0", "diffusion.timesteps=logit_normal", "diffusion.timestep_mean=0.8"]
+JIT += ["diffusion.timestep_std=0.8", "diffusion.shift=2", "sample.sampler=auto"]
 
 
 @pytest.mark.parametrize(
@@ -17,8 +19,9 @@ FLOW = ["diffusion.schedule=rectified_flow", "diffusion.prediction=velocity", "s
     [
         ["diffusion.prediction=x_0", "diffusion.loss_weight=min_snr"],
         FLOW,
+        JIT,
     ],
-    ids=["x_0", "rectified_flow"],
+    ids=["x_0", "rectified_flow", "velocity_from_x_0"],
 )
 def test_train_sample_and_score(settings, tmp_path, capsys) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
@@ -44,9 +47,9 @@ def test_train_sample_and_score(settings, tmp_path, capsys) -> None:
     ("settings", "words"),
     [
         (["diffusion.prediction=velocity"], ["'rectified_flow'", "'velocity'", "a fixed diffusion.variance"]),
-        (FLOW[:2], ["sample.sampler 'dpm++'", "'velocity'", "'auto' or one of 'heun', 'euler'"]),
+        (FLOW[:2], ["sample.sampler 'dpm++'", "'rectified_flow'", "'auto' or one of 'heun', 'euler'"]),
         (["sample.sampler=heun"], ["sample.sampler 'heun' cannot take 20 steps", "19 or 21"]),
-        ([*FLOW, "diffusion.loss_weight=min_snr"], ["'min_snr'", "'velocity'", "'uniform'"]),
+        ([*FLOW, "diffusion.loss_weight=min_snr"], ["'min_snr'", "'rectified_flow'", "'uniform'"]),
         (["diffusion.prediction=x_0", "diffusion.variance=learned_range"], ["'x_0' needs a fixed variance"]),
     ],
 )
@@ -62,6 +65,6 @@ def test_another_sampler_than_the_objective_s_is_refused(tmp_path, capsys) -> No
     capsys.readouterr()
     assert dis("sample", "--ckpt", tmp_path / "run", "--out", tmp_path / "out", "--sampler", "ddim") == 2
     error = capsys.readouterr().err
-    assert "sample.sampler 'ddim' cannot sample diffusion.prediction 'velocity'" in error
+    assert "sample.sampler 'ddim' cannot sample diffusion.schedule 'rectified_flow'" in error
     assert "set sample.sampler to 'auto' or one of 'heun', 'euler'" in error
     assert not (tmp_path / "out").exists()

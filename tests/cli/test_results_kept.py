@@ -97,7 +97,7 @@ def test_a_file_that_was_named_is_not_replaced_by_another_score(run: Path, tmp_p
     assert json.loads(out.read_text()).items() >= json.loads(content).items()
     (tmp_path / "notes.json").write_text("[]")
     assert dis(*command[:4], tmp_path / "notes.json", "-n", 8) == 2
-    assert "exists and is not of a score" in capsys.readouterr().err
+    assert "exists and is not a score" in capsys.readouterr().err
 
 
 def test_scores_of_folders_of_one_name(pictures: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
@@ -130,7 +130,7 @@ def test_images_that_were_changed_give_another_score(pictures: Path, tmp_path: P
     capsys.readouterr()
     # Known only when all is done: it is not lost, nor is the first.
     assert dis(*command) == 0
-    assert f"`{out}` holds other numbers of the same settings" in capsys.readouterr().err
+    assert f"`{out}` holds other numbers for the same settings" in capsys.readouterr().err
     assert json.loads(out.read_text())["frechet_digits"] == first
     assert json.loads((tmp_path / "score_2.json").read_text())["frechet_digits"] != first
 
@@ -157,6 +157,7 @@ def test_statistics_are_replaced_by_the_same_only(pictures: Path, tmp_path: Path
     assert images.read_bytes() == content
 
 
+@pytest.mark.long
 def test_a_sweep_that_is_stopped_again_keeps_the_points_of_the_first(
     run: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:

@@ -44,11 +44,11 @@ def test_one_line_a_run(root: Path, capsys) -> None:
     captured = capsys.readouterr()
     assert captured.err == ""
     header, first, second = captured.out.splitlines()
-    assert header.split() == ["RUN", "PRESET", "STEP", "LOSS", "BEST", "STATUS", "UPDATED"]
-    assert first.split()[:6] == [f"{root}/[/x]", "dis-s-cifar", "-/3600", "-", "-", "killed"]
+    assert header.split() == ["RUN", "PRESET", "STEP", "LOSS", "EPS_MSE", "BEST", "STATUS", "UPDATED"]
+    assert first.split()[:7] == [f"{root}/[/x]", "dis-s-cifar", "-/3600", "-", "-", "-", "killed"]
     best = ["frechet_digits", "5.753", "at", "1000"]
-    assert second.split()[:9] == [f"{root}/second", "dis-xs-digits", "1200/3600", "0.0877", *best, "stopped"]
-    assert second.split()[9] == f"{time.strftime('%Y-%m-%d', time.localtime(time.time() - 60))}"
+    assert second.split()[:10] == [f"{root}/second", "dis-xs-digits", "1200/3600", "0.0877", "-", *best, "stopped"]
+    assert second.split()[10] == f"{time.strftime('%Y-%m-%d', time.localtime(time.time() - 60))}"
 
 
 def test_as_json(root: Path, capsys) -> None:
@@ -63,6 +63,7 @@ def test_as_json(root: Path, capsys) -> None:
         "step": 1200,
         "steps": 3600,
         "loss": 0.08765,
+        "held_out": None,
         "best": {
             "metric": "frechet_digits",
             "value": 5.7531,
@@ -76,6 +77,8 @@ def test_as_json(root: Path, capsys) -> None:
         "status": "stopped",
         "detail": "Stopped at step 1200",
         "problems": [],
+        "parameters": None,
+        "settings": {"name": "dis-xs-digits", "train": {"steps": 3600}},
     }
     assert (first["status"], first["step"], first["best"]) == ("killed", None, None)
 

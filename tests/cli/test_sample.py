@@ -50,8 +50,8 @@ def test_images_grid_and_settings(run, tmp_path, capsys) -> None:
     assert pixels(tmp_path / "out", data["images"][0]).shape == (8, 8)
     height, width, _ = pixels(tmp_path / "out", {"file": "grid.png"}).shape
     # A row of two tiles for each of ten classes, and a name before each.
-    assert 10 * 32 < height < 12 * 40
-    assert 2 * 32 < width < 4 * 40
+    assert height == 4 + 10 * 68
+    assert 4 + 2 * 68 < width < 4 + 3 * 68
     assert f"grid    {tmp_path / 'out' / 'grid.png'}" in capsys.readouterr().out
 
 
@@ -225,7 +225,7 @@ def test_an_unconditional_model_cannot_be_guided(tmp_path, capsys) -> None:
     for command in ("sample", "eval-fid"):
         assert dis(command, "--ckpt", tmp_path / "run", "--out", tmp_path / "out", "--cfg-scale", "2") == 2
         error = capsys.readouterr().err
-        assert "sample.cfg_scale 2 needs a model of classes, and this one has none" in error
+        assert "sample.cfg_scale 2 needs a model with classes, but this one has none" in error
         assert error.count("error:") == 1
     assert not (tmp_path / "out").exists()
 

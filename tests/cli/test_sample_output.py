@@ -133,13 +133,22 @@ def test_trajectory(form: str, run: Path, tmp_path: Path) -> None:
     out = sampled(run, tmp_path / "out", "-n", 3, "--steps", 4, "--class", 2, "--trajectory", form)
     with Image.open(out / f"trajectory.{'png' if form == 'strip' else 'gif'}") as image:
         if form == "strip":
-            # Four steps beside each other, three images below each other.
-            assert image.size == (4 + 4 * 36, 4 + 3 * 36)
+            # The noise and four steps beside each other, three images below each other, named at the left and on top.
+            left, above, tile = image.width - 5 * 68 - 4, 16, 68
+            assert left > 8
+            assert image.height == above + 4 + 3 * tile
             with Image.open(out / "000002_class-2.png") as last:
-                tile = image.crop((4 + 3 * 36, 4 + 2 * 36, 4 + 3 * 36 + 32, 4 + 2 * 36 + 32)).convert("L")
-                assert np.array_equal(np.array(tile), np.array(last.resize((32, 32), Image.Resampling.NEAREST)))
+                corner = (left + 4 + 4 * tile, above + 4 + 2 * tile)
+                shown = image.crop((*corner, corner[0] + 64, corner[1] + 64)).convert("L")
+                assert np.array_equal(np.array(shown), np.array(last.resize((64, 64), Image.Resampling.NEAREST)))
+            # Of the same seed it is the same noise, whatever the model makes of it.
+            other = sampled(run, tmp_path / "other", "-n", 3, "--steps", 2, "--class", 3, "--trajectory", form)
+            with Image.open(other / "trajectory.png") as second:
+                noise, first = (np.array(strip)[above:, left : left + 4 + 68] for strip in (second, image))
+            assert np.array_equal(noise, first)
+            assert noise.std() > 80
         else:
-            assert image.n_frames == 4
+            assert image.n_frames == 5
 
 
 def test_the_same_again_is_there_already_and_other_settings_are_refused(

@@ -137,7 +137,7 @@ def test_a_run_may_stand_without_its_option(run: Path, tmp_path: Path, capsys: C
         assert message in error
         assert error.count("error:") == 1
     assert dis("eval-fid") == 2
-    assert "Give what is scored" in capsys.readouterr().err
+    assert "Give a checkpoint to score" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

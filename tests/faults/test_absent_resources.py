@@ -154,6 +154,7 @@ def test_encode_latents_with_the_vae_absent(tmp_path: Path) -> None:
         assert_names_the_vae(said(tmp_path, *command), vae)
 
 
+@pytest.mark.long
 def test_a_vae_that_is_there_needs_no_network(tmp_path: Path) -> None:
     run = save_latent_run(tmp_path / "run", str(save_tiny_vae(tmp_path / "vae")))
     (tmp_path / "images" / "class").mkdir(parents=True)

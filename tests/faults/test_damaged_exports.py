@@ -172,14 +172,14 @@ def test_safetensors_of_other_things(said: Refusal, run: Path, tmp_path: Path) -
     [
         ({"version": VERSION + 1}, 2, "is of format version 2, this `dis` reads version 1"),
         ({"format": "other"}, 2, f"says format 'other', expected '{FORMAT}'"),
-        ({"config": {"name": "x", "modle": {}}}, 2, "are not ones that this version reads"),
+        ({"config": {"name": "x", "modle": {}}}, 2, "This version cannot read the settings"),
         (
             {"config": config_of(DIGITS, model__embed_dim=32).model_dump(mode="json")},
             2,
-            "are not of the model in their settings",
+            "do not match the model in their settings",
         ),
         ({"class_names": ["a", "b"]}, 2, "names 2 classes, and model.num_classes in its settings is 10"),
-        ({"class_names": [1] * 10}, 2, "no list of names"),
+        ({"class_names": [1] * 10}, 2, "not a list of names"),
         ({"vae": {"name": "x"}}, 2, "The VAE in the settings"),
         ({"step": -1}, 1, "its record has no usable step"),
         ({"ema_decay": 2}, 1, "its record has no usable ema_decay"),

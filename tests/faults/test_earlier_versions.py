@@ -16,7 +16,6 @@ from support.tiny import dis, result
 
 from dis_cli import load_model, sample_images
 from dis_cli.training.state import TrainingState
-from dis_cli.workflows.sample import sample as workflow
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 LAST_STEP = 9
@@ -91,25 +90,27 @@ def pixels(out: Path) -> np.ndarray:
 
 
 @versions_with("samples.unfinished")
-def test_samples_are_completed(version: str, at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = [np.load(path)["images"].squeeze(-1) for path in sorted(at.glob("samples.unfinished/part-*.npz"))]
-    kept = np.concatenate(parts)
-    generate, made = workflow.generate, []
-
-    def generating(*arguments: Any, **options: Any) -> Any:
-        made.extend(options["seeds"])
-        return generate(*arguments, **options)
-
-    monkeypatch.setattr(workflow, "generate", generating)
-    assert dis(*SAMPLE, "--out", "samples") == 0
-    assert made == list(range(len(kept), 24))
+def test_samples_of_earlier_samplers_are_never_mixed_with_those_of_now(
+    version: str, at: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = {path: path.read_bytes() for path in at.glob("samples.unfinished/*")}
+    assert dis(*SAMPLE, "--out", "samples") == 2
+    told = capsys.readouterr().err
+    assert "samples.unfinished` holds samples of other settings\n  samplers: 1 there, 2 now" in told
+    assert "choose another `--out`" in told
+    assert {path: path.read_bytes() for path in at.glob("samples.unfinished/*")} == kept
+    assert not (at / "samples").exists()
+    # Unless told, they go elsewhere and are new from the first on. They differ in last bits alone.
     assert dis(*SAMPLE, "--out", "fresh") == 0
-    completed, fresh = pixels(at / "samples"), pixels(at / "fresh")
-    assert np.array_equal(completed[: len(kept)], kept)
-    assert np.array_equal(completed[len(kept) :], fresh[len(kept) :])
     whole = np.load(at / "samples.npz")["arr_0"].squeeze(-1)
-    assert np.abs(fresh.astype(int) - whole).max() <= 1
-    assert not (at / "samples.unfinished").exists()
+    assert np.abs(pixels(at / "fresh").astype(int) - whole).max() <= 1
+    assert json.loads((at / "fresh" / "samples.json").read_bytes())["facts"]["samplers"] == 2
+    # What is whole is of its samplers too.
+    facts = json.loads((at / "fresh" / "samples.json").read_text())
+    del facts["facts"]["samplers"]
+    (at / "fresh" / "samples.json").write_text(json.dumps(facts))
+    assert dis(*SAMPLE, "--out", "fresh") == 2
+    assert "samplers: 1 there, 2 now" in capsys.readouterr().err
 
 
 @versions_with("latents")

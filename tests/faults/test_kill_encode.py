@@ -108,6 +108,7 @@ class Command:
         assert self._process.wait() == -signal.SIGKILL
 
 
+@pytest.mark.long
 def test_killed_at_ten_moments(images: Path, vae: Path, straight: dict[str, bytes], tmp_path: Path) -> None:
     out = tmp_path / "out"
     for number, moment in enumerate(MOMENTS):

@@ -57,7 +57,7 @@ def killed_at(number: int, folder: Path, work: Callable[[], int]) -> int:
     return work()
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [FORMS[0], *(pytest.param(form, marks=pytest.mark.long) for form in FORMS[1:])])
 def test_a_kill_before_any_change_of_a_file(
     form: str, run: Path, tmp_path: Path, tally: Callable[[str, object], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,8 +18,8 @@ from support.tiny import dis, train
 
 from dis_cli.checkpoints.store import read_checkpoint
 from dis_cli.data import loaders
-from dis_cli.data.images.digits import DigitsSource
 from dis_cli.data.loaders import load_ahead
+from dis_cli.data.published.digits import DigitsSource
 from dis_cli.errors import DataError, DisError
 
 Sign = Callable[[], None]

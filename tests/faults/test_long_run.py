@@ -1,5 +1,6 @@
 """What a long run holds does not grow: its memory, its open files, its threads, its disk."""
 
+import contextlib
 import json
 import os
 import threading
@@ -22,7 +23,12 @@ MOST_GROWTH = 1 << 20
 
 
 def watch(run: Path, file: Path) -> Callable[[], None]:
-    """What makes a process write down what it holds whenever a checkpoint is finished."""
+    """What makes a process write down what it holds whenever a checkpoint is finished.
+
+    A forked process inherits the open files of the tests before it, and closes them whenever their garbage is
+    collected: they are not counted.
+    """
+    inherited = set[tuple[str, str]]()
 
     def measure(point: str, step: int, **_: object) -> None:
         if point != "saved":
@@ -31,14 +37,27 @@ def watch(run: Path, file: Path) -> Callable[[], None]:
         record = {
             "step": step,
             "resident": pages * os.sysconf("SC_PAGE_SIZE"),
-            "open_files": len(list(Path("/proc/self/fd").iterdir())),
+            "open_files": len(open_files() - inherited),
             "threads": threading.active_count(),
             "checkpoints": sorted(path.name for path in (run / "checkpoints").iterdir()),
         }
         with file.open("a") as records:
             records.write(json.dumps(record) + "\n")
 
-    return lambda: inject(measure)
+    def prepare() -> None:
+        inherited.update(open_files())
+        inject(measure)
+
+    return prepare
+
+
+def open_files() -> set[tuple[str, str]]:
+    """Number and target of every open file of this process; one that was closed during the listing has none."""
+    files = set[tuple[str, str]]()
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            files.add((path.name, str(path.readlink())))
+    return files
 
 
 def expected_checkpoints(step: int) -> list[str]:

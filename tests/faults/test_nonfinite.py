@@ -73,8 +73,8 @@ def test_updates_are_left_out_counted_and_told(straight: Path, tmp_path: Path, c
     assert [record["skipped"] for record in events(run, "step")] == [False, True, False, False, True, False]
     told = [record["message"] for record in events(run, "note") if record["level"] == "warning"]
     assert told == [
-        "The loss or the gradient of step 2 is not finite: its update was left out (1 so far)",
-        "The loss or the gradient of step 5 is not finite: its update was left out (2 so far)",
+        "The loss or gradient of step 2 is not finite: its update was skipped (1 so far)",
+        "The loss or gradient of step 5 is not finite: its update was skipped (2 so far)",
     ]
     # Nothing but time has moved.
     assert_equal({"model": tensors(run, 2)["model"]}, {"model": after_one_step(tmp_path / "one")})

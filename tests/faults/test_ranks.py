@@ -100,7 +100,7 @@ def test_a_run_continues_on_another_number_of_ranks(tmp_path: Path) -> None:
 def test_a_batch_that_cannot_be_dealt_out_is_refused(tmp_path: Path) -> None:
     ended = train_on(2, tmp_path / "run", *SETTINGS, "train.batch_size=6", "train.accumulation=2", options=["--json"])
     assert [rank.code for rank in ended] == [2, 2], ended
-    message = "`train.batch_size`: got 6, which cannot be dealt out equally to 2 processes in 2 parts each"
+    message = "`train.batch_size`: got 6, which cannot be divided equally among 2 processes in 2 parts each"
     assert f"error: {message}" in ended[0].err
     assert "hint: Set train.accumulation=1" in ended[0].err
     assert json.loads(ended[0].out)["error"]["exit_code"] == 2
@@ -171,10 +171,10 @@ def test_a_rank_that_is_killed_stops_all(victim: int, sharding: str, alone: Path
     assert survivor.code == 1
     assert survivor.at - (ended[victim].fault_at or 0) < PROMPT, ended
     if victim == 1:
-        assert "error: Another process of the job is gone without a word" in survivor.err
+        assert "error: Another process of the job ended without a message" in survivor.err
         assert json.loads(survivor.out)["error"]["kind"] == "PeerError"
         (stopped,) = events(run, "stopped")
-        assert stopped["message"].startswith("Another process of the job is gone without a word")
+        assert stopped["message"].startswith("Another process of the job ended without a message")
     # The leader may have been killed while its thread was still writing that of step 3.
     assert saved_steps(run) in ([[], [3]] if victim == 0 else [[3]])
     if sharding == "ddp":
@@ -186,7 +186,7 @@ def test_the_third_of_four_is_killed(tmp_path: Path) -> None:
     ended = train_on(4, tmp_path / "run", *SETTINGS, faults={2: At(5, action=signalling(signal.SIGKILL))})
     assert [rank.code for rank in ended] == [1, 1, -signal.SIGKILL, 1], ended
     assert max(rank.at for rank in ended) - (ended[2].fault_at or 0) < PROMPT, ended
-    assert "is gone without a word" in ended[0].err
+    assert "ended without a message" in ended[0].err
     assert saved_steps(tmp_path / "run") == [3]
 
 

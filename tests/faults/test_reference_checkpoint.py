@@ -20,6 +20,8 @@ from dis_cli.models.families import FAMILIES
 
 Shape = tuple[int, ...]
 
+# What else weights of the published code tell.
+PUBLISHED = {"directions": "both", "conditioning": "tokens", "skip": "concat"}
 CLASS_10 = {
     "image_size": 8,
     "patch_size": 2,
@@ -31,7 +33,7 @@ CLASS_10 = {
     "d_state": 16,
     "d_conv": 4,
     "expand": 2,
-}
+} | PUBLISHED
 UNCONDITIONAL = {
     "image_size": 6,
     "patch_size": 3,
@@ -43,7 +45,7 @@ UNCONDITIONAL = {
     "d_state": 5,
     "d_conv": 3,
     "expand": 3,
-}
+} | PUBLISHED
 
 
 def class_10_shapes() -> dict[str, Shape]:

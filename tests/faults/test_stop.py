@@ -141,7 +141,7 @@ def test_a_signal_while_the_others_have_not_come(tmp_path: Path) -> None:
     ended = ranks.finish()
     assert ended[0].code == 143
     assert ended[0].at - at < PROMPT
-    assert "the other processes have not come" in ended[0].err
+    assert "the other processes have not arrived" in ended[0].err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run-said"]
 
 
@@ -219,7 +219,7 @@ def torchrun(run: Path, *overrides: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_torchrun(straight: Path, tmp_path: Path) -> None:
     process = torchrun(tmp_path / "run", *SETTINGS)
     out, err = process.communicate(timeout=200)
@@ -231,7 +231,10 @@ def test_torchrun(straight: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(other, marks=pytest.mark.long) for other in (signal.SIGINT, signal.SIGHUP))],
+)
 def test_a_signal_to_torchrun(number: signal.Signals, tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings = ["train.steps=100000", "train.save_every=50000", "train.lr_schedule=constant", "train.batch_size=8"]

@@ -226,8 +226,8 @@ def test_what_may_be_written(tmp_path: Path) -> None:
         (KERNEL / "x" / "y", "folder", StorageError, "Cannot create `/sys/x/y`"),
         (KERNEL, "filled folder", StorageError, "Cannot create `/sys`"),
         ("x" * 256, "file", StorageError, "File name too long"),
-        ("x.csv", "file", UsageError, "ends in .csv, and what is written is .json"),
-        ("x.zip", "filled folder", UsageError, "ends in .zip, and what is written is a folder"),
+        ("x.csv", "file", UsageError, "ends in .csv, but the result is .json"),
+        ("x.zip", "filled folder", UsageError, "ends in .zip, but the result is a folder"),
     ],
 )
 def test_what_is_said(path: Path | str, kind: str, error: type[DisError], message: str) -> None:

@@ -86,7 +86,12 @@ def test_presets(environment: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("environments", "name"), [(("dumb", "narrow"), "bytes"), (("no-color",), "markup"), (("c", "narrow"), "escape")]
+    ("environments", "name"),
+    [
+        (("dumb", "narrow"), "bytes"),
+        pytest.param(("no-color",), "markup", marks=pytest.mark.long),
+        pytest.param(("c", "narrow"), "escape", marks=pytest.mark.long),
+    ],
 )
 def test_train_and_sample(environments: tuple[str, ...], name: str, tmp_path: Path) -> None:
     variables = {key: value for environment in environments for key, value in ENVIRONMENTS[environment].items()}

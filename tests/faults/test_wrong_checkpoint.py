@@ -77,8 +77,8 @@ def test_settings_that_this_version_does_not_read(said: Refusal, tmp_path: Path)
     ("meta", "message"),
     [
         ({"class_names": ["a", "b"]}, "names 2 classes, and model.num_classes in its settings is 10"),
-        ({"class_names": 3}, "no list of names: 3"),
-        ({"class_names": [1] * 10}, "no list of names"),
+        ({"class_names": 3}, "not a list of names: 3"),
+        ({"class_names": [1] * 10}, "not a list of names"),
         ({"vae": {"name": "x"}}, "The VAE in the settings"),
         ({"vae": 3}, "The VAE in the settings"),
     ],
@@ -126,7 +126,7 @@ def optimizer() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (u_vit, "`final_layer.linear.weight` is missing; it holds 11 tensors: `pos_embed`, .* and 7 more"),
+        (u_vit, "does not hold a U-ViT model: 33 missing: .* and 29 more"),
         (dit, "`patch_embed.proj.weight` is missing; it holds 5 tensors: `pos_embed`, `x_embedder.proj.weight`, "),
         (lambda: {"ema": dit(), "model": dit()}, "`patch_embed.proj.weight` is missing"),
         (optimizer, "`state` is of type dict; its keys are `state`, `param_groups`"),

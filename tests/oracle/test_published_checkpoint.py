@@ -95,7 +95,7 @@ def test_sampled_images_are_those_recorded(
     # Each image has a generator of its own; here all draw what was recorded.
     starts, draws = itertools.cycle(z), itertools.chain(noise)
     monkeypatch.setattr("dis_cli.workflows.sample.generate.torch.randn", lambda *_args, **_kwargs: next(starts))
-    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_args, **_kwargs: next(draws))
+    monkeypatch.setattr("dis_cli.diffusion.samplers.loop.draw_noise", lambda *_arguments: next(draws))
     codec = PixelCodec if case == "a_plain" else VaeCodec
     decode, decoded = codec.decode, list[Tensor]()
 

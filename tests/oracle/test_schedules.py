@@ -65,3 +65,18 @@ def test_respacing_again_composes_the_timesteps() -> None:
         schedule.alphas_cumprod, ORACLE["1000.alphas_cumprod"][np.arange(0, 1000, 40)], rtol=1e-12, atol=0
     )
     assert schedule.num_original_timesteps == 1000
+
+
+@pytest.mark.parametrize("num_timesteps", [1000, 250])
+def test_square_roots_of_scaled_linear_betas_are_a_line(num_timesteps: int) -> None:
+    schedule, scale = make_schedule("scaled_linear", num_timesteps), 1000 / num_timesteps
+    roots = np.sqrt(schedule.betas / scale)
+    np.testing.assert_allclose(np.diff(roots), (0.012**0.5 - 0.00085**0.5) / (num_timesteps - 1), rtol=1e-9)
+    np.testing.assert_allclose(schedule.betas[[0, -1]], [scale * 0.00085, scale * 0.012], rtol=1e-12)
+    # The share of signal that is left, which is known of published models of 1000 steps.
+    np.testing.assert_allclose(schedule.alphas_cumprod[-1], 0.00466, rtol=1e-3 if num_timesteps == 1000 else 0.1)
+
+
+def test_a_scaled_linear_schedule_needs_steps() -> None:
+    with pytest.raises(ValueError, match="at least 13 timesteps, got 12"):
+        make_schedule("scaled_linear", 12)

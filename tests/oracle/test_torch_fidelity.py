@@ -114,7 +114,7 @@ def ours(folders: Path, extractor: InceptionFeatures) -> dict[str, Scored]:
     return {name: scored(read_folder(folders / name), extractor) for name in COUNTS}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_score_is_theirs(ours: dict[str, Scored], theirs: dict[str, float]) -> None:
     a, b = ours["a"], ours["b"]
     score = a.score.score()
@@ -134,7 +134,7 @@ def test_every_score_is_theirs(ours: dict[str, Scored], theirs: dict[str, float]
     assert got == pytest.approx({name: theirs[name] for name in got}, rel=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_gives_theirs(
     folders: Path,
     weights: Path,
@@ -169,12 +169,12 @@ def test_the_command_gives_theirs(
     assert dis(*scored, "--ref", tmp_path / "adm.npz", "--metrics", "all", "--out", tmp_path / "all.json") == 0
     again = json.loads(capsys.readouterr().out)
     assert again["metrics"] == ["fid", "sfid", "inception_score"]
-    assert "taken to be of the published Inception" in "".join(again["notes"])
+    assert "the published Inception is assumed" in "".join(again["notes"])
     assert again["frechet_inception"] == pytest.approx(found["frechet_inception"], rel=1e-9)
     assert again["frechet_spatial_inception"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_array_and_a_statistics_file_give_the_value_of_the_folder(
     ours: dict[str, Scored], folders: Path, extractor: InceptionFeatures, tmp_path: Path
 ) -> None:

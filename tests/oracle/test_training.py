@@ -12,7 +12,7 @@ from dis_cli.config.schema import RunConfig, TrainConfig
 from dis_cli.diffusion.batch import TrainingBatch
 from dis_cli.diffusion.guidance import Guidance, guide
 from dis_cli.diffusion.objective import q_sample, training_losses
-from dis_cli.diffusion.samplers import make_sampler, sample_loop
+from dis_cli.diffusion.samplers.loop import make_sampler, sample_loop
 from dis_cli.diffusion.schedule import make_schedule
 from dis_cli.runtime.process_group import ProcessGroup
 from dis_cli.training.ema import Ema
@@ -108,7 +108,7 @@ def test_sampled_images(case, monkeypatch) -> None:
         labels = recorded["b_cfg.labels"][:half]
         z, noise = z[:half], noise[:, :half]
     draws = itertools.chain(noise)
-    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_args, **_kwargs: next(draws))
+    monkeypatch.setattr("dis_cli.diffusion.samplers.loop.draw_noise", lambda *_arguments: next(draws))
     sampler = make_sampler(
         make_schedule("linear", 1000), name="ancestral", steps=10, prediction="epsilon", variance="learned_range"
     )

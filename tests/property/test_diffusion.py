@@ -73,7 +73,7 @@ def test_too_short_a_linear_schedule_is_refused() -> None:
 
 
 def test_an_unknown_choice_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="schedule must be one of 'linear', 'cosine', got 'sigmoid'"):
+    with pytest.raises(ValueError, match="schedule must be one of 'linear', 'scaled_linear', 'cosine', got 'sigmoid'"):
         check_choice("schedule", "sigmoid", ScheduleName)
 
 

@@ -1,6 +1,7 @@
 """Laws of sampling a rectified flow: closed forms, convergence, levels, and independence of images."""
 
 import itertools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from dis_cli.diffusion.flow import make_flow
 from dis_cli.diffusion.objective import Prediction, Variance
-from dis_cli.diffusion.samplers import Denoiser, Sampler, SamplerName, make_sampler, sample_loop
+from dis_cli.diffusion.samplers.loop import Denoiser, Sampler, make_sampler, sample_loop
 from dis_cli.diffusion.schedule import make_schedule
 
 FLOW = make_flow(1000)
@@ -75,6 +76,29 @@ def test_heun_converges_to_the_exact_flow_at_second_order() -> None:
     assert error(100) < 2e-4
     assert 3.6 < error(10) / error(20) < 4.4
     assert 3.6 < error(20) / error(40) < 4.4
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("prediction", ["velocity", "x_0"])
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("heun", 2)])
+def test_every_prediction_and_shift_converges(name: str, order: int, prediction: Prediction, shift: float) -> None:
+    x_T = torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(1, 1, 3, 3)
+    flow = make_flow(1280, shift=shift)
+
+    def denoise(x: Tensor, told: Tensor) -> Tensor:
+        # The model is told the level itself.
+        sigma = ((told.double() + 1) / 1280)[:, None, None, None]
+        variance = (1 - sigma) ** 2 * STD**2 + sigma**2
+        away = (x - (1 - sigma) * MEAN) / variance
+        x_0 = MEAN + (1 - sigma) * STD**2 * away
+        return sigma * away - x_0 if prediction == "velocity" else x_0
+
+    def error(num_steps: int) -> float:
+        steps = 2 * num_steps - 1 if name == "heun" else num_steps
+        sampler = make_sampler(flow, name=name, steps=steps, prediction=prediction, variance="fixed_small")
+        return (samples(denoise, x_T, sampler) - (MEAN + STD * x_T)).abs().max().item()
+
+    assert math.log2(error(40) / error(80)) == pytest.approx(order, abs=0.15)
 
 
 def test_a_heun_step_averages_the_velocities_at_both_ends() -> None:
@@ -184,13 +208,19 @@ def test_clipping_keeps_the_estimates_in_range_and_leads_to_them() -> None:
     [
         (True, "ddim", "velocity", "fixed_small", "a rectified flow is sampled by 'heun' or 'euler', got 'ddim'"),
         (True, "dpm++", "velocity", "fixed_small", "a rectified flow is sampled by 'heun' or 'euler', got 'dpm"),
-        (True, "euler", "v", "fixed_small", "'velocity' and a rectified flow need each other, got 'v'"),
-        (False, "ddim", "velocity", "fixed_small", "'velocity' and a rectified flow need each other, got 'velocity'"),
+        (True, "euler", "v", "fixed_small", "a rectified flow predicts 'velocity' or 'x_0', got 'v'"),
+        (
+            False,
+            "ddim",
+            "velocity",
+            "fixed_small",
+            "prediction 'velocity' needs a rectified flow, got 'velocity' with a schedule",
+        ),
         (True, "euler", "velocity", "learned_range", "no variance to learn"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(
-    flow: bool, name: SamplerName, prediction: Prediction, variance: Variance, message: str
+    flow: bool, name: str, prediction: Prediction, variance: Variance, message: str
 ) -> None:
     process = FLOW if flow else make_schedule("linear", 1000)
     with pytest.raises(ValueError, match=message):

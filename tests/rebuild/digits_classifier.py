@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from dis_cli.codecs.pixel import to_uint8
 from dis_cli.events import Event, Finished, Metric, Progress
@@ -54,7 +54,9 @@ def rebuild(out: Path = DIGIT_WEIGHTS) -> Iterator[Event]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         network = DigitNetwork()
-    yield from _train(network, to_unit(train), torch.tensor(train_labels))
+    yield from train_classifier(
+        network, to_unit(train), torch.tensor(train_labels), num_epochs=NUM_EPOCHS, warmup_steps=WARMUP_STEPS
+    )
     data = save(network.state_dict())
     atomic_write_bytes(out, data)
     extractor = DigitFeatures(out)
@@ -89,35 +91,46 @@ def measure(extractor: DigitFeatures) -> dict[str, float]:
     }
 
 
-def _train(network: DigitNetwork, images: Tensor, labels: Tensor) -> Iterator[Event]:
-    """AdamW on the cross-entropy; the same machine gives the same weights, bit for bit."""
+def train_classifier(
+    network: nn.Module, images: Tensor, labels: Tensor, *, num_epochs: int, warmup_steps: int, shift: int = 0
+) -> Iterator[Event]:
+    """AdamW on the cross-entropy of noisy images; the same machine gives the same weights, bit for bit.
+
+    Args:
+        network: Gives features and logits.
+        images: (n, c, h, w) in [-1, 1].
+        labels: (n,)
+        shift: Pixels that a batch is moved by at most along either side; the images' border is then empty.
+    """
     threads = torch.get_num_threads()
     # With more threads the order of sums, and so the last digits, would depend on the machine's load.
     torch.set_num_threads(1)
     try:
         optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
         per_epoch = len(images) // BATCH_SIZE
-        for epoch in range(NUM_EPOCHS):
+        for epoch in range(num_epochs):
             order = generator(SEED, Stream.ORDER, epoch).permutation(len(images))
             rng = generator(SEED, Stream.TRAIN, epoch)
             for step in range(per_epoch):
                 chosen = torch.from_numpy(order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE])
-                noise = torch.from_numpy(rng.standard_normal(images[chosen].shape, dtype=np.float32))
+                batch = images[chosen]
+                noise = torch.from_numpy(rng.standard_normal(batch.shape, dtype=np.float32))
+                if shift:
+                    down, right = rng.integers(-shift, shift + 1, 2).tolist()
+                    batch = batch.roll((down, right), (2, 3))
                 done = epoch * per_epoch + step
+                # Linear warm-up times half a cosine.
+                factor = min(1.0, (done + 1) / warmup_steps)
+                factor *= 0.5 * (1 + math.cos(math.pi * done / (num_epochs * per_epoch)))
                 for group in optimizer.param_groups:
-                    group["lr"] = LR * _lr_factor(done, NUM_EPOCHS * per_epoch)
-                loss = F.cross_entropy(network(images[chosen] + NOISE * noise)[1], labels[chosen])
+                    group["lr"] = LR * factor
+                loss = F.cross_entropy(network(batch + NOISE * noise)[1], labels[chosen])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-            yield Progress(done=epoch + 1, total=NUM_EPOCHS, unit="epochs")
+            yield Progress(done=epoch + 1, total=num_epochs, unit="epochs")
     finally:
         torch.set_num_threads(threads)
-
-
-def _lr_factor(step: int, total: int) -> float:
-    """Linear warm-up times half a cosine."""
-    return min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / total))
 
 
 def main() -> None:

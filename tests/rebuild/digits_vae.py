@@ -17,7 +17,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from torch import Tensor
 from dis_cli.codecs.locate import BUNDLED, CONFIG, WEIGHTS
 from dis_cli.codecs.pixel import to_uint8
 from dis_cli.codecs.vae import VaeCodec
-from dis_cli.data.images.digits import DigitsSource
+from dis_cli.data.published.digits import DigitsSource
 from dis_cli.events import Event, Finished, Metric, Progress
 from dis_cli.metrics.extractors.digits import DigitFeatures, as_digits
 from dis_cli.metrics.frechet import frechet_distance
@@ -69,13 +69,31 @@ def rebuild(out: Path = BUNDLED["digits"]) -> Iterator[Event]:
     Raises:
         StorageError: The files cannot be written.
     """
+    scale = yield from make_vae(_images("train"), out, num_epochs=NUM_EPOCHS)
+    measured = measure(out)
+    for name, value in measured.items():
+        yield Metric(name=name, value=value)
+    size = sum((out / name).stat().st_size for name in (WEIGHTS, CONFIG))
+    written: dict[str, object] = {"path": str(out), "size_bytes": size, "scaling_factor": scale}
+    yield Finished(result=written | measured)
+
+
+def make_vae(images: Tensor, out: Path, *, num_epochs: int) -> Generator[Event, None, float]:
+    """Train a VAE and write it in diffusers' layout.
+
+    Args:
+        images: (n, 3, 32, 32) in [-1, 1].
+        out: The folder to write.
+
+    Returns:
+        The factor on its latents.
+    """
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    images = _images("train")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         module = AutoencoderKL(**CONFIGURATION)
-    yield from _train(module, images)
+    yield from _train(module, images, num_epochs)
     module.eval()
     scale = _scale(module, images)
     module.register_to_config(scaling_factor=scale)
@@ -86,12 +104,7 @@ def rebuild(out: Path = BUNDLED["digits"]) -> Iterator[Event]:
     config.pop("_name_or_path", None)
     atomic_write_bytes(out / WEIGHTS, save(module.state_dict()))
     atomic_write_text(out / CONFIG, json.dumps(config, indent=1) + "\n")
-    measured = measure(out)
-    for name, value in measured.items():
-        yield Metric(name=name, value=value)
-    size = sum((out / name).stat().st_size for name in (WEIGHTS, CONFIG))
-    written: dict[str, object] = {"path": str(out), "size_bytes": size, "scaling_factor": scale}
-    yield Finished(result=written | measured)
+    return scale
 
 
 def measure(folder: Path) -> dict[str, float]:
@@ -130,7 +143,7 @@ def measure(folder: Path) -> dict[str, float]:
     return result | {f"latent_std_{channel}": value for channel, value in enumerate(spread.tolist())}
 
 
-def _train(module: Any, images: Tensor) -> Iterator[Event]:
+def _train(module: Any, images: Tensor, num_epochs: int) -> Iterator[Event]:
     """AdamW on squared error and divergence; the same machine gives the same weights, bit for bit."""
     threads = torch.get_num_threads()
     # With more threads the order of sums, and so the last digits, would depend on the machine's load.
@@ -138,7 +151,7 @@ def _train(module: Any, images: Tensor) -> Iterator[Event]:
     try:
         optimizer = torch.optim.AdamW(module.parameters(), lr=LR)
         per_epoch = len(images) // BATCH_SIZE
-        for epoch in range(NUM_EPOCHS):
+        for epoch in range(num_epochs):
             order = generator(SEED, Stream.ORDER, epoch).permutation(len(images))
             rng = generator(SEED, Stream.TRAIN, epoch)
             for step in range(per_epoch):
@@ -151,11 +164,11 @@ def _train(module: Any, images: Tensor) -> Iterator[Event]:
                 done = epoch * per_epoch + step
                 for group in optimizer.param_groups:
                     warm = min(1.0, (done + 1) / WARMUP_STEPS)
-                    group["lr"] = LR * warm * 0.5 * (1 + math.cos(math.pi * done / (NUM_EPOCHS * per_epoch)))
+                    group["lr"] = LR * warm * 0.5 * (1 + math.cos(math.pi * done / (num_epochs * per_epoch)))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-            yield Progress(done=epoch + 1, total=NUM_EPOCHS, unit="epochs")
+            yield Progress(done=epoch + 1, total=num_epochs, unit="epochs")
     finally:
         torch.set_num_threads(threads)
 

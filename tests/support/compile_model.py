@@ -1,8 +1,8 @@
 """A program: is a compiled DiS equal to an eager one? Arguments: backend, depth, mode, engines.
 
-The mode is "eval", "train" (drop path and dropped labels, their draws given), or "checkpointed" (the same, with
-gradient checkpointing in the compiled model only). In a process of its own, since torch's compiler cannot look into the
-checks of annotations that tests install.
+The mode is "eval", "train" (drop path and dropped labels, their draws given), "checkpointed" (the same, with gradient
+checkpointing in the compiled model only), or "ablated" (as "train", and nothing as published). In a process of its own,
+since torch's compiler cannot look into the checks of annotations that tests install.
 """
 
 import copy
@@ -10,6 +10,7 @@ import sys
 
 import torch
 from support.compare import output_weights
+from support.naive_dis import ABLATED
 from support.oracle import assert_matches
 from torch import Tensor
 
@@ -33,7 +34,8 @@ def gradients(model: DiS) -> dict[str, Tensor]:
 def main(backend: str, depth: str, mode: str, *engines: str) -> None:
     for engine in engines:
         torch.manual_seed(0)
-        model = DiS(4, 2, 2, 16, int(depth), num_classes=3, d_state=4, engine=engine, drop_path=0.4, label_drop=0.3)
+        settings = {"num_classes": 3, "d_state": 4, "engine": engine, "drop_path": 0.4, "label_drop": 0.3}
+        model = DiS(4, 2, 2, 16, int(depth), **settings, **(ABLATED if mode == "ablated" else {}))
         model.train(mode != "eval")
         eager = gradients(model)
         compiled_model = copy.deepcopy(model)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dis_cli.scan.engines.cpu import kernel
+from dis_cli.scan.engines.table import ENGINES
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,17 @@ PLAIN = [Case(engine, dtype) for engine in ("reference", "torch") for dtype in (
 # In float64 the engine "kernel" stands for plain torch.
 DOUBLE_KERNEL = [Case("kernel", torch.float64)]
 KERNEL = [Case("kernel", torch.float32, isa) for isa in kernel.ISAS]
+# On the CPU only in Triton's interpreter, in a process of its own (unit/test_triton.py).
+TRITON = [Case("triton", torch.float32)] if ENGINES["triton"].is_interpreted() else []
 MIXERS = [
     *PLAIN,
     *DOUBLE_KERNEL,
     *(Case("kernel", torch.float32, isa, whole) for isa in kernel.ISAS for whole in (True, False)),
+    *TRITON,
 ]
 # Those of which each has an implementation of its own to get wrong.
-IMPLEMENTATIONS = [*(case for case in PLAIN if case.engine == "torch"), *KERNEL]
-SINGLE = [case for case in [*PLAIN, *KERNEL] if case.dtype == torch.float32 and case.engine != "reference"]
+IMPLEMENTATIONS = [*(case for case in PLAIN if case.engine == "torch"), *KERNEL, *TRITON]
+SINGLE = [case for case in [*PLAIN, *KERNEL, *TRITON] if case.dtype == torch.float32 and case.engine != "reference"]
 
 
 def parameters(cases: list[Case]) -> list[Any]:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from dis_cli.diffusion.flow import ForwardProcess
 from dis_cli.diffusion.objective import Prediction
-from dis_cli.diffusion.samplers import Denoiser
+from dis_cli.diffusion.samplers.loop import Denoiser
 
 MEAN, STD = 0.3, 0.5
 

@@ -19,6 +19,7 @@ import typer
 
 from dis_cli.cli.app import app
 from dis_cli.cli.hints.fitted import Taken, command_of, fitted, taken_by
+from dis_cli.config.backbones import BACKBONES
 from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.presets import preset_names
 from dis_cli.config.schema import RunConfig
@@ -42,6 +43,7 @@ RAISED_BY = {
     "config/sampling.py": (TRAIN, SAMPLE, SCORE),
     "config/sweep.py": (SCORE,),
     "data/": (TRAIN, SCORE, STATS, ENCODE),
+    "data/findings.py": (TRAIN,),
     "data/latents/source.py": (TRAIN,),
     "data/latents/format.py": (TRAIN, ENCODE),
     "metrics/": (SCORE, STATS),
@@ -71,6 +73,10 @@ RAISED_BY = {
     "workflows/eval_fid/scorer.py": (SCORE,),
     "metrics/scores.py": (SCORE,),
     "workflows/eval_fid/stats.py": (STATS,),
+    "workflows/train/branch.py": (TRAIN,),
+    "workflows/train/fork.py": (TRAIN,),
+    "workflows/train/init.py": (TRAIN,),
+    "workflows/train/shares.py": (TRAIN,),
     "workflows/train/steps.py": (TRAIN,),
     "runs/trackers.py": (TRAIN,),
     "workflows/train/train.py": (TRAIN,),
@@ -106,6 +112,8 @@ class Text:
     @property
     def commands(self) -> tuple[str, ...]:
         """The commands that show them; empty where any may."""
+        if self.file.endswith(".md"):
+            return ()
         inner = self.file.removeprefix("dis_cli/")
         fitting = [name for name in RAISED_BY if inner.startswith(name)]
         return RAISED_BY[max(fitting, key=len)] if fitting else ()
@@ -115,7 +123,9 @@ def texts(root: Path = ROOT) -> Iterator[Text]:
     """Everything that a checkout tells a user."""
     for path in sorted((root / "dis_cli").rglob("*.py")):
         yield from _of_python(path, path.relative_to(root).as_posix())
-    for name in ("README.md", "dis_cli/README.md", "Makefile", *(f"presets/{name}.toml" for name in preset_names())):
+    pages = (path.relative_to(root).as_posix() for path in sorted((root / "dis_cli").rglob("README.md")))
+    presets = (f"presets/{name}.toml" for name in preset_names())
+    for name in ("README.md", "presets/README.md", "Makefile", *pages, *presets):
         if (root / name).is_file():
             yield from _of_page(root / name, name)
 
@@ -170,12 +180,13 @@ def check_setting(text: str) -> str | None:
     value = value.strip("'\"").rstrip(".,:")
     if key == "KEY":
         return None
-    if key not in settings():
+    if not any(key in settings(backbone) for backbone in BACKBONES):
         return f"`{key}` is no setting"
     if not equals or _WORD.fullmatch(value):
         return None
     try:
-        apply_overrides(RunConfig(), [f"{key}={value}"])
+        owner = next(name for name in BACKBONES if key in settings(name))
+        apply_overrides(RunConfig(model=BACKBONES[owner](backbone=owner)), [f"{key}={value}"])
     except ConfigError as error:
         # Rules between settings depend on the others.
         return error.message if error.message.startswith(f"`{key}`: got") else None

@@ -17,15 +17,17 @@ MIXER_SIZES = [
     (4, 66, 40, 16, 4, 2),
     (2, 65, 33, 17, 7, 1),
     (33, 4, 9, 2, 3, 3),
+    (5, 40, 6, 3, 9, 2),
+    (4, 70, 5, 2, 33, 1),
     (0, 5, 8, 2, 4, 2),
 ]
 
 
-def random_mixer(size: tuple[int, ...], engine: str, dtype: torch.dtype) -> tuple[Mixer, Tensor]:
+def random_mixer(size: tuple[int, ...], engine: str, dtype: torch.dtype, *, both: bool = True) -> tuple[Mixer, Tensor]:
     """A mixer with all parameters random, and tokens; float32 holds their numbers."""
     batch, length, embed_dim, d_state, d_conv, expand = size
     generator = torch.Generator().manual_seed(sum(size))
-    mixer = Mixer(embed_dim, d_state, d_conv, expand, engine=engine)
+    mixer = Mixer(embed_dim, d_state, d_conv, expand, engine=engine, both=both)
     with torch.no_grad():
         for parameter in mixer.parameters():
             fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
@@ -34,8 +36,8 @@ def random_mixer(size: tuple[int, ...], engine: str, dtype: torch.dtype) -> tupl
     return mixer.to(dtype), tokens.to(dtype)
 
 
-def everything(size: tuple[int, ...], engine: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    mixer, tokens = random_mixer(size, engine, dtype)
+def everything(size: tuple[int, ...], engine: str, dtype: torch.dtype, *, both: bool = True) -> dict[str, Tensor]:
+    mixer, tokens = random_mixer(size, engine, dtype, both=both)
     out = mixer(tokens.requires_grad_())
     names, parameters = zip(*mixer.named_parameters(), strict=True)
     gradients = torch.autograd.grad(out, [tokens, *parameters], output_weights(out.detach()))

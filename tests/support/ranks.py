@@ -34,7 +34,6 @@ _server.set_forkserver_preload(
     [
         "dis_cli.cli.app",
         "dis_cli.workflows.train.train",
-        "diffusers.schedulers.scheduling_ddim",
         "sklearn.datasets",
         "sklearn.model_selection",
         "torch._dynamo",

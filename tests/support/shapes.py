@@ -2,12 +2,12 @@
 
 from hypothesis import strategies as st
 
-from dis_cli.models.dis.sizes import Shape
+from dis_cli.models.dis.sizes import CONDITIONINGS, DIRECTIONS, SCAN_ORDERS, SKIPS, Shape
 
 
 @st.composite
 def shapes(draw: st.DrawFn) -> Shape:
-    """Models that are quick to build, of all kinds: with and without classes, one block and more, odd widths."""
+    """Models that are quick to build, of all kinds: classes or none, one block and more, odd widths, ablations."""
     patch_size = draw(st.integers(1, 3))
     return Shape(
         image_size=patch_size * draw(st.integers(1, 9)),
@@ -18,6 +18,10 @@ def shapes(draw: st.DrawFn) -> Shape:
         num_classes=draw(st.sampled_from([0, 1, 5])),
         learn_sigma=draw(st.booleans()),
         d_state=draw(st.sampled_from([4, 16])),
-        d_conv=draw(st.integers(2, 4)),
+        d_conv=draw(st.sampled_from([2, 3, 4, 9])),
         expand=draw(st.integers(1, 3)),
+        skip=draw(st.sampled_from(SKIPS)),
+        directions=draw(st.sampled_from(DIRECTIONS)),
+        conditioning=draw(st.sampled_from(CONDITIONINGS)),
+        scan_order=draw(st.sampled_from(SCAN_ORDERS)),
     )

@@ -19,14 +19,22 @@ PROGRAM = str(TESTS / "support" / "compile_model.py")
 ENGINES = ["torch"] if kernel.why_not() else ["torch", "kernel"]
 
 
-@pytest.mark.parametrize(("backend", "mode"), [("aot_eager", "eval"), ("eager", "train"), ("eager", "checkpointed")])
+@pytest.mark.parametrize(
+    ("backend", "mode"),
+    [
+        pytest.param("aot_eager", "eval", marks=pytest.mark.long),
+        ("eager", "train"),
+        ("eager", "checkpointed"),
+        pytest.param("aot_eager", "ablated", marks=pytest.mark.long),
+    ],
+)
 def test_the_graph_of_forward_and_backward(backend: str, mode: str) -> None:
     process = python(PROGRAM, backend, "3", mode, *ENGINES)
     assert process.returncode == 0, process.stderr
     assert process.stdout.split() == ENGINES
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_inductor(tmp_path: Path) -> None:
     if not (shutil.which("g++") or shutil.which("clang++")):
         pytest.skip("inductor needs a C++ compiler")

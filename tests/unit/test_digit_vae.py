@@ -8,7 +8,7 @@ from rebuild.digits_vae import measure, rebuild
 from dis_cli.codecs.locate import BUNDLED, CONFIG, WEIGHTS, locate_vae
 from dis_cli.codecs.vae import VaeCodec
 from dis_cli.config.presets import load_preset
-from dis_cli.data.images.digits import DigitsSource
+from dis_cli.data.published.digits import DigitsSource
 from dis_cli.events import Finished, Progress
 
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from support.celeba import PARTITION, make_celeba
 from support.cifar import make_cifar10
-from torchvision.datasets import CIFAR10, CelebA
+from support.mnist import make_mnist
+from torchvision.datasets import CIFAR10, MNIST, CelebA
 
-from dis_cli.data.images import celeba
-from dis_cli.data.images.celeba import ANNOTATIONS, CelebaFiles
-from dis_cli.data.open import open_source
+from dis_cli.data.open import kind_of, open_source, recognise
+from dis_cli.data.published import celeba
+from dis_cli.data.published.celeba import ANNOTATIONS, CelebaFiles
 from dis_cli.errors import DataError, MissingResourceError, RefusedError
 
 
@@ -121,6 +122,77 @@ def test_what_was_fetched_is_not_trusted_either(published, tmp_path, monkeypatch
     with pytest.raises(RefusedError, match=r"names `os\.mkdir`"):
         opened("cifar10", tmp_path / "data", download=True)
     assert not (tmp_path / "executed").exists()
+
+
+# -- MNIST, fetched from this machine
+
+
+@pytest.fixture
+def mnist_files(tmp_path, served, monkeypatch):
+    """The folder whose files stand at torchvision's URL."""
+    make_mnist(tmp_path / "published")
+    files = sorted((tmp_path / "published").iterdir())
+    monkeypatch.setattr(MNIST, "mirrors", [f"{served}/published/"])
+    resources = [(file.name, hashlib.md5(file.read_bytes()).hexdigest()) for file in files]
+    monkeypatch.setattr(MNIST, "resources", resources)
+    return tmp_path / "published"
+
+
+def test_mnist_is_fetched_once_and_only_when_asked(mnist_files, tmp_path, monkeypatch):
+    path = tmp_path / "new"
+    with pytest.raises(DataError, match="Folder not found") as caught:
+        opened("mnist", path)
+    assert "data.download=true" in caught.value.hint
+    assert not path.exists()
+    source = opened("mnist", path, download=True)
+    assert source.fingerprint == opened("mnist", mnist_files).fingerprint
+    monkeypatch.setattr(MNIST, "mirrors", ["file:///gone/"])
+    assert opened("mnist", path, "all", download=True).fingerprint == opened("mnist", mnist_files, "all").fingerprint
+    with pytest.raises(MissingResourceError, match="MNIST cannot be downloaded"):
+        opened("mnist", tmp_path / "other", download=True)
+
+
+@pytest.mark.parametrize(
+    "layout", ["{}-images-idx3-ubyte.gz", "MNIST/raw/{}-images-idx3-ubyte", "{}-images.idx3-ubyte"]
+)
+def test_mnist_is_read_as_it_is_found(tmp_path, layout):
+    images, labels = make_mnist(tmp_path / "data", layout)["test"]
+    assert kind_of(tmp_path / "data") == recognise(tmp_path / "data") == "mnist"
+    source = open_source("mnist", tmp_path / "data", split="test", image_size=28, channels=1)
+    assert np.array_equal(source.labels, labels)
+    assert np.array_equal(((source.load(2, None)[0] + 1) * 127.5).round().numpy(), images[2])
+    padded = open_source("mnist", tmp_path / "data", split="test", image_size=32, channels=3).load(2, None)
+    assert np.array_equal(((padded + 1) * 127.5).round().numpy(), np.broadcast_to(np.pad(images[2], 2), (3, 32, 32)))
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda content: content[:-1], "or damaged"),
+        (lambda content: content + b"0", "or damaged"),
+        (lambda _: b"", "or damaged"),
+        (lambda _: b"<html>", "or damaged"),
+        (lambda content: content[:3] + bytes([2]) + content[4:], "or damaged"),
+        (lambda content: content[:-1] + bytes([10]), "are not 0 to 9: 10"),
+        (None, "is missing"),
+    ],
+)
+def test_damaged_mnist_is_named(tmp_path, damage, told):
+    make_mnist(tmp_path, "{}-images-idx3-ubyte")
+    file = tmp_path / "train-labels-idx1-ubyte"
+    content = file.read_bytes()
+    file.unlink() if damage is None else file.write_bytes(damage(content))
+    with pytest.raises(DataError, match=told):
+        opened("mnist", tmp_path)
+    assert len(opened("mnist", tmp_path, "test")) == 10
+
+
+def test_a_truncated_archive_of_mnist_is_named(tmp_path):
+    make_mnist(tmp_path)
+    file = tmp_path / "train-images-idx3-ubyte.gz"
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(DataError, match="Cannot be read"):
+        opened("mnist", tmp_path)
 
 
 # -- CelebA, fetched by a stand-in for gdown

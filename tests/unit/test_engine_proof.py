@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dis_cli.config.schema import RunConfig
 from dis_cli.errors import ConfigError
+from dis_cli.models.dis.backbone import DiS
 from dis_cli.runtime.precision import Precision
 from dis_cli.scan.engines import choose as engines
 from dis_cli.scan.engines import mamba_engine, proof
@@ -67,7 +68,7 @@ def test_a_build_without_cuda_that_does_not_say_so_is_found_out(mamba_on_the_cpu
     assert chosen.name == ("kernel" if BUILT else "torch")
     expected = "it fails at its first computation: RuntimeError: selective_scan_cuda is not available"
     assert chosen.reason.startswith(f"mamba_ssm cannot be used: {expected}")
-    first, second = choices(chosen, Precision("fp32", "it was asked for"))
+    first, second = choices(chosen, Precision("fp32", "chosen in the settings"))
     assert (first.level, second.level) == ("warning", "info")
     assert first.message.startswith(f"engine {chosen.name}: mamba_ssm cannot be used: {expected}")
     with pytest.raises(ConfigError, match=expected) as caught:
@@ -110,6 +111,15 @@ def test_a_trial_moves_nothing_else() -> None:
 
 
 @pytest.mark.skipif(not BUILT, reason="the kernel is not built")
+@pytest.mark.skipif(not BUILT, reason="the kernel is not built")
+def test_a_trial_inside_a_checkpointed_block_does_not_disturb_it() -> None:
+    model = DiS(image_size=4, patch_size=2, in_channels=1, embed_dim=8, depth=3).train()
+    model.gradient_checkpointing = True
+    model(torch.randn(2, 1, 4, 4), torch.arange(2)).square().mean().backward()
+    assert engines._failures == {("kernel", "cpu"): None}
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_nothing_is_tried_where_operators_are_counted() -> None:
     with FlopCounterMode(display=False) as counter:
         assert choose_engine("auto", "cpu").name == "kernel"

@@ -10,16 +10,16 @@ from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.schema import RunConfig
 from dis_cli.errors import ConfigError
 from dis_cli.workflows.train.resume import CHANGEABLE
-from dis_cli.workflows.train.train import _require_equal_shares
+from dis_cli.workflows.train.shares import require_equal_shares
 
 
 def require(config: RunConfig, processes: int) -> None:
-    _require_equal_shares(config, cast(Any, SimpleNamespace(world_size=processes)))
+    require_equal_shares(config, cast(Any, SimpleNamespace(world_size=processes)))
 
 
 def hint_for(batch: int, accumulation: int, processes: int) -> tuple[RunConfig, str]:
     config = apply_overrides(RunConfig(), [f"train.batch_size={batch}", f"train.accumulation={accumulation}"])
-    with pytest.raises(ConfigError, match=f"got {batch}, which cannot be dealt out equally") as caught:
+    with pytest.raises(ConfigError, match=f"got {batch}, which cannot be divided equally") as caught:
         require(config, processes)
     return config, caught.value.hint or ""
 

@@ -14,7 +14,7 @@ from support.inception import save_random_inception
 from torch import Tensor
 
 from dis_cli.codecs.pixel import to_uint8
-from dis_cli.data.images.digits import DigitsSource
+from dis_cli.data.published.digits import DigitsSource
 from dis_cli.errors import MissingResourceError, RefusedError
 from dis_cli.metrics.extractors.base import FEATURES, LOGITS, SPATIAL
 from dis_cli.metrics.extractors.digits import DIGIT_WEIGHTS, DigitFeatures
@@ -92,6 +92,7 @@ def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
             DigitFeatures(path)
 
 
+@pytest.mark.long
 def test_rebuilding_gives_the_same_bytes_and_a_readable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digits_classifier, "NUM_EPOCHS", 3)
     monkeypatch.setattr(digits_classifier, "WARMUP_STEPS", 10)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dis_cli.diffusion.guidance import Guidance, GuidanceSchedule, GuidedChannels, guide, guided_output
-from dis_cli.diffusion.samplers import make_sampler, sample_loop
+from dis_cli.diffusion.samplers.loop import make_sampler, sample_loop
 from dis_cli.diffusion.schedule import make_schedule
 from dis_cli.models import DiS
 

@@ -11,10 +11,10 @@ from sklearn.datasets import load_digits
 from support.archives import pack
 from support.cifar import make_cifar10
 
-from dis_cli.data.images.cifar import Cifar10Source
-from dis_cli.data.images.digits import DigitsSource
 from dis_cli.data.images.files import FileSource, FolderFiles
 from dis_cli.data.open import KINDS, kind_of, open_source
+from dis_cli.data.published.cifar import Cifar10Source
+from dis_cli.data.published.digits import DigitsSource
 from dis_cli.data.source import ImageSource
 from dis_cli.errors import DataError, RefusedError, UsageError
 
@@ -447,7 +447,7 @@ def test_published_sets_and_latents_for_another_source_are_told_theirs(tmp_path,
 def test_what_is_given_to_the_digits_is_told_its_source(folder, tmp_path):
     given = {"folder": folder, "zip": pack(folder, tmp_path / "x.zip"), "tar": pack(folder, tmp_path / "x.tar")}
     for source, path in given.items():
-        with pytest.raises(UsageError, match="The digits are bundled") as caught:
+        with pytest.raises(UsageError, match="The bundled digits take no folder") as caught:
             open_source("digits", path, image_size=8, channels=1)
         assert f"Set data.source={source} " in caught.value.hint
         assert len(open_source(source, path, image_size=8, channels=1)) > 0
@@ -464,7 +464,7 @@ def test_the_archive_of_cifar10_is_no_tar_of_images(tmp_path):
 
 def test_unknown_kinds_and_splits_are_refused(tmp_path):
     with pytest.raises(ValueError, match="kind must be"):
-        open_source("mnist", tmp_path, image_size=8, channels=3)
+        open_source("mnits", tmp_path, image_size=8, channels=3)
     for opened in (
         lambda: DigitsSource("val"),
         lambda: Cifar10Source(tmp_path, "val"),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dis_cli.models.dis.mixer import Mixer
 from dis_cli.scan import Direction, add_rms_norm, bidirectional_scan, causal_conv_silu, choose_engine, selective_scan
-from dis_cli.scan.engines.cpu import kernel
+from dis_cli.scan.engines.cpu import kernel, kernel_args
 
 case = case_fixture([case for case in MIXERS if case.isa])
 # Several operations of torch between those of the kernel may depend on threads; the kernel's own must not.
@@ -53,6 +53,9 @@ def all_functions() -> dict[str, dict[str, Tensor]]:
         "scan": results(selective_scan, scan, engine="kernel"),
         "reverse scan": results(selective_scan, scan, engine="kernel", reverse=True),
         "convolution": results(causal_conv_silu, cast(conv_inputs(33, 35, 300, 4), torch.float32), engine="kernel"),
+        "wide convolution": results(
+            causal_conv_silu, cast(conv_inputs(33, 150, 300, 33), torch.float32), engine="kernel"
+        ),
         "mixer": results(mixer, mixer_inputs(19, 66)),
         "norm": results(
             lambda **named: torch.cat(add_rms_norm(**named, epsilon=1e-5, engine="kernel")),
@@ -252,8 +255,18 @@ def test_without_the_extension_the_reason_is_a_compiler(monkeypatch) -> None:
 def test_a_library_of_something_else_is_refused(tmp_path: Path, monkeypatch) -> None:
     other = ctypes.util.find_library("c") or pytest.skip("no C library by name")
     reason = loaded_with(monkeypatch, DIS_KERNEL_LIBRARY=other)
-    assert reason is not None
-    assert reason.startswith("its library does not load: ")
+    assert reason == "its library was built from other sources; install again: pip install -e . (or pip install .)"
+
+
+@needs_kernel
+def test_a_library_of_other_sources_is_refused_before_it_can_crash(monkeypatch) -> None:
+    monkeypatch.setattr(kernel, "abi", lambda: kernel_args.abi() + 8)
+    assert loaded_with(monkeypatch) == kernel._STALE
+
+
+def test_both_sides_count_the_same_abi() -> None:
+    source = (Path(kernel.__file__).parent / "csrc/args.h").read_text()
+    assert f"constexpr int64_t ABI = {kernel_args.ABI};" in source
 
 
 def test_without_a_kernel_auto_is_torch_and_the_reason_is_said(tmp_path: Path, monkeypatch) -> None:

@@ -45,6 +45,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
+@pytest.mark.long
 def test_memory_is_used_as_it_should_be(environment) -> None:
     process = python(PROGRAM, "sizes", "threads", **environment)
     assert process.returncode == 0, process.stderr[:5000]

@@ -395,7 +395,6 @@ def test_each_kind_of_other_files_has_its_advice(counts, num_images, words):
 
 def test_sets_without_images_say_what_they_hold(opened):
     for names, words in (
-        (["00000.tar", "00001.tar"], [".tar 2", "not opened", "data.source=tar"]),
         (["inner.zip"], [".zip 1", "not opened"]),
         (["ant/a.heic", "bee/b.heic"], [".heic 2", "heif-convert"]),
         (["a.cls", "a.npy"], [".cls 1", ".npy 1", "webdataset"]),

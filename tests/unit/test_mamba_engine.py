@@ -196,7 +196,7 @@ def assert_conv_matches(*, b=2, length=18, d=16, taps=4, reverse, dtype, device=
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF_TOLERANCE], ids=str)
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("taps", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("taps", [1, 2, 3, 4, 5, 33])
 def test_the_convolution_and_its_gradients_match_the_reference(taps, reverse, dtype, calls) -> None:
     tolerance = (TOLERANCE | HALF_TOLERANCE)[dtype]
     assert_conv_matches(taps=taps, reverse=reverse, dtype=dtype, tolerance=tolerance)
@@ -447,7 +447,7 @@ def test_the_scan_on_a_gpu_matches_the_recurrence(length, d, n, reverse, dtype, 
 def test_the_convolution_on_a_gpu_matches_the_reference(length, d, reverse, dtype, gpu) -> None:
     tolerance = HALF_TOLERANCE.get(dtype, GPU_TOLERANCE)
     sizes = {"length": length, "d": d, "reverse": reverse}
-    for taps in (2, 3, 4, 5):
+    for taps in (2, 3, 4, 5, 33):
         assert_conv_matches(taps=taps, dtype=dtype, device=gpu, tolerance=tolerance, **sizes)
 
 

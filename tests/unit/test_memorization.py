@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dis_cli.data.images.digits import DigitsSource
+from dis_cli.data.published.digits import DigitsSource
 from dis_cli.metrics import memorization
 from dis_cli.metrics.baselines import ClassGaussians
 from dis_cli.metrics.memorization import copy_share, nearest_distances

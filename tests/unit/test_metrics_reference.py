@@ -72,7 +72,7 @@ def test_adms_files_are_read(compressed: bool, tmp_path: Path) -> None:
     assert read.spatial is not None
     assert (read.statistics.count, read.made_with, read.data_sha256) == (None, None, "")
     assert len(NpzImages(path)) == 3
-    with pytest.raises(MismatchError, match=r"does not say what it was made with, and is taken to be Inception's"):
+    with pytest.raises(MismatchError, match=r"does not name its extractor, and is taken to be Inception's"):
         require_same_extractor(Reference(drawn(64)), DigitFeatures(), path)
 
 

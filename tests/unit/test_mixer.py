@@ -22,6 +22,15 @@ def test_output_and_gradients(size, case) -> None:
     assert_same(everything(size, case.engine, case.dtype), everything(size, "reference", torch.float64), case.dtype)
 
 
+@pytest.mark.parametrize("size", [(5, 3, 4, 8, 4, 2), (4, 66, 40, 16, 4, 2), (5, 40, 6, 3, 9, 2)], ids=str)
+def test_one_direction(size, case) -> None:
+    got, expected = (
+        everything(size, *how, both=False) for how in ((case.engine, case.dtype), ("reference", torch.float64))
+    )
+    assert not [name for name in got if "_b" in name]
+    assert_same(got, expected, case.dtype)
+
+
 def operator_inputs(dtype: torch.dtype) -> tuple[Tensor, Direction, Direction]:
     mixer, tokens = random_mixer((5, 34, 9, 3, 4, 2), "torch", dtype)
     with torch.no_grad():

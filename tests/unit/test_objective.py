@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dis_cli.diffusion.flow import make_flow
+from dis_cli.diffusion.flow import make_flow, told_timesteps
 from dis_cli.diffusion.objective import (
     LossWeight,
     Prediction,
@@ -95,6 +95,58 @@ def test_the_flow_s_loss_and_its_gradient_are_those_of_the_equation() -> None:
     torch.testing.assert_close(losses["loss"], error.square().flatten(1).sum(1) / 18, rtol=1e-12, atol=0)
     assert output.grad is not None
     torch.testing.assert_close(output.grad, 2 * error / 18 / 4, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("t", [[0, 1, 5, 7], [-0.9, 0.25, 3.5, 7.0]], ids=["whole", "between"])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_x_0_is_trained_by_the_error_of_its_velocity(t: list[float], shift: float) -> None:
+    x_0, noise, output = normal(2, 0), normal(2, 1), normal(2, 2).requires_grad_()
+    flow, at = make_flow(8, shift=shift), torch.tensor(t, dtype=torch.int64 if t[0] == 0 else torch.float64)
+    u = (torch.tensor(t, dtype=torch.float64)[:, None, None, None] + 1) / 8
+    sigma = shift * u / (1 + (shift - 1) * u)
+
+    x_t = q_sample(flow, x_0, at, noise)
+    losses = training_losses(
+        flow, output, x_0, x_t, noise, at, prediction="x_0", variance="fixed_small", velocity_clamp=0.2
+    )
+    losses["loss"].mean().backward()
+
+    torch.testing.assert_close(x_t, (1 - sigma) * x_0 + sigma * noise, rtol=1e-12, atol=1e-12)
+    divisor = torch.where(sigma > 0.2, sigma, 0.2)
+    error = (x_t - output.detach()) / divisor - (x_t - x_0) / divisor
+    torch.testing.assert_close(losses["loss"], error.square().flatten(1).mean(1), rtol=1e-9, atol=0)
+    torch.testing.assert_close(losses["mse"], (output.detach() - x_0).square().flatten(1).mean(1), rtol=1e-12, atol=0)
+    assert output.grad is not None
+    torch.testing.assert_close(output.grad, -2 * error / divisor / 18 / 4, rtol=1e-9, atol=1e-14)
+    # Above the clamp the target is the velocity noise - x_0 itself.
+    torch.testing.assert_close(((x_t - x_0) / sigma)[3], (noise - x_0)[3], rtol=1e-9, atol=1e-9)
+    assert torch.equal(predict_x_0(flow, output, x_t, at, prediction="x_0"), output)
+    told = told_timesteps(flow, at)
+    torch.testing.assert_close(told.double(), (8 * sigma - 1).flatten(), rtol=1e-12, atol=1e-12)
+    velocity = prediction_target(flow, x_0, at, noise, prediction="velocity")
+    torch.testing.assert_close(predict_x_0(flow, velocity, x_t, at, prediction="velocity"), x_0, rtol=1e-9, atol=1e-9)
+
+
+def test_told_timesteps() -> None:
+    t = torch.tensor([0, 3, 7])
+    assert torch.equal(told_timesteps(FLOW, t), t)
+    assert torch.equal(told_timesteps(make_schedule("cosine", 8), t), t)
+    # Models that were trained on 1 to T.
+    assert torch.equal(told_timesteps(make_schedule("cosine", 8, timestep_offset=1), t), t + 1)
+    assert torch.equal(told_timesteps(make_flow(8, timestep_offset=1), t), t + 1)
+    assert make_schedule("cosine", 8, timestep_offset=1).restrict([2, 7]).timestep_map.tolist() == [3, 8]
+    with pytest.raises(ValueError, match="between two others are for a rectified flow"):
+        told_timesteps(make_schedule("cosine", 8), t.double())
+
+
+def test_a_shift_moves_levels_towards_the_noise() -> None:
+    flow = make_flow(4, shift=3.0)
+    assert flow.sigmas.tolist() == pytest.approx([0.5, 0.75, 0.9, 1.0])
+    part = flow.restrict([0, 2])
+    assert part.sigmas.tolist() == pytest.approx([0.5, 0.9])
+    assert part.timestep_map.tolist() == pytest.approx([1.0, 2.6])
+    with pytest.raises(ValueError, match="shift must be above 0, got 0"):
+        make_flow(4, shift=0)
 
 
 def test_the_velocity_is_the_derivative_of_the_path() -> None:
@@ -231,13 +283,11 @@ def test_weights_keep_the_type_of_the_images(gamma: float) -> None:
 
 def test_velocity_and_flow_need_each_other() -> None:
     x_0, t = normal(1, 0), torch.tensor([0, 1, 5, 7])
-    with pytest.raises(
-        ValueError, match="'velocity' and a rectified flow need each other, got 'velocity' with a sched"
-    ):
+    with pytest.raises(ValueError, match="'velocity' needs a rectified flow, got 'velocity' with a schedule"):
         prediction_target(LINEAR, x_0, t, x_0, prediction="velocity")
-    with pytest.raises(ValueError, match="need each other, got 'v' with a rectified flow"):
+    with pytest.raises(ValueError, match="a rectified flow predicts 'velocity' or 'x_0', got 'v'"):
         predict_x_0(FLOW, x_0, x_0, t, prediction="v")
-    with pytest.raises(ValueError, match="need each other, got 'epsilon' with a rectified flow"):
+    with pytest.raises(ValueError, match="a rectified flow predicts 'velocity' or 'x_0', got 'epsilon'"):
         training_losses(FLOW, x_0, x_0, x_0, x_0, t, prediction="epsilon", variance="fixed_small")
 
 

@@ -11,10 +11,12 @@ from dis_cli.config.schema import RunConfig
 from dis_cli.diffusion.batch import TrainingBatch
 from dis_cli.diffusion.flow import RectifiedFlow
 from dis_cli.diffusion.schedule import Schedule
-from dis_cli.workflows.build import build_sampler, build_schedule
-from dis_cli.workflows.train.build import build_learning_rate, build_objective
+from dis_cli.workflows.build import build_guidance, build_objective, build_sampler, build_schedule
+from dis_cli.workflows.train.build import build_learning_rate
 
 FLOW = {"schedule": "rectified_flow", "prediction": "velocity", "variance": "fixed_small"}
+JIT = FLOW | {"prediction": "x_0"}
+UNIFORM = FLOW | {"timesteps": "uniform"}
 
 
 def make(diffusion: dict[str, object], *, sampler: str = "ancestral", **train: object) -> RunConfig:
@@ -29,14 +31,24 @@ def make(diffusion: dict[str, object], *, sampler: str = "ancestral", **train: o
         (
             {"prediction": "velocity"},
             "ancestral",
-            "schedule 'rectified_flow' and prediction 'velocity' need each other, got schedule 'linear' and prediction "
-            "'velocity'; with both goes a fixed diffusion.variance",
+            "prediction 'velocity' needs schedule 'rectified_flow', got schedule 'linear'; with both goes a fixed "
+            "diffusion.variance",
         ),
-        (FLOW | {"prediction": "v"}, "euler", "got schedule 'rectified_flow' and prediction 'v'"),
+        (FLOW | {"prediction": "v"}, "euler", "needs prediction 'velocity' or 'x_0', got prediction 'v'"),
         (FLOW | {"variance": "learned_range"}, "euler", "prediction 'velocity' needs a fixed variance"),
         ({"prediction": "x_0"}, "ancestral", "prediction 'x_0' needs a fixed variance: set diffusion.variance to"),
-        (FLOW | {"loss_weight": "min_snr"}, "euler", "'min_snr' is not defined for prediction 'velocity'"),
-        (FLOW, "dpm++", "'dpm.*' cannot sample diffusion.prediction 'velocity': .* 'auto' or one of 'heun', 'euler'"),
+        (FLOW | {"loss_weight": "min_snr"}, "euler", "'min_snr' is not defined for schedule 'rectified_flow'"),
+        (FLOW, "dpm++", "'dpm.*' cannot sample diffusion.schedule 'rectified_flow': .* 'auto' or one of 'heun', 'eul"),
+        (JIT, "dpm++", "'dpm.*' cannot sample diffusion.schedule 'rectified_flow'"),
+        (JIT | {"loss_weight": "min_snr"}, "euler", "'min_snr' is not defined for schedule 'rectified_flow'"),
+        ({"shift": 3}, "ddim", "shift '3.0' is for diffusion.schedule 'rectified_flow', got 'linear': .* to 1.0"),
+        ({"timesteps": "uniform"}, "ddim", "timesteps 'uniform' is for diffusion.schedule 'rectified_flow', got 'lin"),
+        (FLOW | {"timestep_mean": 1}, "euler", "mean '1.0' is for diffusion.timesteps 'logit_normal', got 'discrete'"),
+        (UNIFORM | {"timestep_std": 2}, "euler", "std '2.0' is for diffusion.timesteps 'logit_normal', got 'uniform'"),
+        (FLOW | {"shift": 0}, "euler", "shift\\n  Input should be greater than 0"),
+        (JIT | {"velocity_clamp": 0}, "euler", "velocity_clamp\\n  Input should be greater than 0"),
+        ({"timestep_offset": -1}, "ddim", "timestep_offset\\n  Input should be greater than or equal to 0"),
+        ({"schedule": "scaled_linear", "num_timesteps": 12}, "ddim", "scaled_linear .* num_timesteps above 12, got 12"),
     ],
 )
 def test_settings_that_exclude_each_other(diffusion: dict[str, object], sampler: str, message: str) -> None:
@@ -51,6 +63,12 @@ def test_processes_and_samplers() -> None:
     assert isinstance(build_schedule(schedule), Schedule)
     assert build_sampler(flow).timesteps == [999, 749, 499, 249]
     assert build_sampler(schedule).prediction == "x_0"
+    # A published file of U-ViT's latent models.
+    uvit = make({"schedule": "scaled_linear", "timestep_offset": 1}, sampler="dpm++")
+    assert build_sampler(uvit).timesteps == [1000, 750, 501, 251]
+    assert build_guidance(uvit).scale_at(1000) == 1.0
+    shifted = make(JIT | {"shift": 3, "timestep_offset": 1}, sampler="euler")
+    assert build_sampler(shifted).timesteps == pytest.approx([1000, 900, 750, 500])
 
 
 class Constant(torch.nn.Module):

@@ -77,6 +77,18 @@ def test_mixer_operators(batch, case) -> None:
 
 
 @checks_of_torch
+@pytest.mark.parametrize("batch", [1, 4], ids=["parts", "whole"])
+def test_operators_of_a_mixer_of_one_direction(batch, case) -> None:
+    xz, forward, _ = mixer_inputs(batch)
+    arguments = (xz, *forward, case.engine)
+    torch.library.opcheck(torch.ops.dis.forward_scan, arguments)
+    with torch.no_grad():
+        out, *kept = torch.ops.dis.forward_scan(*arguments)
+    detached = [tensor.detach() for tensor in (xz, *forward)]
+    torch.library.opcheck(torch.ops.dis.forward_scan_backward, (out, *kept, *detached, case.engine))
+
+
+@checks_of_torch
 @pytest.mark.parametrize("case", parameters([ENGINES[1]]), indirect=True)
 @pytest.mark.parametrize("given", [True, False])
 def test_norm_operators(given, case) -> None:

@@ -5,13 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from support.held_out import losses
+from support.naive_dis import ABLATED
 from support.ranks import call_on
 from torch import Tensor
 
 from dis_cli.data.batches import TrainingSet, training_batches
-from dis_cli.data.images.digits import DigitsSource
+from dis_cli.data.published.digits import DigitsSource
 from dis_cli.diffusion.batch import TrainingBatch
 from dis_cli.models.dis.backbone import DiS
+from dis_cli.runtime.device import Process
 from dis_cli.runtime.process_group import join_process_group
 from dis_cli.training.parallel import all_equal, assign, gradient_sync, replicate, shard, whole
 
@@ -45,9 +48,9 @@ def test_samples_that_cannot_be_shared_equally_are_refused() -> None:
         list(training_batches(dataset, batch_size=20, accumulation=2, world_size=3, **settings))
 
 
-def small_model() -> DiS:
+def small_model(**changes: Any) -> DiS:
     torch.manual_seed(0)
-    return DiS(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=3, num_classes=0)
+    return DiS(image_size=8, patch_size=4, in_channels=1, embed_dim=16, depth=3, num_classes=0, **changes)
 
 
 def gradients(module: torch.nn.Module, *seeds: int, synced: bool = True) -> dict[str, Tensor]:
@@ -101,6 +104,11 @@ def work() -> dict[str, Any]:
         with torch.no_grad():
             assign(parameter, values if rank == 0 else torch.zeros_like(values))
         result["dealt out"] = whole(parameter.detach()).equal(values)
+        ablated = small_model(**ABLATED)
+        shard(ablated)
+        gradients(ablated, 20 + rank)
+        result["held out"] = losses(Process(torch.device("cpu"), group))
+        result["ablated"] = {name: whole(parameter.grad) for name, parameter in ablated.named_parameters()}
     return result
 
 
@@ -158,3 +166,14 @@ def test_weights_are_dealt_out_and_their_gradients_are_the_mean(results: list[di
         assert result["whole"].keys() == weights.keys()
         assert all(result["whole"][name].equal(weight) for name, weight in weights.items())
         assert_close(result["sharded"], together)
+    together = gradients(small_model(**ABLATED), 20, 21)
+    for result in results:
+        assert_close(result["ablated"], together)
+
+
+def test_ranks_share_held_out_images(results: list[dict[str, Any]]) -> None:
+    alone, together = losses(Process(torch.device("cpu"))), results[0]["held out"]
+    assert results[1]["held out"] is None
+    assert together.epsilon == alone.epsilon
+    assert together.loss == pytest.approx(alone.loss, rel=1e-6)
+    assert together.images == 11

@@ -25,7 +25,7 @@ def with_instructions(monkeypatch) -> Callable[[list[str]], None]:
 def test_what_is_asked_for_is_taken() -> None:
     for name in ("fp32", "bf16"):
         chosen = choose_precision(name, CPU, 16)
-        assert (chosen.name, chosen.reason) == (name, "it was asked for")
+        assert (chosen.name, chosen.reason) == (name, "chosen in the settings")
     with pytest.raises(ValueError, match="got 'fp16'"):
         choose_precision("fp16", CPU, 16)
 
@@ -41,7 +41,7 @@ def test_one_with_them_takes_bf16_where_it_pays(speedup, name, with_instructions
     monkeypatch.setattr(precision, "linear_seconds", lambda *_: {"fp32": speedup, "bf16": 1.0})
     chosen = choose_precision("auto", CPU, 96)
     assert chosen.name == name
-    assert f"width 96 was {speedup:.2f} times as fast" in chosen.reason
+    assert f"width 96 at {speedup:.2f}x the speed" in chosen.reason
 
 
 def test_the_measurement_is_one() -> None:

@@ -192,7 +192,7 @@ def test_whoever_waits_for_others_says_so_once(rank: int, monkeypatch: pytest.Mo
     stop = StopRequest()
     waiting = meet(stop)
     said = next(waiting).message
-    assert f"RANK={rank} and WORLD_SIZE=2 are set, so 2 have to meet at localhost:29511" in said
+    assert f"RANK={rank} and WORLD_SIZE=2 are set, so 2 must meet at localhost:29511" in said
     assert "`unset RANK WORLD_SIZE`" in said
     threading.Timer(0.5, came.set).start()
     with pytest.raises(DisError, match=f"Rank {rank} of 2 cannot reach the others: nobody came") as caught:

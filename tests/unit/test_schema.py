@@ -1,13 +1,13 @@
 """The schema: its defaults, its bounds, and the rules between settings."""
 
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
 from dis_cli.config.schema import RunConfig
 from dis_cli.config.settings import settings
+from dis_cli.diffusion.samplers.table import AUTO, SAMPLERS, SamplerRow
 
 
 def make(**sections: object) -> RunConfig:
@@ -93,13 +93,15 @@ def test_size_of_an_image_in_pixels() -> None:
     assert (latent.pixel_size, latent.pixel_channels) == (256, 3)
 
 
-def test_samplers_are_those_that_exist() -> None:
-    from dis_cli.config import sampling
-    from dis_cli.diffusion.schedulers import STRAIGHT, SamplerName
-
-    assert sampling.SamplerName == SamplerName
-    assert get_args(SamplerName) == sampling.SCHEDULE_SAMPLERS
-    assert sampling.FLOW_SAMPLERS == STRAIGHT
+def test_samplers_are_those_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings()["sample.sampler"].choices == (AUTO, *SAMPLERS)
+    for name in (AUTO, *SAMPLERS):
+        assert make(sample={"sampler": name}).sample.sampler == name
+    # A row is all that another one takes.
+    monkeypatch.setitem(SAMPLERS, "leap", SamplerRow(title="Leap", step="math:sqrt", usual_steps=3))
+    assert make(sample={"sampler": "leap"}).sampling == ("leap", 3)
+    with pytest.raises(ValidationError, match=r"Input should be auto, .*, leap"):
+        make(sample={"sampler": "plms"})
 
 
 def test_engines_are_those_that_exist() -> None:

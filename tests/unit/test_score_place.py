@@ -91,7 +91,7 @@ def test_what_is_no_score_is_left_alone(tmp_path: Path) -> None:
     for name, content in (("thesis.json", "{}"), ("list.json", "[1]"), ("text.json", "precious")):
         path = tmp_path / name
         path.write_text(content)
-        with pytest.raises(UsageError, match="exists and is not of a score"):
+        with pytest.raises(UsageError, match="exists and is not a score"):
             find_place(path, SETTINGS, is_named=True)
         assert find_place(path, SETTINGS, is_named=False) == write_result(path, dict(RESULT)).path
         assert path.read_text() == content
@@ -105,7 +105,7 @@ def test_what_is_no_score_is_left_alone(tmp_path: Path) -> None:
 def test_a_sweep_keeps_its_hands_off_a_picture_that_is_not_its_own(tmp_path: Path) -> None:
     (tmp_path / "sweep.png").write_bytes(b"of my cat")
     settings = SETTINGS | {"axes": {"cfg": ["1"]}, "plot": "sweep.png"}
-    with pytest.raises(UsageError, match=r"sweep\.png` exists and is not of a score"):
+    with pytest.raises(UsageError, match=r"sweep\.png` exists and is not a score"):
         find_place(tmp_path / "sweep.json", settings, is_named=True)
     assert find_place(tmp_path / "sweep.json", settings, is_named=False).name == "sweep_2.json"
 

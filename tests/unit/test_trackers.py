@@ -403,7 +403,7 @@ class TestWandb:
         assert open_trackers(["wandb"], run, config=CONFIG, first_step=0).record(step(1)) == []
         assert module.runs[0][0].offline
         monkeypatch.setenv("WANDB_MODE", "online")
-        with pytest.raises(MissingResourceError, match="wandb, which cannot begin: ") as caught:
+        with pytest.raises(MissingResourceError, match="wandb, which cannot start: ") as caught:
             open_trackers(["wandb", "tensorboard"], run, config=CONFIG, first_step=0)
         assert "WANDB_MODE=offline" in str(caught.value.hint)
 

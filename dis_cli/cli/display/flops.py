@@ -63,6 +63,16 @@ def model_tables(report: Report) -> list[Table]:
     return [*tables, _time_table(report["time"])] if "time" in report else tables
 
 
+def match_lines(report: Report) -> list[str]:
+    """The settings of the nearest model, and both models' figures."""
+    rows = [["MODEL", "PARAMETERS", "GMAC", "TRAINING STEP"]]
+    for model in report["models"]:
+        seconds = model["training_step_seconds"]
+        time = "-" if seconds is None else f"{seconds:.4g} s"
+        rows.append([model["name"], f"{model['num_parameters']:,}", _giga(model["macs"]), time])
+    return [*table(rows), "", " ".join(report["settings"])]
+
+
 def model_records(report: Report) -> list[Report]:
     """One model, a record for each part and for all; or for each thing that was timed."""
     if "time" in report:

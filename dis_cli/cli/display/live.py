@@ -1,4 +1,4 @@
-"""The line at the bottom of a terminal that shows how far the work is. The only file that draws with rich.
+"""The live progress line of a terminal. The only file that draws with rich.
 
 Texts are ``rich.text.Text`` objects and are never parsed as markup, so a file may be called ``[/x]``.
 """
@@ -60,7 +60,7 @@ class LiveLine:
     def print(self, line: str) -> None:
         """Write a lasting line above the live one, unwrapped, so that a path in it can be copied."""
         with contextlib.suppress(OSError):
-            self._console.print(Text(line), soft_wrap=True, highlight=False)
+            self._console.print(Text.from_ansi(line), soft_wrap=True, highlight=False)
 
     def _frame(self, parts: list[str], fraction: float) -> RenderableType:
         width = self._console.width

@@ -1,4 +1,4 @@
-"""How far a piece of work is: the short texts that both the live line and the plain lines are made of."""
+"""Progress as short texts, for the live line and the plain lines alike."""
 
 import sys
 import time
@@ -28,6 +28,7 @@ class Meter:
         self._total = started.total
         self._done = started.first
         self._step: Step | None = None
+        self._beside: dict[str, float] = {}
         self._size_bytes: int | None = None
         self._is_new = True
         # The recent speed, not that of the whole: the first step compiles, and machines get busy.
@@ -49,11 +50,15 @@ class Meter:
         while len(self._recent) > 2 and now - self._recent[1][0] > SECONDS_OF_RECENT_PAST:
             self._recent.popleft()
 
+    def remember(self, name: str, value: float) -> None:
+        """Show a number that was measured between two steps, until the next of its name."""
+        self._beside[name] = value
+
     def go_on(self, seconds: float) -> None:
         """Go on after other work, which took time and says nothing about the speed of this.
 
         Args:
-            seconds: What the unit that comes next has taken.
+            seconds: Time that the next unit has taken.
         """
         self._recent = deque([(self._clock() - seconds, self._done)])
 
@@ -80,6 +85,8 @@ class Meter:
         count = f"{self._done}/{self._total}" if self._total > 0 else f"{self._done}"
         step = self._step
         parts = [f"{count} {self._unit}"] if step is None else [f"step {count}", f"loss {step.loss:.4g}"]
+        if step is not None:
+            parts += [f"{name} {value:.4g}" for name, value in self._beside.items()]
         if (left := self.seconds_left) is not None:
             parts.append(f"ETA {duration(left)}")
         speed = self.units_per_second if step is None else step.images_per_second

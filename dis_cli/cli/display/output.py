@@ -13,12 +13,15 @@ import os
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from dis_cli.cli.display.colour import is_terminal, with_labels
+from dis_cli.cli.display.help import page
 from dis_cli.cli.display.meter import Meter
 from dis_cli.cli.display.text import jsonable, printable, size
 from dis_cli.errors import DisError, Interrupted, PeerError, StorageError, UsageError
 from dis_cli.events import Event, Finished, Metric, Note, Progress, Saved, Started, Step, Waiting, Wrote
+from dis_cli.metrics.table import EPSILON_ERROR
 from dis_cli.runtime.signals import is_stopping
 
 if TYPE_CHECKING:
@@ -113,8 +116,8 @@ class Output:
     def _live_line(self) -> Generator[None]:
         try:
             # Lines of JSON on the same terminal would tear the live line.
-            torn = self._json_lines and _is_terminal(sys.stdout)
-            if self._progress and _is_terminal(sys.stderr) and not torn:
+            torn = self._json_lines and is_terminal(sys.stdout)
+            if self._progress and is_terminal(sys.stderr) and not torn:
                 from dis_cli.cli.display.live import LiveLine
 
                 with LiveLine() as self._live:
@@ -140,7 +143,9 @@ class Output:
             case Wrote():
                 self.note(f"wrote {event.what}: {event.path}")
             case Metric():
-                context = ", ".join(f"{name} {value:.6g}" for name, value in event.context.items())
+                if event.name == EPSILON_ERROR and self._training is not None:
+                    self._training.remember(event.name, event.value)
+                context = ", ".join(f"{name} {value:.3g}" for name, value in event.context.items())
                 place = f" at step {event.step}" if event.step is not None else ""
                 self.note(f"{event.name}: {event.value:.6g}{place}" + (f" ({context})" if context else ""))
             case Note(level="warning"):
@@ -197,7 +202,7 @@ class Output:
 
     def _line(self, text: str) -> None:
         if self._live is not None:
-            self._live.print(printable(text, sys.stderr))
+            self._live.print(with_labels(printable(text, sys.stderr), sys.stderr))
         else:
             write_stderr(f"{text}\n")
 
@@ -279,18 +284,20 @@ def _started_line(event: Started) -> str:
     return f"{line} ({details})" if details else line
 
 
-def _is_terminal(stream: TextIO | None) -> bool:
-    try:
-        return stream is not None and stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
-    except ValueError:
-        return False
-
-
 def write_stderr(text: str) -> None:
     """Write ``text`` to standard error at once, or not at all: its reader's going must not end a training run."""
+    _to_stderr(with_labels(printable(text, sys.stderr), sys.stderr))
+
+
+def help_page(context: Any) -> None:
+    """Write the help of a command that was called without what it needs."""
+    _to_stderr(page(context, sys.stderr) + "\n")
+
+
+def _to_stderr(text: str) -> None:
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(printable(text, sys.stderr))
+            sys.stderr.write(text)
             sys.stderr.flush()
 
 

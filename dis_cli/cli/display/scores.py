@@ -2,13 +2,15 @@
 
 from typing import Any
 
-from dis_cli.metrics.table import DIGIT_SCORES
+from dis_cli.metrics.table import DIGIT_SCORES, EPSILON_ERROR, OF_MODEL
 
 _WIDTH = 14
 
 
 def result_lines(result: dict[str, Any]) -> list[str]:
     """One result."""
+    if EPSILON_ERROR in result or OF_MODEL in result.get("metrics", ()):
+        return _loss_lines(result)
     lines = [*_head(result), *_digit_lines(result)]
     scores: list[tuple[str, str]] = []
     for name, value in scores_of(result).items():
@@ -24,6 +26,21 @@ def result_lines(result: dict[str, Any]) -> list[str]:
             scores.append((f"{name}, draws", f"{_number(draw['mean'])} +- {_number(draw['std'])}  ({values})"))
     width = max([_WIDTH, *(len(name) for name, _ in scores)])
     lines += [f"{name:<{width}}  {text}" for name, text in scores]
+    return [*lines, _line("result", result["result_file"])]
+
+
+def _loss_lines(result: dict[str, Any]) -> list[str]:
+    """Losses on held-out images."""
+    kind = "training images" if result["trained_on"] else "held-out images"
+    lines = [_line("images", f"{result['num_samples']:,} {kind} of {result['held_out']}")]
+    if EPSILON_ERROR in result:
+        spread = result[f"{EPSILON_ERROR}_std_error"]
+        quarters = ", ".join(map(_number, result[f"{EPSILON_ERROR}_quarters"]))
+        lines += [
+            _line(OF_MODEL, _number(result[OF_MODEL])),
+            _line(EPSILON_ERROR, f"{_number(result[EPSILON_ERROR])} +- {_number(spread)}"),
+            _line("", f"by quarters, from the noisiest: {quarters}"),
+        ]
     return [*lines, _line("result", result["result_file"])]
 
 
@@ -82,26 +99,28 @@ def _head(result: dict[str, Any]) -> list[str]:
 def _digit_lines(result: dict[str, Any]) -> list[str]:
     if "floor" not in result:
         return []
+    name = next(name for name, score in DIGIT_SCORES.items() if "floor" in score.beside and name in result)
+    real = "test" if result["reference"].get("split") == "test" else "reference"
     lines = [
         _line(
-            "frechet_digits",
-            f"{result['frechet_digits']:.2f} to the test images  "
+            name,
+            f"{result[name]:.2f} to the {real} images  "
             f"(floor: real training images {result['floor']:.2f}; class Gaussians {result['class_gaussians']:.1f})"
-            f"{_interval(result, 'frechet_digits')}",
+            f"{_interval(result, name)}",
         ),
-        _line("", f"{result['frechet_digits_train']:.2f} to the training images"),
+        _line("", f"{result[f'{name}_train']:.2f} to the training images"),
     ]
     if "class_accuracy" in result:
         lines.append(
             _line(
                 "class accuracy",
-                f"{result['class_accuracy']:.1%}  (real test images {result['class_accuracy_real']:.1%})",
+                f"{result['class_accuracy']:.1%}  (real {real} images {result['class_accuracy_real']:.1%})",
             )
         )
     copies = (
         f"{result['copy_share']:.3f} nearer to a training image than the median neighbour, "
         f"{result['near_copy_share']:.3f} than the 5 % nearest  "
-        f"(real test images {result['copy_share_real']:.3f}, {result['near_copy_share_real']:.3f})"
+        f"(real {real} images {result['copy_share_real']:.3f}, {result['near_copy_share_real']:.3f})"
     )
     return [*lines, _line("copies", copies)]
 

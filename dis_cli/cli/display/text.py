@@ -1,4 +1,4 @@
-"""Turning anything a command may hold into text that a terminal or a JSON reader can take."""
+"""Text for terminals and JSON readers from anything a command may hold."""
 
 import math
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""What a message names, said the way the command at hand takes it.
+"""Messages in the words of the command at hand: its options, or its settings.
 
 Messages from below the command line name settings, and an option beside one where some commands have it: "`--vae DIR`
 (or codec.vae=DIR)". Which of the two works when it is typed depends on the command, which only the command line knows.
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import typer
 
-from dis_cli.cli.eval_fid import ScoreCommand
+from dis_cli.cli.display.help import WordCommand
 
 # The options of `dis encode-latents`, which takes no KEY=VALUE, for the settings that mean the same.
 _ENCODE_OPTIONS: Final = {
@@ -37,7 +37,7 @@ _SETTING = re.compile(r"`?(?P<setting>\b(?:data|codec)\.[a-z_]+=[^\s,;)`]*[^\s,;
 
 @dataclass(frozen=True)
 class Taken:
-    """What a command takes.
+    """The options and settings that a command takes.
 
     Args:
         name: The command without ``dis``, such as "checkpoint show".
@@ -55,7 +55,7 @@ def command_of(root: Any, arguments: Sequence[str]) -> tuple[str, Any]:
     names: list[str] = []
     command = root
     for place, word in enumerate(arguments):
-        inner = command.form(list(arguments[place:])) if isinstance(command, ScoreCommand) else command
+        inner = command.form(list(arguments[place:])) if isinstance(command, WordCommand) else command
         if inner is command:
             inner = getattr(command, "commands", {}).get(word)
         if inner is None:
@@ -66,7 +66,7 @@ def command_of(root: Any, arguments: Sequence[str]) -> tuple[str, Any]:
 
 
 def taken_by(name: str, command: Any) -> Taken:
-    """What a command takes, of its parser's object."""
+    """The options and settings of a command, by its parser's object."""
     parameters: list[Any] = command.params
     flags = [option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)]
     options = frozenset(option for option in flags if option.startswith("-")) | {"-h", "--help"}
@@ -100,7 +100,7 @@ def encode_option(setting: str) -> str | None:
 
 
 def taken_in(context: typer.Context | None) -> Taken:
-    """What the command takes that the parser was in; nothing outside of any."""
+    """The options and settings of the command that the parser was in; none outside of any."""
     if context is None:
         return Taken("", frozenset({"--help"}), settings=False)
     return taken_by(context.command_path.partition(" ")[2], context.command)

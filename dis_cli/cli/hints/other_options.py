@@ -1,4 +1,4 @@
-"""Options that other trainers and samplers have, and what stands for them here.
+"""Options of other trainers and samplers, with their equivalents here.
 
 One table for all commands: of the answers of a row, the first one counts that the command can take.
 """
@@ -14,10 +14,10 @@ _OPTION = re.compile(r"`(--?[a-z-]+)")
 
 
 class Answer(NamedTuple):
-    """What to type instead.
+    """The words to type instead.
 
     Attributes:
-        text: What to type in backticks, alone or in a sentence. ``{command}`` stands for the command's name.
+        text: Words to type, in backticks, alone or in a sentence. ``{command}`` stands for the command's name.
         commands: The commands that it is for; empty for all that take what it names.
     """
 
@@ -83,14 +83,15 @@ ROWS: Final[tuple[tuple[str, tuple[str | Answer, ...]], ...]] = (
         ),
     ),
     (
-        "init init_from from pretrained from_pretrained finetune load load_from ckpt checkpoint ckpt_path "
+        "init_from init_weights from pretrained from_pretrained finetune load load_from ckpt checkpoint ckpt_path "
         "checkpoint_path model_path model_dir weights network",
         (
-            Answer("A training begins with new weights, or continues the run that is in `--out DIR`", ("train",)),
+            "`--init PATH`",
             "`--ckpt PATH`",
             Answer("`--vae DIR`", ("encode-latents",)),
         ),
     ),
+    ("fork fork_from branch_from continue_from", ("`--branch RUN`",)),
     ("overwrite force restart reset overwrite_output_dir", ("`--fresh`",)),
     (
         "save_every save_interval save_steps save_freq ckpt_every checkpoint_every checkpointing_steps snap",
@@ -178,6 +179,7 @@ ROWS: Final[tuple[tuple[str, tuple[str | Answer, ...]], ...]] = (
     ("classes num_classes n_classes nb_classes class_cond", ("`--classes VALUE`", "`model.num_classes=VALUE`")),
     ("depth layers num_layers n_layers", ("`model.depth=VALUE`",)),
     ("width dim hidden_size hidden_dim embed_dim model_channels num_channels", ("`model.embed_dim=VALUE`",)),
+    ("heads num_heads n_heads", ("`model.num_heads=VALUE`",)),
     ("channels in_channels", ("`model.in_channels=VALUE`",)),
     ("label_drop class_dropout_prob uncond_prob p_uncond cond_drop_prob", ("`model.label_drop=VALUE`",)),
     ("timesteps num_timesteps diffusion_steps noise_steps", ("`diffusion.num_timesteps=VALUE`",)),
@@ -208,7 +210,7 @@ _ANSWERS: Final = {name: answers for names, answers in ROWS for name in names.sp
 
 
 def answer(option: str, taken: Taken) -> str | None:
-    """What to type in place of an option that a command does not have; None when the table has no answer.
+    """The words to type instead of an option that a command does not have; None when the table has no answer.
 
     Args:
         option: As it was typed, with its dashes, without a value.

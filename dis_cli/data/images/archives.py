@@ -60,7 +60,7 @@ _COMPRESSED = {
 
 
 class _ArchiveFiles(ABC):
-    """What zip and tar files share; the members are those of ImageFiles.
+    """The common part of zip and tar files; the members are those of ImageFiles.
 
     The table of contents is read once, into arrays; the images are then read at their places in the file. A ``ZipFile``
     or ``TarFile`` of its own in each loader process would read the table again there and keep it as Python objects,
@@ -183,7 +183,7 @@ class ZipFiles(_ArchiveFiles):
     """The images in a zip file; the module's page says which.
 
     Args:
-        split: Which part of a divided archive: "train", "test", or "all", which refuses one.
+        split: Part of a divided archive: "train", "test", or "all", which refuses one.
 
     Raises:
         DataError: When it is missing, damaged or no zip file, or for the reasons of ``list_images``.
@@ -250,7 +250,7 @@ class TarFiles(_ArchiveFiles):
     """The images in a tar file that is not compressed; the module's page says which.
 
     Args:
-        split: Which part of a divided archive: "train", "test", or "all", which refuses one.
+        split: Part of a divided archive: "train", "test", or "all", which refuses one.
 
     Raises:
         DataError: When it is missing, damaged or no tar file, or for the reasons of ``list_images``.

@@ -36,7 +36,7 @@ def groups_ahead(
 def read_ahead(
     read: Callable[[Sequence[int]], T], groups: Sequence[range], *, num_workers: int
 ) -> Iterator[tuple[range, list[T]]]:
-    """What ``read`` makes of groups of places, in order; one group is read while the one before is used.
+    """The results of ``read`` for groups of places, in order; one group is read while the one before is used.
 
     Args:
         read: Called with some of a group's places at a time, in threads.

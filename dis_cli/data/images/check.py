@@ -1,4 +1,4 @@
-"""Reads the files of a set once, before long work starts, so that all the bad ones are known together.
+"""The pass over all files of a set before long work starts, which finds every bad one.
 
 What was found flawless is remembered by its name, size and time of last change, and is not read again. This is kept in
 the user's cache folder (DIS_CACHE_DIR, else the system's, such as ``~/.cache/dis``), in one file per set: 16 bytes that
@@ -41,7 +41,7 @@ class ImageCheck:
 
     Attributes:
         faults: "name: reason" for each file that cannot be used, by its place among the files.
-        remarks: What is left out of files that are used all the same, and of how many.
+        remarks: Parts left out of files that are used all the same, with the number of files.
     """
 
     def __init__(self, files: ImageFiles, *, num_workers: int) -> None:
@@ -62,7 +62,7 @@ class ImageCheck:
         """Read some of the files, each to be named once; not to be called from several threads.
 
         Args:
-            places: Where they stand among the files.
+            places: Their places among the files.
         """
         step = min(len(places) // self._num_workers + 1, _FILES_PER_TASK)
         tasks = [places[first : first + step] for first in range(0, len(places), step)]

@@ -1,4 +1,4 @@
-"""What an archive's table of contents says: which entries are images, and which do not belong in any archive."""
+"""An archive's table of contents: its images, and entries that do not belong in any archive."""
 
 import os
 import posixpath
@@ -25,9 +25,9 @@ class Entry(NamedTuple):
 
     Attributes:
         name: The path as it stands there; Windows programs part folders by a backslash too, which no name may hold.
-        numbers: Where and how the content is stored: what ``_read`` takes.
+        numbers: Place and storage of the content: the arguments of ``_read``.
         unusable: Why it could not be an image, whatever its name; None for a regular file.
-        link: What it leads to, seen from the top of the archive; None when it is no link.
+        link: Target, seen from the top of the archive; None when it is no link.
     """
 
     name: str
@@ -38,10 +38,10 @@ class Entry(NamedTuple):
 
 
 class Contents:
-    """What an archive's table of contents says.
+    """An archive's table of contents.
 
     Args:
-        place: What to call the archive, printable.
+        place: Name of the archive, printable.
 
     Attributes:
         files: The images, and ``dataset.json`` where it counts, by name; each with its row of the numbers.
@@ -115,7 +115,7 @@ class Contents:
         ]
 
     def other_files_in(self, prefix: str) -> Counter[str]:
-        """How many files with other suffixes lie at any depth below a folder, by suffix."""
+        """The number of files with other suffixes at any depth below a folder, by suffix."""
         counts: Counter[str] = Counter()
         for (folder, suffix), count in self._other_files.items():
             if f"{folder}/".startswith(prefix):
@@ -170,5 +170,5 @@ class Contents:
 
 
 def _leads_out(name: str) -> bool:
-    """Whether a path is absolute, on Unix or Windows, or has a component ``..``; NUL cuts a name short in C."""
+    """True if a path is absolute, on Unix or Windows, or has a component ``..``; NUL cuts a name short in C."""
     return "\0" in name or re.match(r"[/\\]|[A-Za-z]:[/\\]", name) is not None or ".." in re.split(r"[/\\]", name)

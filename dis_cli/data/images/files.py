@@ -27,7 +27,7 @@ class ImageFiles(Protocol):
 
     @property
     def title(self) -> str:
-        """What to call the set in messages; printable."""
+        """The name of the set in messages; printable."""
         ...
 
     @property
@@ -47,17 +47,17 @@ class ImageFiles(Protocol):
 
     @property
     def skipped(self) -> tuple[str, ...]:
-        """What looks like an image and cannot be one (a broken link, a folder named x.png), as "name: reason"."""
+        """Entries that look like images and cannot be any (a broken link, a folder named x.png), as "name: reason"."""
         ...
 
     @property
     def other_files(self) -> Mapping[str, int]:
-        """How many files were left out for their suffix, by suffix."""
+        """The number of files left out for their suffix, by suffix."""
         ...
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What may not be as the user means it, a sentence each."""
+        """Doubts about the user's intent, a sentence each."""
         ...
 
     def facts(self, index: int) -> tuple[int, int]:
@@ -69,7 +69,7 @@ class ImageFiles(Protocol):
         ...
 
     def open(self, index: int) -> Path | BinaryIO:
-        """What an image is read from; a path is not opened yet.
+        """The file or stream of an image; a path is not opened yet.
 
         Raises:
             DataError: The entry of an archive is damaged or not allowed; an ``UnreadableImage``.
@@ -84,7 +84,7 @@ class FileSource:
         image_size: Side of the result, in pixels.
         channels: 1 converts to grey, 3 to RGB.
         hflip: Mirror half of the images when augmenting.
-        background: What transparent images are laid on: a name or ``#rrggbb`` that Pillow knows.
+        background: Colour behind transparent images: a name or ``#rrggbb`` that Pillow knows.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class FileSource:
 
     @property
     def left_out(self) -> tuple[int, ...]:
-        """What ``without`` took out, by its place among the files."""
+        """The images that ``without`` took out, by their places among the files."""
         everything = np.arange(len(self.files.labels))
         return () if self._chosen is None else tuple(np.setdiff1d(everything, self._chosen).tolist())
 
@@ -175,8 +175,8 @@ class FolderFiles:
     """The image files of a folder.
 
     Args:
-        listing: Which of its files; None lists them all.
-        notes: What else there is to say of the folder.
+        listing: Listing of its files; None lists them all.
+        notes: Further notes on the folder.
 
     Raises:
         DataError: When the folder is missing, or for the reasons of ``list_images``.

@@ -1,4 +1,4 @@
-"""The images of a folder: which part of it is meant, and which files in it are images.
+"""The images of a folder: the part of it that is meant, and its image files.
 
 What names mean says ``dis_cli.data.images.layout``, what the classes are ``dis_cli.data.images.listing``.
 """
@@ -33,7 +33,7 @@ class SplitFolder(NamedTuple):
 
     Attributes:
         folder: The part, or the whole where it is not divided.
-        notes: What lies beside the parts, a sentence each.
+        notes: Notes on entries beside the parts, a sentence each.
     """
 
     folder: Path
@@ -162,7 +162,7 @@ _IMAGENET_HINT = (
 
 
 class _Top(NamedTuple):
-    """What lies right inside a folder."""
+    """The entries right inside a folder."""
 
     folders: list[str]
     num_images: int
@@ -195,7 +195,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 @dataclass
 class _Found:
-    """What a walk has found: paths of images, and what is not read."""
+    """The findings of a walk: paths of images, and the files that are not read."""
 
     images: list[str] = field(default_factory=list[str])
     skipped: list[str] = field(default_factory=list[str])

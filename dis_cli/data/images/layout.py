@@ -1,4 +1,4 @@
-"""What names mean in a set of images: which are images, which are junk, and which folders are parts of the set.
+"""The meaning of names in a set of images: images, junk, and folders that are parts of the set.
 
 Functions of names only, so that folders, zip files and tar files follow one rule.
 
@@ -84,12 +84,12 @@ def suffix_of(name: str) -> str:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file is taken for an image, by its suffix."""
+    """True if a file is taken for an image, by its suffix."""
     return suffix_of(name) in SUFFIXES
 
 
 def is_junk(name: str) -> bool:
-    """Whether a file or folder is hidden, or known to be left behind by a system or tool."""
+    """True if a file or folder is hidden, or known to be left behind by a system or tool."""
     if name.startswith("."):
         return True
     name = name.lower()
@@ -110,7 +110,7 @@ def look_alikes(names: Iterable[str]) -> list[list[str]]:
 
 
 def part_named(name: str) -> str | None:
-    """Which part a folder's name means by itself: "train", "val" or "test"; None for any other name."""
+    """The part that a folder's name means by itself: "train", "val" or "test"; None for any other name."""
     found = _part_and_rest(name)
     return found[0] if found and not found[1] else None
 
@@ -121,7 +121,7 @@ def choose_part(folders: Collection[str], split: str, place: str, *, is_archive:
     Args:
         folders: The names of all folders at the top.
         split: "train" gives the part to train on; "test" that for validation, else that for tests; "all" none.
-        place: What to call the folder or archive, printable.
+        place: Name of the folder or archive, printable.
 
     Raises:
         UsageError: All of a divided set is asked for, or a part that it has not, or has twice.
@@ -171,7 +171,7 @@ def find_parts(folders: Collection[str]) -> dict[str, list[str]]:
 
 
 def beside_parts(folders: Iterable[str], num_images: int) -> list[str]:
-    """What to say of that which lies beside the parts of a divided set, and is never read."""
+    """A note on files and folders beside the parts of a divided set, which are never read."""
     others = [printable(name) for name in sorted(folders)]
     found = [f"{num_images:,} {'image' if num_images == 1 else 'images'}"] if num_images else []
     found += [f"the {'folder' if len(others) == 1 else 'folders'} {short_list(others)}"] if others else []

@@ -1,4 +1,4 @@
-"""Of which class each image is: names only, nothing is decoded.
+"""The class of each image, from names only; nothing is decoded.
 
 The rules are functions of names, so that a folder (``folders``) and an archive (``archives``) share them.
 """
@@ -29,9 +29,9 @@ class Listing:
         names: Paths inside the folder or archive, sorted within each class, classes in order; sorted throughout where
             folders are no classes.
         labels: The class of each name, its place in class_names; all 0 when unlabelled.
-        skipped: What looks like an image and is not used, as "name: reason", fit for a message.
-        other_files: How many files were left out for their suffix, by suffix.
-        notes: What else may not be as the user means it, a sentence each.
+        skipped: Entries that look like images and are not used, as "name: reason", fit for a message.
+        other_files: Number of files left out for their suffix, by suffix.
+        notes: Further doubts about the user's intent, a sentence each.
     """
 
     class_names: tuple[str, ...]
@@ -58,10 +58,10 @@ def list_by_folders(
     Args:
         images: Paths of all images, parted by "/".
         folders: The top-level folders, those without images too.
-        skipped: What cannot be used, for the result.
-        place: What to call the folder or archive, printable.
-        other_files: What is left out for its suffix, for the result.
-        notes: What else there is to say, for the result.
+        skipped: Entries that cannot be used, for the result.
+        place: Name of the folder or archive, printable.
+        other_files: Files left out for their suffix, for the result.
+        notes: Further notes, for the result.
 
     Raises:
         DataError: When there are no images, or a class has none (leaving it out would move the labels of the others).
@@ -108,10 +108,10 @@ def list_by_labels(
     Args:
         content: ``{"labels": [["00000/img00000000.png", 6], ...]}``, or ``{"labels": null}`` for unlabelled images.
         images: Paths of all images, parted by "/".
-        skipped: What cannot be used, for the result.
-        place: What to call the folder or archive, printable.
-        other_files: What is left out for its suffix, for the result.
-        notes: What else there is to say, for the result.
+        skipped: Entries that cannot be used, for the result.
+        place: Name of the folder or archive, printable.
+        other_files: Files left out for their suffix, for the result.
+        notes: Further notes, for the result.
 
     Raises:
         DataError: When there are no images, the content is another, or the labels are not one for each image.
@@ -172,7 +172,7 @@ def _joined(*sentences: str) -> str:
 
 
 def _doubts(classes: Mapping[str, Sequence[str]]) -> list[str]:
-    """What speaks against taking these folders for classes, a sentence each."""
+    """Reasons against taking these folders for classes, a sentence each."""
     doubts = [
         f"Class folders that look alike are different classes: {', '.join(f'`{printable(name)}`' for name in group)}"
         for group in look_alikes(classes)

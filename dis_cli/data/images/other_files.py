@@ -1,4 +1,4 @@
-"""What is said of the files that are not read, counted by suffix, so that none is left out in silence."""
+"""Reports of files that are not read, counted by suffix, so that none is left out silently."""
 
 from collections.abc import Mapping
 
@@ -22,10 +22,10 @@ _MISSING_DECODERS = {
 
 
 def tell_other_files(counts: Mapping[str, int]) -> str:
-    """What was left out, in one sentence; "" for nothing.
+    """The files left out, in one sentence; "" for none.
 
     Args:
-        counts: How many files have each suffix, as ``layout.suffix_of`` gives it.
+        counts: Number of files with each suffix, as ``layout.suffix_of`` gives it.
     """
     total = sum(counts.values())
     if not total:
@@ -35,10 +35,10 @@ def tell_other_files(counts: Mapping[str, int]) -> str:
 
 
 def advise_on_other_files(counts: Mapping[str, int], num_images: int) -> list[str]:
-    """What to do about files that are not read, a sentence for each kind of them; [] when they will not be missed.
+    """Advice on files that are not read, a sentence for each kind; [] when they will not be missed.
 
     Args:
-        counts: How many files have each suffix.
+        counts: Number of files with each suffix.
         num_images: The images that are read.
     """
     advice: list[str] = []
@@ -49,8 +49,8 @@ def advise_on_other_files(counts: Mapping[str, int], num_images: int) -> list[st
             advice.append(f"This Pillow cannot read {name}: `pip install -U pillow` brings one that can")
     if _CLASSES in counts:
         advice.append(
-            f"The labels in webdataset's {_CLASSES} files are not read: sort the images into one folder per class, or "
-            "list their labels in a dataset.json"
+            f"The labels in webdataset's {_CLASSES} files are read from a folder of tar files: give that folder; else "
+            "sort the images into one folder per class, or list their labels in a dataset.json"
         )
     if sidecars := [suffix for suffix in _SIDECARS if num_images and 2 * counts.get(suffix, 0) >= num_images]:
         advice.append(

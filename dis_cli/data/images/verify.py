@@ -75,7 +75,7 @@ def check_images(
 
 
 def layout_notes(data: ImageSource | ImageFiles, *, checked: bool) -> list[Note]:
-    """What the user should know of the files of a set before it is used: what is left out, what is taken for classes.
+    """Notes on a set before it is used: files that are left out, folders that are taken for classes.
 
     Args:
         data: The set; of one that is not of files there is nothing to say.

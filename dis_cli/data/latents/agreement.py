@@ -1,4 +1,4 @@
-"""What all processes that encode into one folder agree on: the settings, and which images are left out."""
+"""The plan shared by all processes that encode into one folder: its settings, and the images left out."""
 
 import dataclasses
 import time
@@ -35,7 +35,7 @@ SECONDS_BETWEEN_LOOKS = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeOptions:
-    """How images are encoded.
+    """The options of encoding images.
 
     Attributes:
         image_size: Side to which images are cropped and resized, in pixels; a multiple of the VAE's downsampling.
@@ -44,7 +44,7 @@ class EncodeOptions:
         mirrored: Also encode each image flipped left to right; never done to digits.
         dtype: Type in which moments are stored.
         scale: Factor on the VAE's z, recorded for training; None takes the VAE's own.
-        background: What transparent images are laid on, a name or ``#rrggbb``.
+        background: Colour behind transparent images, a name or ``#rrggbb``.
         check: Read all images first, so that bad ones are known before anything is encoded.
         on_bad: Whether bad images stop the work or are left out.
         download: Fetch a public data set that is not there.
@@ -72,7 +72,7 @@ class EncodeOptions:
 
 
 class Agreement:
-    """How a folder of latents comes by its plan.
+    """The making of a plan for a folder of latents.
 
     Args:
         source: The images, as they were found.
@@ -122,7 +122,7 @@ class Agreement:
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def state(self) -> Plan | None:
-        """What the folder holds, checked against what was asked for; None when nothing was begun."""
+        """The content of the folder, checked against the request; None when nothing was begun."""
         state = self._finished_plan() or self._unfinished.read_plan() or self._finished_plan()
         if state is None:
             return None
@@ -133,7 +133,7 @@ class Agreement:
         if lines := differing(decisive, now, lambda value: shortened(repr(value))):
             raise MismatchError(
                 f"`{self._out}` holds latents of other images or settings{listed(lines)}",
-                "Give the settings that are there, or another --out",
+                "Give the same settings, or another --out",
             )
         return state
 

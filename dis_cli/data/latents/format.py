@@ -56,13 +56,13 @@ _adapter = functools.cache(TypeAdapter)
 
 @dataclass(frozen=True, kw_only=True)
 class VaeRecord:
-    """Which VAE made the latents.
+    """The VAE that made the latents.
 
     Attributes:
         name: The folder or hub id it was called by; says nothing of what is in it.
         config_sha256: Of the configuration, without the keys that only say where it came from.
         weights_sha256: Of the weights' file.
-        scaling_factor: What the configuration asks for; None when it says nothing.
+        scaling_factor: Scale in the configuration; None when it has none.
     """
 
     name: Name
@@ -73,16 +73,16 @@ class VaeRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class LatentSettings:
-    """What decides the bytes of the shards; it must not change between the runs that write one folder.
+    """The settings that decide the bytes of shards; they must not change between the runs that write one folder.
 
     Attributes:
         source: Fingerprint of the images as they were found.
-        data: What the images were called; says nothing of what is in them.
+        data: Name of the images; says nothing of their content.
         class_names: One for each class; empty when unlabelled.
         num_images: Images encoded; those that were skipped not counted.
         image_size: Side that images were cropped and resized to, in pixels.
         crop: How; always CROP.
-        background: What transparent images were laid on.
+        background: Colour behind transparent images.
         scale: Factor on z for training, so that latents have about unit variance.
         shift: Subtracted from z before; 0 for most VAEs.
         latent_shape: (C, H, W).
@@ -154,7 +154,7 @@ class Shard:
     sums_of_squares: tuple[float, ...]
 
     def fault(self, folder: Path, *, hashed: bool) -> str | None:
-        """What is wrong with the file, or None.
+        """The fault of the file, or None.
 
         Args:
             hashed: Also compare the sha256, which reads the whole file.
@@ -203,7 +203,7 @@ def shard_name(shard: int) -> str:
 
 
 def tensor_places(file: NDArray[np.uint8]) -> dict[str, int]:
-    """Where the tensors of a shard begin, in bytes from the start of the file.
+    """The offsets of a shard's tensors, in bytes from the start of the file.
 
     Args:
         file: Its bytes; a mapped file will do, of which only the header is read.

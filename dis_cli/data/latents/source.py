@@ -106,7 +106,7 @@ class LatentSource:
         return self._scaled(_single(self._moments(shard)["mean"][row]))
 
     def load_batch(self, indices: Sequence[int], rngs: Iterator[np.random.Generator]) -> Float[Tensor, "b c h w"]:
-        """What ``load`` gives for each index with its generator, in half the time; see BatchSource."""
+        """The results of ``load`` for all indices with their generators, in half the time; see BatchSource."""
         shape = (len(indices), *self.settings.latent_shape)
         noise = np.empty(shape, dtype=np.float32)
         mean, std = (np.empty(shape, dtype=self.settings.dtype) for _ in range(2))

@@ -44,7 +44,7 @@ from dis_cli.runtime.files import atomic_write_text, publish, storage_error, try
 
 @dataclass(frozen=True)
 class Plan:
-    """What all processes that write a folder agree on."""
+    """The agreement of all processes that write a folder."""
 
     settings: LatentSettings
     skipped: tuple[Skipped, ...]
@@ -65,7 +65,7 @@ class Unfinished:
 
     @property
     def exists(self) -> bool:
-        """Whether somebody has begun."""
+        """True if a process has begun."""
         return (self._progress / "settings.json").is_file()
 
     def create(self) -> None:
@@ -102,7 +102,7 @@ class Unfinished:
                             folder.rmdir()
 
     def read_plan(self) -> Plan | None:
-        """What was agreed on; None when nobody has begun, or all have ended.
+        """The agreed plan; None when no process has begun, or all have ended.
 
         Raises:
             DataError: The record is damaged or of another version.

@@ -36,7 +36,7 @@ class Extractor(Protocol):
 
     @property
     def preprocessing(self) -> str:
-        """What it does with an image first; scores of other preprocessing cannot be compared."""
+        """The preprocessing of an image; scores of other preprocessing cannot be compared."""
         ...
 
     @property
@@ -46,7 +46,7 @@ class Extractor(Protocol):
 
     @property
     def label(self) -> str | None:
-        """What the names of its scores end with; None for the published Inception alone, whose score is the FID."""
+        """The ending of its scores' names; None for the published Inception alone, whose score is the FID."""
         ...
 
     def outputs(self, images: Shaped[Tensor, "b h w c"]) -> dict[str, Float[Tensor, "b _"]]:
@@ -62,12 +62,12 @@ class Extractor(Protocol):
 
 
 def score_names(extractor: Extractor) -> dict[str, str]:
-    """What each metric is called in results."""
-    return {metric: result_name(metric, extractor.label) for metric in METRICS}
+    """The name of each metric of images in results."""
+    return {metric: result_name(metric, extractor.label) for metric, row in METRICS.items() if row.needs != "model"}
 
 
 def identity(extractor: Extractor) -> dict[str, str]:
-    """What has to be equal for two sets of features to be comparable."""
+    """The facts that must be equal for two sets of features to be comparable."""
     return {
         "extractor": extractor.name,
         "extractor_sha256": extractor.sha256,
@@ -82,8 +82,8 @@ class FunctionFeatures:
         function: Takes uint8 images (B, H, W, C), gives float features (B, D).
         num_features: D.
         sha256: Of the weights behind it: what tells its scores from those of another version.
-        preprocessing: What it does with an image first, in words.
-        name: What to call it; None takes ``module:function``.
+        preprocessing: Preprocessing of an image, in words.
+        name: Its name; None takes ``module:function``.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class FunctionFeatures:
         self._function = function
 
     def outputs(self, images: Shaped[Tensor, "b h w c"]) -> dict[str, Float[Tensor, "b _"]]:
-        """What the function gives, as float32; see Extractor.
+        """The function's outputs as float32; see Extractor.
 
         Raises:
             ValueError: It gives another shape.

@@ -1,4 +1,4 @@
-"""What looks at the images that are scored, and whether its weights are here. No torch until it is built."""
+"""The choice of a feature extractor, and a check that its weights are here. No torch until it is built."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from dis_cli.metrics.extractors.base import Extractor
 
-Name = Literal["inception", "digits", "clip", "dinov2"]
+Name = Literal["inception", "digits", "mnist", "clip", "dinov2"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def choose_features(requested: Literal["auto"] | Name, source: str, inception: P
         name = "digits" if source == "digits" and inception is None else "inception"
     if inception is not None and name != "inception":
         raise UsageError(
-            f"`{inception}` are weights of Inception, and the features are those of {name}",
+            f"`{inception}` holds weights of Inception, but the features are those of {name}",
             "Give one of `--inception` and `--features`",
         )
     match name:
@@ -54,9 +54,20 @@ def choose_features(requested: Literal["auto"] | Name, source: str, inception: P
             locate_clip()
         case "dinov2":
             locate_dinov2()
-        case "digits":
+        case "digits" | "mnist":
             pass
     return Features(name)
+
+
+def lacks_inception(requested: Literal["auto"] | Name, source: str, inception: Path | None) -> bool:
+    """Whether the features would be Inception's by themselves, and its weights are not on this machine.
+
+    Args:
+        requested: As of `choose_features`.
+        source: As there.
+        inception: A file that is named counts as there: what is wrong with it is told.
+    """
+    return requested == "auto" and source != "digits" and inception is None and find_inception(None) is None
 
 
 def download_if_absent(inception: Path | None) -> None:
@@ -84,6 +95,10 @@ def build_extractor(features: Features, device: "torch.device") -> "Extractor":
             from dis_cli.metrics.extractors.digits import DigitFeatures
 
             return DigitFeatures()
+        case "mnist":
+            from dis_cli.metrics.extractors.mnist import MnistFeatures
+
+            return MnistFeatures()
         case "inception":
             from dis_cli.metrics.extractors.inception import InceptionFeatures
 

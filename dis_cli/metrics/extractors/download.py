@@ -43,7 +43,7 @@ def download_inception(url: str = INCEPTION_URL) -> Weights:
             found = write_hashed(temporary, _chunks(response), size=INCEPTION_BYTES, shown_as=final)
         if found != INCEPTION_SHA256:
             raise MissingResourceError(
-                f"What was fetched from {url} is not Inception: expected sha256 {INCEPTION_SHA256}, found {found}",
+                f"The file from {url} is not Inception: expected sha256 {INCEPTION_SHA256}, found {found}",
                 INCEPTION_HINT,
             )
         publish(temporary, final)
@@ -90,7 +90,7 @@ def _require_answer(url: str) -> None:
 
 
 def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """What the server sends, up to the size that the file has.
+    """The server's bytes, up to the size of the file.
 
     Raises:
         MissingResourceError: It stops answering.

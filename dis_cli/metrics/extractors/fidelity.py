@@ -21,7 +21,7 @@ class FidelityFeatures:
     Args:
         network: The network, made with one feature.
         sha256: Of its weights.
-        label: What the names of its scores end with.
+        label: Ending of its scores' names.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Which weights score what, and where they are; without torch, so that what is absent is reported at once."""
+"""The weights of each extractor and their places; without torch, so that missing ones are reported at once."""
 
 import os
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which arrays are images: the layouts and types that are read, and the names of those that are not.
+"""Arrays of images: the layouts and types that are read, and names for those that are not.
 
 Read are sets of images, (N, H, W, C), (N, C, H, W) or grey (N, H, W), with C = 1 or 3, of any type of whole numbers
 whose values are 0 to 255. Everything else is refused by what it is, since a guess would be wrong without a word: 0 to 1
@@ -21,7 +21,7 @@ _ALPHA_HINT = "Leave alpha out with `images[..., :3]`, or save PNG files, whose 
 
 
 class Layout(NamedTuple):
-    """How the axes of an array are those of images.
+    """The order of an array's axes as images.
 
     Attributes:
         shape: (N, H, W, C) of the images.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dis_cli.events import Event, Progress
 from dis_cli.metrics.extractors.base import Extractor
-from dis_cli.metrics.extractors.digits import DigitFeatures, as_digits
+from dis_cli.metrics.extractors.classifier import DigitClassifier
 from dis_cli.metrics.images.sets import FEATURE_BATCH, ImageSet, Unit, cut
 from dis_cli.runtime.process_group import ProcessGroup
 from dis_cli.runtime.signals import StopRequest
@@ -17,13 +17,13 @@ from dis_cli.runtime.signals import StopRequest
 
 @dataclass(frozen=True)
 class UnitOutputs:
-    """What became of a unit of images.
+    """The outputs of a unit of images.
 
     Attributes:
         first: Place of the first image.
         outputs: Of the extractor, by their names; a row an image.
-        sizes: How many images there are of each height and width.
-        remarks: How many were changed when they were read, by what was done.
+        sizes: Number of images of each height and width.
+        remarks: Number of images changed on reading, by the change.
         images: The images themselves, (n, h, w, c), where they are asked for.
     """
 
@@ -68,7 +68,7 @@ def extract(
     for start in range(0, len(units), group.world_size):
         together = units[start : start + group.world_size]
         done, in_all = together[0].start, sum(map(len, together))
-        state = f"{done} of {count} images were looked at"
+        state = f"{done} of {count} images were processed"
         part = None
         if group.rank < len(together):
             for item in own:
@@ -89,7 +89,7 @@ def look(extractor: Extractor, images: Sequence[Tensor]) -> dict[str, Tensor]:
     """All outputs of an extractor, in batches of FEATURE_BATCH.
 
     Args:
-        extractor: What looks; the classifier of digits gets images reduced to its size.
+        extractor: Feature extractor; a classifier of digits gets images reduced to its size.
         images: (h, w, c) 8-bit each, of any sizes: those of one size go together.
     """
     parts: list[dict[str, Tensor]] = []
@@ -106,7 +106,7 @@ def look(extractor: Extractor, images: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 def _outputs(extractor: Extractor, images: Tensor) -> dict[str, Tensor]:
-    return extractor.outputs(as_digits(images) if isinstance(extractor, DigitFeatures) else images)
+    return extractor.outputs(extractor.reduced(images) if isinstance(extractor, DigitClassifier) else images)
 
 
 def _look(unit: Unit, extractor: Extractor, outputs: set[str], *, keep_images: bool, travels: bool) -> UnitOutputs:

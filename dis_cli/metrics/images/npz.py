@@ -38,7 +38,7 @@ class Readable(Protocol):
 
 
 class Header(NamedTuple):
-    """What an array says of itself: shape, type, and whether its columns come first."""
+    """The header of an array: shape, type, and whether its columns come first."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -77,7 +77,7 @@ class NpzFile:
             return np.frombuffer(data, header.dtype).reshape(header.shape, order="F" if header.fortran else "C")
 
     def headers(self) -> dict[str, Header]:
-        """What every array says of itself, in the order of names.
+        """The header of every array, in the order of names.
 
         Raises:
             MismatchError: One is of another version of the format.

@@ -35,7 +35,7 @@ class Unit:
 
     Attributes:
         images: (h, w, c) 8-bit each, c = 1 or 3; of any sizes.
-        remarks: How many are not as they were found, by what was done.
+        remarks: Number of images changed on reading, by the change.
     """
 
     first: int
@@ -49,7 +49,7 @@ class ImageSet(Protocol):
 
     @property
     def name(self) -> str:
-        """What to call it; printable."""
+        """Its name; printable."""
         ...
 
     @property
@@ -58,11 +58,11 @@ class ImageSet(Protocol):
         ...
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """The number of images."""
         ...
 
     def image_name(self, place: int) -> str:
-        """What to call an image; printable."""
+        """The name of an image; printable."""
         ...
 
     def units(self, wanted: Sequence[range]) -> Iterator[Unit | float]:
@@ -87,7 +87,7 @@ class FileImages:
     """Image files in colour and in their own sizes: what is generated is as large as its model makes it.
 
     Args:
-        background: What transparent images are laid on.
+        background: Colour behind transparent images.
     """
 
     unit_size = FEATURE_BATCH
@@ -122,7 +122,7 @@ class FileImages:
         found = decode_image(file, channels=3, background=self._background, name=self.image_name(place))
         remarks = [_GREY] if found.grey else []
         if found.transparent:
-            remarks.append(f"are transparent: they are laid on {self._background}")
+            remarks.append(f"are transparent, and are laid on {self._background}")
         return torch.from_numpy(np.array(found.image)), remarks
 
 
@@ -221,7 +221,7 @@ class TensorImages:
         return digest.hexdigest()
 
     def units(self, wanted: Sequence[range]) -> Iterator[Unit]:
-        """What is there; see ImageSet."""
+        """The images in units; see ImageSet."""
         for unit in wanted:
             yield Unit(unit.start, list(self._images[unit.start : unit.stop]))
 
@@ -231,7 +231,7 @@ def cut(count: int, size: int) -> list[range]:
     return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 
-_GREY = "are grey: their one channel is taken for all three colours"
+_GREY = "are grey: their one channel is used for all three colours"
 
 
 def _file_name(files: ImageFiles, place: int) -> str:

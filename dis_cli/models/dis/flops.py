@@ -11,11 +11,10 @@ from typing import Final
 from dis_cli.models.cost import Flops, LayerCost
 from dis_cli.models.dis.sizes import Shape
 
-_DIRECTIONS = 2
 _TIME_MLP_RATIO = 4
 
 CONVENTIONS: Final[dict[str, str]] = {
-    "MACs": "multiply-accumulates of every matrix product, convolution and scan, in both directions",
+    "MACs": "multiply-accumulates of every matrix product, convolution and scan, in all directions",
     "FLOPs": "product and sum each count: 2 x MACs",
     "+ elementwise": "MACs and the scan's unfused multiplies: delta A, (delta u) B, delta u and the gate",
     "as published": "MACs that thop sees in the published code, which calls no module inside a mixer",
@@ -40,8 +39,9 @@ def count(shape: Shape, num_patches: int | None = None) -> Flops:
     P = shape.num_patches if num_patches is None else num_patches
     L = P + shape.num_extras
     conditional = shape.num_classes > 0
-    skips = shape.depth // 2
-    scans = shape.depth * _DIRECTIONS
+    joins = shape.depth // 2 if shape.skip == "concat" else 0
+    scans = shape.depth * shape.num_directions
+    modulated = shape.depth if shape.modulated else 0
 
     # Weights of the linear layers and convolutions, without biases: what one token multiplies with.
     patch_embed = shape.patch_values * C
@@ -53,6 +53,7 @@ def count(shape: Shape, num_patches: int | None = None) -> Flops:
     dt_proj = R * E
     out_proj = E * C
     skip_linear = 2 * C * C
+    modulation = 3 * C * C
     ada_ln = 2 * C * C if conditional else 0
     final_linear = C * shape.output_values
 
@@ -61,7 +62,7 @@ def count(shape: Shape, num_patches: int | None = None) -> Flops:
     tables = L * C + ((shape.num_classes + 1) * C if conditional else 0)
     head_macs = ada_ln + L * final_linear
     head_biases = shape.output_values + (2 * C if conditional else 0)
-    skip_macs = skips * L * skip_linear
+    skip_macs = joins * L * skip_linear
     parts = {
         "embeddings": LayerCost(
             patch_embed + time_embed + embedding_biases + tables, embedding_macs, published_macs=embedding_macs
@@ -77,14 +78,19 @@ def count(shape: Shape, num_patches: int | None = None) -> Flops:
         ),
         "gate": LayerCost(0, elementwise_macs=scans * L * E),
         "out_proj": LayerCost(shape.depth * out_proj, shape.depth * L * out_proj),
-        "skip": LayerCost(skips * (skip_linear + C), skip_macs, published_macs=skip_macs),
+        "skip": LayerCost(joins * (skip_linear + C), skip_macs, published_macs=skip_macs),
         # The profiler adds 2 per element for the last norm, which the true count leaves out like all norms.
         "head": LayerCost(final_linear + ada_ln + head_biases, head_macs, published_macs=head_macs + 2 * L * C),
     }
+    if modulated:
+        # Of the condition, once for an image.
+        macs = modulated * modulation
+        parts["modulation"] = LayerCost(modulated * (modulation + 3 * C), macs, published_macs=macs)
     return Flops(
         tokens=L,
         parts=parts,
         data_gradient_macs=P * patch_embed + time_in,
-        run_once=frozenset({"embeddings", "head", "out_proj"}),
+        # The gate's backward needs what out_proj gives.
+        run_once=frozenset({"embeddings", "head"} if modulated else {"embeddings", "head", "out_proj"}),
         conventions=CONVENTIONS,
     )

@@ -1,4 +1,4 @@
-"""How many bytes a DiS needs in training and in sampling, in closed form; nothing is built or run. No torch.
+"""The memory of a DiS in training and in sampling, in closed form; nothing is built or run. No torch.
 
 Activations are the tensors that autograd keeps from a forward for its backward, with the compiled kernel's operators:
 a mixer keeps its input [x, z], the small projections [dt, B, C] and the states between chunks of tokens, and computes
@@ -18,6 +18,8 @@ KERNEL_CHUNK = 32
 _FLOAT, _INDEX = 4, 8
 _BYTES = {"fp32": 4, "bf16": 2}
 _TIME_MLP_RATIO = 4
+# What makes a modulation's rows many in sampling (models/embed.py).
+_WHOLE_ROWS = 64
 
 
 def estimate_memory(shape: Shape, *, batch: int, precision: str, guided: bool = False) -> Memory:
@@ -34,12 +36,14 @@ def estimate_memory(shape: Shape, *, batch: int, precision: str, guided: bool = 
     if precision not in _BYTES:
         raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}")
     weights = _FLOAT * count(shape).parameters
-    blocks = shape.depth * _block(shape, batch, precision) + shape.depth // 2 * _skip(shape, batch, precision)
-    again = _block(shape, batch, precision) + (_skip(shape, batch, precision) if shape.depth > 1 else 0)
+    joins = shape.depth // 2 if shape.skip == "concat" else 0
+    blocks = shape.depth * _block(shape, batch, precision) + joins * _skip(shape, batch, precision)
+    again = _block(shape, batch, precision) + (_skip(shape, batch, precision) if joins else 0)
     C, E = shape.embed_dim, shape.inner_dim
     # Of the blocks, and of the two layers that see data, whose weights no backward needs.
     first = shape.patch_values * C + _TIME_MLP_RATIO * C * C
-    rounded = _casts(precision, shape.depth * 3 * C * E + shape.depth // 2 * 2 * C * C + first)
+    modulation = 3 * C * C if shape.modulated else 0
+    rounded = _casts(precision, shape.depth * (3 * C * E + modulation) + joins * 2 * C * C + first)
     return Memory(
         weights=weights,
         gradients=weights,
@@ -58,8 +62,9 @@ def kept_with_checkpointing(shape: Shape, *, batch: int, precision: str) -> int:
 
 def peak_width(shape: Shape) -> int:
     """Numbers that a forward holds for a token at its peak: the skips, and a mixer's inner tensors."""
-    # An inner tensor is ``expand`` wide: x and z, u and delta and y of two directions.
-    return shape.embed_dim * (shape.depth // 2 + 4 + 8 * shape.expand)
+    # An inner tensor is ``expand`` wide: x and z, u and delta and y of each direction.
+    skips, inner = 0 if shape.skip == "none" else shape.depth // 2, 2 + 3 * shape.num_directions
+    return shape.embed_dim * (skips + 4 + inner * shape.expand)
 
 
 def _casts(precision: str, weights: int) -> int:
@@ -76,8 +81,15 @@ def _block(shape: Shape, batch: int, precision: str) -> int:
     """A block without its skip: norm (the sum, 1 / rms), in_proj's input, [x, z], [dt, B, C], states, y."""
     C, E, L, a = shape.embed_dim, shape.inner_dim, shape.num_tokens, _BYTES[precision]
     linear = L * (C + 2 * E + E)
-    scan = 2 * (L * (shape.dt_rank + 2 * shape.d_state) + _states_kept(shape))
-    return batch * (a * linear + _FLOAT * (L * (C + 1) + scan)) + _casts(precision, 2 * C * E + E * C)
+    scan = shape.num_directions * (L * (shape.dt_rank + 2 * shape.d_state) + _states_kept(shape))
+    kept = batch * (a * linear + _FLOAT * (L * (C + 1) + scan)) + _casts(precision, 2 * C * E + E * C)
+    return kept + (_modulation(shape, batch, precision) if shape.modulated else 0)
+
+
+def _modulation(shape: Shape, batch: int, precision: str) -> int:
+    """The condition after its SiLU, shift, scale and gate, 1 + scale; the norm, and what is gated."""
+    C, L, a = shape.embed_dim, shape.num_tokens, _BYTES[precision]
+    return batch * (a * (C + 3 * C + C + L * C) + _FLOAT * L * C) + _casts(precision, 3 * C * C)
 
 
 def _skip(shape: Shape, batch: int, precision: str) -> int:
@@ -108,15 +120,21 @@ def _head(shape: Shape, batch: int, precision: str) -> int:
         # The condition before and after its SiLU, 1 + scale, what is scaled, and which class it was.
         total += batch * (a * 2 * C + _FLOAT * (C + P * C) + _INDEX)
         weights += 2 * C * C
+    elif shape.modulated:
+        # The condition, which is the time alone.
+        total += batch * a * C
     return total + _casts(precision, weights)
 
 
 def _sampling(shape: Shape, batch: int, precision: str) -> int:
-    """In the first out-block, whose skips are all still there, while its mixer scans from the last token."""
+    """In the first out-block, whose skips are all still there, while its mixer scans in its last direction."""
     C, E, L, a = shape.embed_dim, shape.inner_dim, shape.num_tokens, _BYTES[precision]
-    # Skips, hidden state before and after skip_linear; the stream before and after the sum, its norm.
-    hidden = a * (shape.depth // 2 + 2) * C + _FLOAT * 3 * C
-    # [x, z], y, and u and delta of both directions; in bf16 also [x, z] in float32, and delta before it is.
-    mixer = a * 2 * E + _FLOAT * 5 * E + (_FLOAT * 2 * E + a * E if precision == "bf16" else 0)
-    scan = 2 * (L * (shape.dt_rank + 2 * shape.d_state) + _states_kept(shape))
-    return batch * (L * (hidden + mixer) + _FLOAT * scan)
+    skips = 0 if shape.skip == "none" else shape.depth // 2
+    # Skips, the patches' tokens and the hidden state; the stream before and after the sum, its norm.
+    hidden = a * (skips + 2) * C + _FLOAT * 3 * C
+    # [x, z], y, and u and delta of each direction; in bf16 also [x, z] in float32, and delta before it is.
+    inner = 1 + 2 * shape.num_directions
+    mixer = a * 2 * E + _FLOAT * inner * E + (_FLOAT * 2 * E + a * E if precision == "bf16" else 0)
+    scan = shape.num_directions * L * (shape.dt_rank + 2 * shape.d_state) + _states_kept(shape)
+    rows = -(-batch // _WHOLE_ROWS) * _WHOLE_ROWS if shape.modulated else 0
+    return batch * (L * (hidden + mixer) + _FLOAT * scan) + a * rows * 3 * C

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from dis_cli.models.cost import ModelShape
+from dis_cli.models.cost import StackShape
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,20 @@ SIZES: Final[dict[str, Size]] = {
 }
 
 
+# What the names of the ablations may be; the first of each is published.
+SKIPS: Final = ("concat", "add", "none")
+DIRECTIONS: Final = ("both", "forward")
+CONDITIONINGS: Final = ("tokens", "adaln_zero")
+SCAN_ORDERS: Final = ("raster", "column", "alternate")
+
+
+def columns(scan_order: str, depth: int) -> list[bool]:
+    """Which blocks take the patches column by column."""
+    return [scan_order == "column" or (scan_order == "alternate" and index % 2 == 1) for index in range(depth)]
+
+
 @dataclass(frozen=True)
-class Shape(ModelShape):
+class Shape(StackShape):
     """The settings of a DiS that decide its parameters, operations and memory; names are those of the backbone.
 
     Args:
@@ -47,9 +59,14 @@ class Shape(ModelShape):
         d_state: State size N of the scan, per channel.
         d_conv: Taps K of the causal convolution, in tokens.
         expand: Inner width E of a mixer, as a multiple of ``embed_dim``.
+        skip: What an out-block does with its skip, one of ``SKIPS``.
+        directions: One of ``DIRECTIONS``.
+        conditioning: How time and class reach the blocks, one of ``CONDITIONINGS``.
+        scan_order: The order of the patches in a scan, one of ``SCAN_ORDERS``; costs nothing that is counted.
 
     Raises:
-        ValueError: ``depth`` is even, ``patch_size`` does not divide ``image_size``, or a number is out of range.
+        ValueError: ``depth`` is even, ``patch_size`` does not divide ``image_size``, a number is out of range, or a
+            name is unknown.
     """
 
     image_size: int
@@ -62,6 +79,10 @@ class Shape(ModelShape):
     d_state: int = 16
     d_conv: int = 4
     expand: int = 2
+    skip: str = "concat"
+    directions: str = "both"
+    conditioning: str = "tokens"
+    scan_order: str = "raster"
 
     def __post_init__(self) -> None:
         sizes = (self.image_size, self.patch_size, self.in_channels, self.embed_dim, self.depth)
@@ -71,11 +92,25 @@ class Shape(ModelShape):
             raise ValueError(f"depth must be odd (half in, one middle, half out), got {self.depth}")
         if self.image_size % self.patch_size:
             raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
+        allowed = {"skip": SKIPS, "directions": DIRECTIONS, "conditioning": CONDITIONINGS, "scan_order": SCAN_ORDERS}
+        for name, names in allowed.items():
+            if getattr(self, name) not in names:
+                raise ValueError(f"{name} must be {' or '.join(map(repr, names))}, got {getattr(self, name)!r}")
+
+    @property
+    def modulated(self) -> bool:
+        """Whether time and class modulate the blocks, and are no tokens."""
+        return self.conditioning == "adaln_zero"
+
+    @property
+    def num_directions(self) -> int:
+        """Scans in a mixer."""
+        return 2 if self.directions == "both" else 1
 
     @property
     def num_extras(self) -> int:
-        """Tokens that are no patches: the time and, in a conditional model, the class."""
-        return 2 if self.num_classes else 1
+        """Tokens that are no patches: the time and, in a conditional model, the class; none where they modulate."""
+        return 0 if self.modulated else 2 if self.num_classes else 1
 
     @property
     def num_tokens(self) -> int:
@@ -96,18 +131,3 @@ class Shape(ModelShape):
     def size(self) -> str | None:
         """The named size of this width and depth; None when it has no name."""
         return next((name for name, size in SIZES.items() if size == Size(self.embed_dim, self.depth)), None)
-
-    @property
-    def width(self) -> int:
-        """Of a token, in channels."""
-        return self.embed_dim
-
-    @property
-    def label(self) -> str:
-        """Such as XL; width and blocks where the size has no name."""
-        return self.size.upper() if self.size else f"{self.embed_dim}x{self.depth}"
-
-    @property
-    def layers(self) -> str:
-        """Depth and width in words."""
-        return f"{self.depth} blocks of width {self.embed_dim}"

@@ -1,4 +1,4 @@
-"""Which engine runs the scan and the convolution, and why."""
+"""The choice of the engine that runs the scan and the convolution, with its reason."""
 
 import importlib
 from dataclasses import dataclass
@@ -46,8 +46,10 @@ def unavailable(name: str, device_type: str) -> str | None:
     engine = ENGINES[name]
     if engine.computes_on(device_type):
         return engine_module(name).why_not()
-    devices = " and ".join({"cpu": "the CPU", "cuda": "CUDA"}.get(device, device) for device in engine.devices)
-    return f"it computes on {devices} only, not on {device_type}"
+    names = {"cpu": "the CPU", "cuda": "CUDA", "xpu": "XPU"}
+    devices = " and ".join(names.get(device, device) for device in engine.devices)
+    interpreted = f" (in its interpreter it does, with {engine.interpreter}=1)" if engine.interpreter else ""
+    return f"it computes on {devices} only, not on {device_type}{interpreted if device_type == 'cpu' else ''}"
 
 
 def failing(name: str, device: str | torch.device) -> str | None:
@@ -94,7 +96,7 @@ def choose_engine(requested: str, device: str | torch.device, dtype: torch.dtype
     if dtype == torch.float64 and (requested == AUTO or not ENGINES[requested].float64):
         return ChosenEngine(LAST_RESORT, "only plain PyTorch computes in float64")
     if requested != AUTO:
-        return ChosenEngine(requested, "it was asked for")
+        return ChosenEngine(requested, "chosen in the settings")
     reasons: list[str] = []
     kind = ChosenEngine
     for name in preferred(device_type):

@@ -1,4 +1,4 @@
-"""Whether an engine computes here at all: one tiny forward and backward, before a run is trusted to it.
+"""The trial of an engine: one tiny forward and backward, before a run is trusted to it.
 
 A package may import and then lack the code for this GPU, or be built for another torch; that shows when it is called.
 `dis doctor` measures the error of an engine; this only tells one that works from one that does not.
@@ -27,8 +27,13 @@ def failure(engine: Any, device: torch.device) -> str | None:
         engine: The module of one that is available on the device (``dis_cli.scan.contract.EngineModule``).
         device: Where it computes; it is waited for.
     """
-    # Whoever asks may be sampling, or under autocast.
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+    # Whoever asks may be sampling, under autocast, or in a block whose saved tensors gradient checkpointing counts.
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+        torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is),
+    ):
         try:
             found = _results(engine, device)
         except Exception as error:  # noqa: BLE001 - compiled code raises what it likes
@@ -39,6 +44,10 @@ def failure(engine: Any, device: torch.device) -> str | None:
         if not (got - wanted).abs().max() <= _TOLERANCE * wanted.abs().max():
             return "it computes something else than the recurrence"
     return None
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _results(engine: Any, device: torch.device) -> list[Tensor]:

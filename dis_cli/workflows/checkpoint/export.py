@@ -30,11 +30,15 @@ from dis_cli.workflows.checkpoint.model_card import model_card, scores_of, true_
 from dis_cli.workflows.load.mismatch import check_overrides
 from dis_cli.workflows.load.opened import Opened
 from dis_cli.workflows.load.saved import SavedModel, read_saved
+from dis_cli.workflows.run_page import REPORT_FILE, exported_page, preview_of
 
 Format = Literal["safetensors", "pt", "diffusers"]
 
 SUFFIXES: dict[str, Format] = {".safetensors": "safetensors", ".pt": "pt", ".pth": "pt", "": "diffusers"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Images of the weights, beside the model card.
+PICTURE_FILE = "samples.png"
 
 # The content of one file, and its size in bytes.
 _Content = tuple[Iterable[bytes | memoryview], int]
@@ -57,7 +61,7 @@ def export(
     Args:
         opened: The checkpoint, from `open_checkpoint`, with the settings that are written.
         out: The file or folder to write.
-        form: What to write; None tells it by the suffix of ``out``.
+        form: Form to write; None tells it by the suffix of ``out``.
         dtype: A key of `DTYPES`, for the weights; all but "fp32" round them.
         force: Replace an earlier export.
 
@@ -74,6 +78,7 @@ def export(
     out = followed(out)
     replaces = _check_free(out, form, force=force)
     saved = read_saved(opened)
+    saved.require_known()
     yield from (Note(message=note, level="warning") for note in saved.notes)
     config = _portable_config(saved)
     weights = _cast(saved, dtype)
@@ -129,7 +134,7 @@ def _chosen_form(form: Format | None, out: Path) -> Format:
 
 
 def _check_free(out: Path, form: Format, *, force: bool) -> bool:
-    """Whether an earlier export stands there, to be replaced; anything else that stands there is not ours."""
+    """True if an earlier export stands there, to be replaced; anything else that stands there is not ours."""
     if not out.exists() or (form == "diffusers" and out.is_dir() and not any(out.iterdir())):
         return False
     if not force:
@@ -152,10 +157,12 @@ def _portable_config(saved: SavedModel) -> RunConfig:
     """The settings to be written: those asked for, without what is true of this machine or of other weights only."""
     config = saved.asked_config
     check_overrides(saved.path, saved.config, config)
+    elsewhere = config.data.validation_path is not None
     return config.model_copy(
         update={
             "description": true_description(config),
-            "data": config.data.model_copy(update={"path": None}),
+            "data": config.data.model_copy(update={"path": None} | ({"validation": "none"} if elsewhere else {})),
+            "train": config.train.model_copy(update={"validate_every": None} if elsewhere else {}),
             "codec": config.codec.model_copy(update={"vae": config.codec.vae and _name_of(config.codec.vae)}),
             "evaluate": config.evaluate.model_copy(update={"inception": None}),
             "sample": config.sample.model_copy(update={"ema": None}),
@@ -182,19 +189,25 @@ def _contents(
         case "safetensors":
             return {out.name: safetensors_chunks(record, weights)}
         case "pt":
-            data = torch_bytes(record, weights)
-            return {out.name: ([data], len(data))}
+            packed = torch_bytes(record, weights)
+            return {out.name: ([packed], len(packed))}
         case "diffusers":
-            texts = {
-                FOLDER_CONFIG: json.dumps(folder_config(record), indent=2, sort_keys=True) + "\n",
-                "README.md": model_card(saved, config, out.absolute().name, scores_of(saved)),
-            }
-            files: dict[str, _Content] = {name: ([text.encode()], len(text.encode())) for name, text in texts.items()}
+            name, run = out.absolute().name, saved.run_folder
+            picture = None if run is None else preview_of(run, saved.step)
+            card = model_card(saved, config, name, scores_of(saved), PICTURE_FILE if picture else None)
+            texts = {FOLDER_CONFIG: json.dumps(folder_config(record), indent=2, sort_keys=True) + "\n"}
+            texts |= {"README.md": card}
+            # Other runs than trained ones, and folders that hold checkpoints alone, have no page.
+            if run is not None and (run / "config.toml").is_file():
+                texts[REPORT_FILE] = exported_page(run, config, name, saved.step)
+            data = {file: text.encode() for file, text in texts.items()}
+            data |= {} if picture is None else {PICTURE_FILE: picture}
+            files: dict[str, _Content] = {file: ([content], len(content)) for file, content in data.items()}
             return files | {FOLDER_WEIGHTS: safetensors_chunks(record, weights)}
 
 
 def _new_beside(out: Path) -> Path:
-    """Where an export is made that will replace another."""
+    """The place of an export that will replace another, while it is made."""
     return out.with_name(out.name + ".new")
 
 

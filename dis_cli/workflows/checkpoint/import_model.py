@@ -47,6 +47,7 @@ def import_model(opened: Opened, out: Path, *, dry_run: bool = False) -> Iterato
     if opened.form == "run":
         raise UsageError(f"`{path}` is a run of `dis train` already", f"Sample it as it is: `dis sample --ckpt {path}`")
     saved = read_saved(opened)
+    saved.require_known()
     yield from (Note(message=note, level="warning") for note in saved.notes)
     others = [decay for decay in saved.held if decay != saved.average.decay]
     found = [saved, *(read_saved(opened.asking([f"sample.ema={as_text(decay)}"])) for decay in others)]

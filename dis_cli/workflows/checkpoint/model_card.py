@@ -1,14 +1,14 @@
-"""The page that goes with a model which is given away: what it is, how it came about, and what was measured."""
+"""The model card of an export: the model, its training, and its scores."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from dis_cli.config.presets import dump_toml, load_preset, preset_names
 from dis_cli.config.schema import RunConfig
 from dis_cli.config.settings import as_text
-from dis_cli.metrics.table import scores_in_results
+from dis_cli.report.scores import score_rows
 from dis_cli.workflows.cost import model_cost, model_family, model_shape
+from dis_cli.workflows.describe import describe_model, describe_objective, describe_sampling
 from dis_cli.workflows.load.saved import SavedModel
 
 
@@ -31,13 +31,16 @@ def scores_of(saved: SavedModel) -> list[dict[str, Any]]:
     return results
 
 
-def model_card(saved: SavedModel, config: RunConfig, name: str, scores: list[dict[str, Any]]) -> str:
+def model_card(
+    saved: SavedModel, config: RunConfig, name: str, scores: list[dict[str, Any]], picture: str | None = None
+) -> str:
     """The text of a ``README.md``; it says only what the checkpoint and its run say.
 
     Args:
         config: Its settings, as they are written beside it; see `true_description`.
         name: The folder's name, for the commands.
         scores: Results that were measured of it; see `scores_of`.
+        picture: The file beside it that shows images of these weights; None when there is none.
     """
     train, model, family = config.train, config.model, model_family(config)
     # Not what the preset of that name describes: its name would say what it is not.
@@ -67,6 +70,7 @@ def model_card(saved: SavedModel, config: RunConfig, name: str, scores: list[dic
     label = "--class 0 " if model.num_classes else ""
     classes = ", classes=0" if model.num_classes else ""
     vae = " --vae DIR" if config.codec.kind == "vae" else ""
+    shown = f"![Images that the run made while training]({picture})\n\n" if picture else ""
     return f"""---
 license:
 library_name: dis
@@ -78,7 +82,7 @@ tags: [diffusion, state-space-model, dis]
 
 {config.description or "A diffusion model of images."}
 
-It is a {family.title}: {family.summary}.
+{shown}It is a {family.title}: {family.summary}.
 
 | | |
 | --- | --- |
@@ -97,7 +101,7 @@ model = dis_cli.load_model("{name}")
 images = dis_cli.sample_images(model, n=16{classes}, seeds=range(16))  # (16, h, w, c), uint8
 ```
 
-An image depends on its seed and class only. Unless asked for otherwise: {describe_sampling(config)}.
+Each image depends only on its seed and class. By default: {describe_sampling(config)}.
 
 ## Scores
 
@@ -105,7 +109,7 @@ An image depends on its seed and class only. Unless asked for otherwise: {descri
 
 ## License
 
-To be filled in, above as well, by whoever gives the model away.
+Fill it in, here and above, before you publish the model.
 
 ## Settings
 
@@ -116,7 +120,7 @@ To be filled in, above as well, by whoever gives the model away.
 
 
 def true_description(config: RunConfig) -> str:
-    """What the settings say of the model in words; nothing where these are a preset's, and the model or data are not.
+    """The settings' description of the model; empty where it is a preset's, and the model or data are not.
 
     Settings take over the name and the description of the preset that they began with.
     """
@@ -127,67 +131,18 @@ def true_description(config: RunConfig) -> str:
 
 
 def _described(config: RunConfig) -> tuple[object, ...]:
-    """What descriptions of presets are about."""
+    """The settings that descriptions of presets are about."""
     return (config.description, model_shape(config), config.data.source, config.codec.kind, config.codec.downsample)
-
-
-def describe_model(config: RunConfig) -> str:
-    """The architecture in a line."""
-    model = config.model
-    classes = f"{model.num_classes} classes" if model.num_classes else "unconditional"
-    grid = f"{model.image_size}x{model.image_size}x{model.in_channels}"
-    where = f"latents {grid} of {config.pixel_size} pixels" if config.codec.kind == "vae" else f"pixels {grid}"
-    return f"{model_shape(config).layers}, patch {model.patch_size}, on {where}, {classes}"
-
-
-def describe_objective(config: RunConfig) -> str:
-    """What the model predicts, of which process, in a line."""
-    diffusion = config.diffusion
-    return f"{diffusion.prediction}, {diffusion.schedule}, {diffusion.num_timesteps} timesteps, {diffusion.variance}"
-
-
-def describe_sampling(config: RunConfig) -> str:
-    """How images are generated unless asked for otherwise, in a line."""
-    sample = config.sample
-    return f"{sample.sampler}, {sample.steps} steps, guidance {sample.cfg_scale:g}"
 
 
 def _score_table(scores: list[dict[str, Any]]) -> str:
     rows = [
-        [
-            score.label,
-            f"{result[key]:.6g}",
-            str(result.get("num_samples")),
-            _compared(result),
-            _how(result),
-            str(result.get("features")),
-        ]
-        for result in scores
-        for key, score in scores_in_results().items()
-        if isinstance(result.get(key), int | float)
+        [row.label, f"{row.value:.6g}", row.images, row.compared, row.how, row.features] for row in score_rows(scores)
     ]
     if not rows:
         return "None were found with the checkpoint. `dis eval-fid` measures them."
     header = ["score", "value", "images", "compared with", "how", "features"]
     return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in [header, ["---"] * len(header), *rows])
-
-
-def _compared(result: dict[str, Any]) -> str:
-    told = result.get("reference")
-    reference: dict[str, Any] = told if isinstance(told, dict) else {}
-    split = f", {reference['split']}" if reference.get("split") else ""
-    count = f" ({reference['n']} images)" if reference.get("n") else ""
-    # Where it lies on this machine is nobody's business.
-    return f"{Path(str(reference['name'])).name}{split}{count}" if reference.get("name") else "-"
-
-
-def _how(result: dict[str, Any]) -> str:
-    sample = result.get("sample")
-    how: dict[str, Any] = sample if isinstance(sample, dict) else {}
-    return (
-        f"{how.get('sampler')}, {how.get('steps')} steps, guidance {how.get('cfg_scale')}, "
-        f"seeds from {result.get('seed')}"
-    )
 
 
 def _rows(facts: dict[str, str]) -> str:

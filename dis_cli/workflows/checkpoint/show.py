@@ -1,10 +1,11 @@
-"""What a checkpoint is, file by file."""
+"""The description of a checkpoint, file by file."""
 
 import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
+from dis_cli.checkpoints.bundled import place_of
 from dis_cli.checkpoints.manifest import MANIFEST, read_manifest, verify_file
 from dis_cli.checkpoints.portable import FOLDER_CONFIG, FOLDER_WEIGHTS
 from dis_cli.checkpoints.store import checkpoints_of, is_checkpoint_folder, steps_in
@@ -15,7 +16,7 @@ from dis_cli.workflows.load.saved import SavedModel, read_saved
 
 
 def describe(opened: Opened) -> dict[str, Any]:
-    """What a checkpoint is, after it was verified as if it were to be used.
+    """The description of a checkpoint, after verification as if for use.
 
     Raises:
         DisError: As in `read_saved`. Files of a checkpoint folder that its weights do not need may be damaged: see
@@ -48,7 +49,8 @@ def describe(opened: Opened) -> dict[str, Any]:
 def _files(saved: SavedModel) -> list[dict[str, Any]]:
     """Each file with its size and SHA-256, and whether it is as it was written; None where nothing says how that is."""
     if saved.form != "run":
-        paths = sorted(saved.path.iterdir()) if saved.form == "folder" else [saved.path]
+        place = place_of(saved.path)
+        paths = sorted(place.iterdir()) if saved.form == "folder" else [place]
         known = (FOLDER_CONFIG, FOLDER_WEIGHTS)
         return [
             _file(path, verified=True if saved.form != "folder" or path.name in known else None)

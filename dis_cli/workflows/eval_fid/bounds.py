@@ -13,21 +13,31 @@ def parse_bounds(texts: Sequence[str], metrics: Sequence[str], extractor: Extrac
 
     Args:
         texts: Such as "fid=5"; a number alone is the bound of the first metric.
-        metrics: What is measured; both these names and those of the results are understood.
+        metrics: Names of the metrics; both these and those of the results are understood.
 
     Raises:
         UsageError: A bound is no number from 0, or of something that is not measured.
     """
-    told = score_names(extractor)
+    return read_bounds(texts, metrics, score_names(extractor))
+
+
+def read_bounds(texts: Sequence[str], metrics: Sequence[str], told: Mapping[str, str]) -> dict[str, float]:
+    """The same for metrics whose names in results are known.
+
+    Args:
+        texts: As in `parse_bounds`.
+        metrics: As in `parse_bounds`.
+        told: Metric -> its name in results, where that is another.
+    """
     bounds: dict[str, float] = {}
     for text in texts:
         name, equals, number = text.rpartition("=")
         name = full_name(name) if equals else metrics[0]
-        metric = next((metric for metric in metrics if name in (metric, told[metric])), None)
+        metric = next((metric for metric in metrics if name in (metric, told.get(metric, metric))), None)
         if metric is None:
             raise UsageError(
-                f"--fail-above: got `{text}`, and what is measured is {', '.join(metrics)}",
-                "Ask for it with `--metrics` too",
+                f"--fail-above: got `{text}`, but the metrics are {', '.join(metrics)}",
+                "Add it to `--metrics`",
             )
         try:
             bound = float(number)
@@ -35,7 +45,7 @@ def parse_bounds(texts: Sequence[str], metrics: Sequence[str], extractor: Extrac
             bound = math.nan
         if not bound >= 0:
             raise UsageError(f"--fail-above: got `{text}`, allowed: NAME=X or X, a number from 0", "Try fid=5")
-        bounds[told[metric]] = bound
+        bounds[told.get(metric, metric)] = bound
     return bounds
 
 

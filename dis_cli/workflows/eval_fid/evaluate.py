@@ -1,4 +1,4 @@
-"""Scoring: images from a checkpoint, or images that are there, compared with others in the features of a network."""
+"""Scoring: images from a checkpoint, or existing ones, compared with a reference in the features of a network."""
 
 import contextlib
 from collections.abc import Generator, Iterator, Mapping
@@ -9,9 +9,11 @@ from dis_cli.config.presets import load_preset
 from dis_cli.config.schema import RunConfig
 from dis_cli.events import Event, Finished, Note
 from dis_cli.metrics.scores import require_enough
+from dis_cli.metrics.table import OF_MODEL
 from dis_cli.runtime.device import Process, join_job, pick_device
 from dis_cli.version import __version__
 from dis_cli.workflows.eval_fid.bounds import parse_bounds
+from dis_cli.workflows.eval_fid.denoising import evaluate_denoising
 from dis_cli.workflows.eval_fid.images import open_images
 from dis_cli.workflows.eval_fid.place import default_path, find_place, short_name, write_result
 from dis_cli.workflows.eval_fid.references import DATA, find_reference
@@ -45,6 +47,9 @@ def evaluate(request: Request) -> Iterator[Event]:
             return
         loaded = load_model(request.opened, place, request.preset)
         yield from (Note(message=note, level="warning") for note in loaded.saved.notes)
+        if OF_MODEL in loaded.config.evaluate.metrics:
+            yield from evaluate_denoising(loaded, request, process)
+            return
         model = ScoredModel(loaded, request, process)
         yield from model.notes()
         settings = model.settings(loaded)
@@ -116,13 +121,13 @@ def finish(
         result |= {"notes": scorer.told} | found
         wrote = write_result(path, result)
         if wrote.path != path:
-            message = f"`{path}` holds other numbers of the same settings, and stays as it is"
+            message = f"`{path}` holds other numbers for the same settings, and is kept"
             yield Note(message=message, level="warning")
         yield wrote
-    scorer.process.wait_for_leader("all images were looked at")
+    scorer.process.wait_for_leader("all images were processed")
     yield Finished(result=result)
 
 
 def agreed(settings: Mapping[str, object]) -> dict[str, object]:
-    """What all ranks must have the same; where their files lie may differ."""
+    """The facts that must agree on all ranks; the places of their files may differ."""
     return {key: value for key, value in settings.items() if key not in ("command", "compute_precision", "engine")}

@@ -1,4 +1,4 @@
-"""The images that are scored: those a model generates on the way, and those that a path names."""
+"""The scored images: generated on the way by a model, or read from a path."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -93,7 +93,7 @@ def open_images(path: Path, background: str = "white") -> FileImages | NpzSet:
 
     Args:
         path: The path. What `dis sample` puts beside its images is no image.
-        background: What transparent images are laid on.
+        background: Colour behind transparent images.
 
     Raises:
         UsageError: It is none of these.

@@ -1,4 +1,4 @@
-"""Where a score's result goes: a name that says what it depends on, and never the place of another result."""
+"""The place of a score's result: a name made of its conditions, and never the place of another result."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from dis_cli.runtime.files import atomic_write_text, numbered
 from dis_cli.runtime.targets import require_writable
 from dis_cli.workflows.eval_fid.references import DATA, ScoreReference, usual_split
 from dis_cli.workflows.load.model import LoadedModel
-from dis_cli.workflows.sample.unfinished import differences
+from dis_cli.workflows.sample.unfinished import FIRST_SAMPLERS, differences
 
 # What a result says that its numbers do not depend on, or that follows from the rest.
 _ASIDE: Final = ("schema", "command", "checkpoint", "result_file", "plot", "bounds", "notes", "best", "dry_run")
@@ -25,11 +25,11 @@ _MAX_PART: Final = 40
 
 
 def how_generated(config: RunConfig, average: Sequence[str] = (), precision: str = "fp32") -> tuple[str, ...]:
-    """How images were made, for the name of a result.
+    """The settings that made the images, for the name of a result.
 
     Args:
         config: Its ``sample`` section, without "auto".
-        average: Which average of the weights, when it is not the usual one.
+        average: Average of the weights, when it is not the usual one.
     """
     sample = config.sample
     how = f"{sample.sampler.replace('+', 'p')}-{sample.steps}"
@@ -46,10 +46,10 @@ def how_scored(
     num_samples: int,
     usual_samples: int,
 ) -> tuple[str, ...]:
-    """What of a score differs from that of the usual command, for the name of its result.
+    """The conditions of a score that differ from the usual command's, for the name of its result.
 
     Args:
-        usual_samples: How many they are unless asked for otherwise.
+        usual_samples: Their default number.
     """
     first = EvaluateConfig.model_fields["seed"].default
     parts = [] if num_samples == usual_samples else [f"n-{num_samples}"]
@@ -82,28 +82,28 @@ def listed_values(name: str, values: Sequence[str]) -> str:
 
 
 def default_path(loaded: LoadedModel, parts: Sequence[str]) -> Path:
-    """Where a result goes unless told: the run's ``evaluations``, or ./evaluations.
+    """The default place of a result: the run's ``evaluations``, or ./evaluations.
 
     Args:
-        parts: What the result depends on beside the weights; see `how_generated` and `how_scored`.
+        parts: Conditions of the result beside the weights; see `how_generated` and `how_scored`.
     """
     root = loaded.saved.run_folder / "evaluations" if loaded.saved.run_folder else Path("evaluations")
     return root / ("_".join([origin_of(loaded), *parts]) + ".json")
 
 
 def origin_of(loaded: LoadedModel) -> str:
-    """What the results of a model are called after: its step in a run, else its file."""
+    """The origin that results of a model are named after: its step in a run, else its file."""
     if loaded.saved.run_folder is None or loaded.saved.step is None:
         return loaded.saved.path.name if loaded.saved.path.is_dir() else loaded.saved.path.stem
     return f"step-{loaded.saved.step:08d}"
 
 
 def find_place(path: Path, settings: Mapping[str, object], *, is_named: bool) -> Path:
-    """Where a result is to be written, looked for before the work: nothing that was measured otherwise is replaced.
+    """The place of a result, chosen before the work: results of other conditions are never replaced.
 
     Args:
         path: The file that was asked for, or the default.
-        settings: What the numbers will depend on, as the result will have it; with "plot" when a picture goes beside.
+        settings: Conditions of the numbers, as the result will have them; with "plot" when a picture goes beside.
         is_named: Whether the user named the file. Else another name is found where it is taken.
 
     Raises:
@@ -130,7 +130,7 @@ def find_place(path: Path, settings: Mapping[str, object], *, is_named: bool) ->
         hint = f"Choose another file, such as `--out {free}`"
         if not there:
             taken = path if path.exists() else path.with_suffix(".png")
-            raise UsageError(f"`{taken}` exists and is not of a score", hint)
+            raise UsageError(f"`{taken}` exists and is not a score", hint)
         raise MismatchError(f"`{path}` holds a score of other settings{changed}", f"{hint}, or delete that one")
     raise AssertionError("names never end")
 
@@ -161,7 +161,7 @@ def write_result(path: Path, result: dict[str, object]) -> Wrote:
 
 
 def points_there(path: Path) -> int:
-    """How many points of a sweep a file holds."""
+    """The number of points of a sweep in a file."""
     points = (_read(path, with_picture=False) or {}).get("points")
     return len(points) if isinstance(points, list) else 0
 
@@ -181,7 +181,7 @@ def _read(path: Path, *, with_picture: bool) -> dict[str, Any] | None:
 
 
 def _loses_nothing(path: Path, result: Mapping[str, object], *, with_picture: bool) -> bool:
-    """Whether everything that a file says, its numbers included, is said by a result."""
+    """True if everything that a file says, its numbers included, is said by a result."""
     there = _read(path, with_picture=with_picture)
     if there is None:
         return True
@@ -192,10 +192,12 @@ def _loses_nothing(path: Path, result: Mapping[str, object], *, with_picture: bo
 
 
 def _comparable(record: Mapping[str, object]) -> dict[str, Any]:
-    """What of a result must be equal for two of them to be of the same conditions."""
+    """The part of a result that is equal in all results of the same conditions."""
     facts: dict[str, Any] = {key: value for key, value in json.loads(json.dumps(record)).items() if key not in _ASIDE}
     # A single score is no sweep.
     facts.setdefault("axes", None)
+    if "checkpoint_sha256" in facts:
+        facts = FIRST_SAMPLERS | facts
     if isinstance(facts.get("precision"), dict):
         # Results of 0.1 have it under the name of a metric.
         facts["compute_precision"] = facts.pop("precision")

@@ -1,4 +1,4 @@
-"""What images are compared with: data, a folder, an archive, an array or statistics; what was measured is kept."""
+"""References of scores: data, a folder, an archive, an array or statistics; measurements of them are kept."""
 
 import json
 from collections import Counter
@@ -38,12 +38,12 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 
 @dataclass(frozen=True)
 class ScoreReference:
-    """What images are compared with, found and not yet looked at.
+    """The reference of a score, found but not yet read.
 
     Attributes:
         images: The images; None when there are only statistics.
         file: The statistics, in the place of those of ``images``.
-        split: Which part of the data.
+        split: Part of the data.
     """
 
     kind: Kind
@@ -58,25 +58,26 @@ class ScoreReference:
         lacks = set[str]() if self.images is not None else {"features"}
         if self.file is not None and self.file.spatial is None:
             lacks |= {"spatial"}
-        return tuple(name for name, row in METRICS.items() if row.needs not in lacks or not row.needs_reference)
+        of_images = {name: row for name, row in METRICS.items() if row.needs != "model"}
+        return tuple(name for name, row in of_images.items() if row.needs not in lacks or not row.needs_reference)
 
     @property
     def count(self) -> int | None:
-        """How many images it is of; None when a file does not say."""
+        """The number of its images; None when a file does not say."""
         if self.file is not None:
             return self.file.statistics.count
         return None if self.images is None else len(self.images)
 
     @property
     def facts(self) -> dict[str, object]:
-        """What a result says of it."""
+        """The facts about it, for results."""
         facts: dict[str, object] = {"kind": self.kind, "name": self.name, "n": self.count}
         facts |= {} if self.split is None else {"split": self.split}
         return facts | ({"data": self.file.data, "sha256": self.file.data_sha256} if self.file is not None else {})
 
 
 def find_reference(ref: str, config: RunConfig) -> ScoreReference:
-    """What ``--ref`` names.
+    """The reference that ``--ref`` names.
 
     Args:
         ref: "data", or a path.
@@ -94,7 +95,7 @@ def find_reference(ref: str, config: RunConfig) -> ScoreReference:
         return ScoreReference("data", source.name, SourceImages(source), split=split)
     if config.evaluate.split != "auto":
         raise UsageError(
-            f"A split is a part of the run's data, and the images are compared with `{ref}`",
+            f"`--split` selects a part of the run's data, but the reference is `{ref}`",
             "Leave `--split` out, or give `--ref data`",
         )
     path = Path(ref)
@@ -147,12 +148,12 @@ def collect(
     extractor: Extractor,
     process: Process,
 ) -> Generator[Event, None, Collected | None]:
-    """What the metrics need of a reference: read, kept from before, or measured now and kept.
+    """The data of a reference that the metrics need: read, kept from before, or measured now and kept.
 
     Args:
         compared: The reference.
-        needs: What of it; see `reference_needs`.
-        extractor: What looks at it.
+        needs: Data needed of it; see `reference_needs`.
+        extractor: Extractor of its features.
         process: Each of the job has to call this.
 
     Returns:
@@ -186,7 +187,7 @@ def collect(
 
 
 class _Entries:
-    """What was measured of a reference before, by its content."""
+    """Earlier measurements of a reference, by its content."""
 
     def __init__(self, images: StoredImages, extractor: Extractor, device: torch.device) -> None:
         self._images = images

@@ -1,4 +1,4 @@
-"""What is to be scored, and how."""
+"""A request for a score: the images, the reference and the way to compare them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Request:
     Attributes:
         opened: A checkpoint, from `open_checkpoint`, with settings such as ``evaluate.num_samples=10000``; or None.
         images: A folder, archive or npz file of images, in its place.
-        ref: What they are compared with: "data" (that of the run or preset), or a path; None is the data of a
+        ref: Reference: "data" (that of the run or preset), or a path; None is the data of a
             checkpoint.
         inception: The weights of Inception; None takes those in torch's cache where they are needed.
         extractor: One of the caller's own, such as `FunctionFeatures`, in the place of those that settings name.
@@ -27,7 +27,7 @@ class Request:
         device: "auto", "cpu", "cuda" or "cuda:N".
         interval: Give a confidence interval of the Frechet distance, by the bootstrap.
         repeat: Draw so many times as many images, each time with the next seeds.
-        save_images: Where to keep generated images: a folder, or a file that ends in .npz or .zip.
+        save_images: Place for generated images: a folder, or a file that ends in .npz or .zip.
         fail_above: Bounds, such as "fid=5", or "5" of the first metric.
         command: The command line, for the result.
         dry_run: Only say what would be done.

@@ -1,4 +1,4 @@
-"""What a score's result says beside its numbers, and what of it is told at once."""
+"""The result of a score: its conditions beside its numbers, and its headlines."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -9,9 +9,11 @@ from typing import Final
 
 from dis_cli.config.schema import RunConfig
 from dis_cli.data.source import ImageSource
+from dis_cli.diffusion.samplers.table import VERSION
+from dis_cli.dotted import load
 from dis_cli.events import Metric
 from dis_cli.metrics.extractors.base import Extractor, score_names
-from dis_cli.metrics.table import DIGIT_SCORES, METRICS, load
+from dis_cli.metrics.table import DIGIT_SCORES, METRICS
 from dis_cli.scan.engines.choose import ChosenEngine
 from dis_cli.workflows.eval_fid.scorer import Scorer
 
@@ -31,7 +33,7 @@ def joined(rounds: Sequence[Mapping[str, object]]) -> dict[str, object]:
 def conditions(
     config: RunConfig, extractor: Extractor, source: ImageSource | None, engine: ChosenEngine, num_samples: int
 ) -> dict[str, object]:
-    """What a score of a model depends on beside the weights, as result files have it.
+    """The conditions of a model's score beside its weights, as result files have them.
 
     Args:
         source: The run's data, when they were compared with it.
@@ -45,12 +47,13 @@ def conditions(
         "num_samples": num_samples,
         "seed": config.evaluate.seed,
         "sample": config.sample.model_dump(mode="json"),
+        "samplers": VERSION,
         "engine": asdict(engine),
     }
 
 
 def extractor_facts(extractor: Extractor) -> dict[str, object]:
-    """What results say of the extractor, and of the packages that computed."""
+    """The facts about the extractor and the packages, for results."""
     packages = ("torch", "torch-fidelity", "numpy", "pillow")
     return {
         "features": extractor.name,
@@ -61,7 +64,7 @@ def extractor_facts(extractor: Extractor) -> dict[str, object]:
 
 
 def measurement_facts(scorer: Scorer, num_samples: int) -> dict[str, object]:
-    """What results say of the metrics and the reference."""
+    """The facts about the metrics and the reference, for results."""
     how: dict[str, object] = {"metrics": list(scorer.metrics), "interval": scorer.interval}
     if scorer.compared is not None:
         how["reference"] = scorer.compared.facts
@@ -85,12 +88,12 @@ def headlines(
     step: int | None = None,
     result: Mapping[str, object] = MappingProxyType({}),
 ) -> Iterator[Metric]:
-    """What is told of the metrics at once, each with the numbers that give it meaning.
+    """The headlines of the metrics, each with the numbers that give it meaning.
 
     Args:
         metrics: Numbers by their names.
         step: The optimizer step, when training.
-        result: What the numbers depend on, when training.
+        result: Conditions of the numbers, when training.
     """
     conditions = {key: result[key] for key in _COMPARED if key in result}
     if isinstance(sample := conditions.get("sample"), dict):

@@ -1,4 +1,4 @@
-"""Keeping generated images that are scored, for those who ask for it."""
+"""Saving of generated images that are scored, on request."""
 
 from pathlib import Path
 

@@ -9,14 +9,13 @@ import numpy.typing as npt
 
 from dis_cli.config.schema import RunConfig
 from dis_cli.events import Event, Note
-from dis_cli.metrics.digit_scores import DigitScores
-from dis_cli.metrics.extractors.digits import DigitFeatures
 from dis_cli.metrics.images.sets import SourceImages
 from dis_cli.metrics.scores import require_enough
 from dis_cli.runtime.device import Process
 from dis_cli.version import __version__
 from dis_cli.workflows.build import build_codec, choices, pick_precision
 from dis_cli.workflows.eval_fid.bounds import parse_bounds
+from dis_cli.workflows.eval_fid.digits import compared_digits
 from dis_cli.workflows.eval_fid.images import GeneratedImages, generated_unit_size
 from dis_cli.workflows.eval_fid.place import how_generated, how_scored
 from dis_cli.workflows.eval_fid.references import DATA, class_labels, find_reference, reference_images
@@ -55,29 +54,24 @@ class ScoredModel:
         self._usual_samples = count
         self.num_samples = config.evaluate.num_samples or count
         self.bounds = parse_bounds(request.fail_above, self.scorer.metrics, self.scorer.extractor)
+        self._digits = compared_digits(self.scorer.extractor, compared, config, loaded.saved.class_names)
         self.labels = self._labels(config)
         self._precision = process.group.from_leader(
             lambda: pick_precision(config.sample.precision, config, process.device)
         )
         require_enough(self.scorer.metrics, self.num_samples, "to be scored")
-        self._knows_digits = (
-            isinstance(self.scorer.extractor, DigitFeatures)
-            and self._ref == DATA
-            and config.data.source == "digits"
-            and compared.split == "test"
-        )
 
     def notes(self) -> list[Note]:
-        """What the user should know before."""
+        """Notes for the user before the work."""
         return [Note(message=note, level="warning") for note in self.scorer.told]
 
     def name_parts(self, loaded: LoadedModel) -> tuple[str, ...]:
-        """What a result depends on beside the weights, for its name."""
+        """The conditions of a result beside the weights, for its name."""
         how = how_generated(loaded.config, loaded.saved.average.name_parts, self._precision.name)
         return (self.scorer.extractor.name, *how, *self.scored_parts(loaded.config))
 
     def scored_parts(self, config: RunConfig) -> tuple[str, ...]:
-        """What of it is about the scoring."""
+        """The conditions among these that are about the scoring."""
         repeat = () if self._request.repeat == 1 else (f"repeat-{self._request.repeat}",)
         return (*scored_parts(config, self.scorer, self.num_samples, self._usual_samples), *repeat)
 
@@ -95,7 +89,7 @@ class ScoredModel:
             **conditions(config, scorer.extractor, self._source, loaded.engine, self.num_samples),
             "seeds": f"{first}-{first + self.num_samples * request.repeat - 1}",
             "repeat": request.repeat,
-            "classes": None if self.labels is None else ("as in the data" if self._source else "equally often"),
+            "classes": None if self.labels is None else self._classes(),
             "compute_precision": asdict(self._precision),
             **measurement_facts(scorer, self.num_samples),
             "bounds": self.bounds,
@@ -115,9 +109,8 @@ class ScoredModel:
         """Generate and score, as often as asked for; the result on the leader, None on other ranks."""
         request, config, scorer = self._request, loaded.config, self.scorer
         codec = build_codec(config, self._device, loaded.saved.vae)
-        if self._knows_digits and scorer.process.group.is_leader and scorer.digits is None:
-            assert isinstance(scorer.extractor, DigitFeatures)
-            scorer.digits = DigitScores(scorer.extractor, config.pixel_size)
+        if self._digits is not None and scorer.process.group.is_leader and scorer.digits is None:
+            scorer.digits = self._digits.scores()
         unit_size = scorer.process.group.from_leader(
             lambda: generated_unit_size(
                 loaded.model,
@@ -164,17 +157,24 @@ class ScoredModel:
             return None
         return SavedImages(self._request.save_images, loaded, seeds, self.labels, self._precision)
 
+    def _classes(self) -> str:
+        """How often each class is asked for."""
+        if self._source is not None:
+            return "as in the data"
+        return "equally often" if self._digits is None else "as in the reference"
+
     def _labels(self, config: RunConfig) -> npt.NDArray[np.int64] | None:
         num_classes = config.model.num_classes
         if not num_classes:
             return None
-        if self._source is not None:
-            return class_labels(self._source, self.num_samples)
+        source = self._source or (self._digits and self._digits.reference)
+        if source is not None:
+            return class_labels(source, self.num_samples)
         return np.arange(self.num_samples, dtype=np.int64) * num_classes // self.num_samples
 
 
 def scored_parts(config: RunConfig, scorer: Scorer, num_samples: int, usual_samples: int) -> tuple[str, ...]:
-    """How images are scored, for the name of a result."""
+    """The way images are scored, for the name of a result."""
     counts = {"num_samples": num_samples, "usual_samples": usual_samples}
     parts = how_scored(config, scorer.extractor, scorer.metrics, scorer.compared, **counts)
     return (*parts, *(("interval",) if scorer.interval else ()))

@@ -1,4 +1,4 @@
-"""What stays the same from one set of scored images to the next: the extractor, the metrics and the reference."""
+"""The fixed part of scoring several sets of images: the extractor, the metrics and the reference."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from dis_cli.config.schema import RunConfig
-from dis_cli.data.images.digits import DigitsSource
 from dis_cli.data.images.verify import layout_notes
+from dis_cli.data.published.digits import DigitsSource
 from dis_cli.data.source import ImageSource
 from dis_cli.errors import UsageError
 from dis_cli.events import Event, Note, Started
 from dis_cli.metrics.digit_scores import DigitScores
 from dis_cli.metrics.extractors.base import Extractor
 from dis_cli.metrics.extractors.choose import build_extractor, choose_features
-from dis_cli.metrics.extractors.digits import DigitFeatures, as_digits
+from dis_cli.metrics.extractors.classifier import DigitClassifier
+from dis_cli.metrics.extractors.digits import DigitFeatures
 from dis_cli.metrics.extractors.inception import InceptionFeatures
 from dis_cli.metrics.images.extraction import UnitOutputs, extract, look
 from dis_cli.metrics.images.sets import FileImages, ImageSet, SourceImages, TensorImages
@@ -37,6 +38,7 @@ from dis_cli.metrics.scores import (
 from dis_cli.metrics.statistics_file import require_same_extractor
 from dis_cli.metrics.table import METRICS
 from dis_cli.runtime.device import Process
+from dis_cli.workflows.eval_fid.digits import real_digits
 from dis_cli.workflows.eval_fid.references import ScoreReference, collect
 from dis_cli.workflows.eval_fid.request import Request
 
@@ -48,12 +50,12 @@ class Scorer:
     """Scores any number of image sets; every method has to be called by all ranks together.
 
     Attributes:
-        extractor: What looks at the images.
-        metrics: What is measured.
-        compared: What they are compared with; None when no metric needs it.
-        process: Where the extractor runs.
+        extractor: Extractor of their features.
+        metrics: Names of the metrics.
+        compared: Reference; None when no metric needs it.
+        process: The process that runs the extractor.
         interval: Whether to give the confidence interval of the Frechet distance.
-        digits: What is known of digits, on the leader, when generated ones are scored.
+        digits: Scores of digits, on the leader, when generated ones are scored.
         told: The notes that the user was given already.
     """
 
@@ -109,8 +111,8 @@ class Scorer:
                 yield item
                 continue
             collector.add(item)
-            if item.images is not None and with_digits:
-                small.append(as_digits(item.images))
+            if item.images is not None and self.digits is not None:
+                small.append(self.digits.reduced(item.images))
             if item.images is not None and save is not None:
                 save(item.first, item.images)
         if not self.process.group.is_leader:
@@ -141,9 +143,9 @@ def make_scorer(config: RunConfig, compared: ScoreReference | None, request: Req
 
     Args:
         config: Its ``evaluate`` section.
-        compared: What images are compared with, or None.
+        compared: Reference, or None.
         request: May name the extractor, or the weights of Inception, and ask for a confidence interval.
-        process: Where it runs.
+        process: The process that runs it.
 
     Raises:
         UsageError: A metric cannot be had with this extractor or reference.
@@ -153,11 +155,14 @@ def make_scorer(config: RunConfig, compared: ScoreReference | None, request: Req
     own = request.extractor or make_extractor(config, request.inception, process.device)
     metrics = choose_metrics(config.evaluate.metrics, own, compared and compared.available)
     if request.interval and "fid" not in metrics:
-        raise UsageError("`--interval` is that of the Frechet distance, which is not asked for", "Add fid to --metrics")
+        raise UsageError(
+            "`--interval` needs the Frechet distance, which is not among the metrics", "Add fid to --metrics"
+        )
     scorer = Scorer(own, metrics, compared, process, request.interval)
     if isinstance(own, InceptionFeatures) and not own.published:
         scorer.told.append(
-            "These weights are not the published Inception's: no score is called FID, nor comparable with papers'"
+            "These are not the published Inception weights: scores are not called FID, and cannot be compared with "
+            "those in papers"
         )
     if compared is not None and compared.file is not None:
         note = require_same_extractor(compared.file, own, Path(compared.name))
@@ -175,7 +180,7 @@ def make_scorer(config: RunConfig, compared: ScoreReference | None, request: Req
 
 
 def notes_on_images(images: ImageSet) -> list[str]:
-    """What the user should know of images that are files: what of them is left out."""
+    """Notes on images that are files: those that are left out."""
     match images:
         case FileImages():
             notes = layout_notes(images.files, checked=False)
@@ -187,7 +192,7 @@ def notes_on_images(images: ImageSet) -> list[str]:
 
 
 def make_extractor(config: RunConfig, inception: Path | None, device: torch.device) -> Extractor:
-    """What looks at the images of a run.
+    """The feature extractor for the images of a run.
 
     Raises:
         MissingResourceError: Its weights are needed and not there.
@@ -209,12 +214,15 @@ def score(
     Args:
         generated: (n, h, w, c) 8-bit images.
         labels: The class asked for of each; None when there are none.
-        metrics: What is measured; see `choose_metrics`.
+        metrics: Names of the metrics; see `choose_metrics`.
     """
-    digits = None
-    if isinstance(extractor, DigitFeatures) and isinstance(source, DigitsSource):
-        digits = DigitScores(extractor, generated.shape[1])
     compared = compared_with(source, extractor)
+    assert isinstance(compared.images, SourceImages)
+    is_digits = isinstance(source, DigitsSource)
+    real = real_digits(
+        extractor, compared.images.source, DigitsSource(image_size=source.image_size) if is_digits else source
+    )
+    digits = None if real is None else real.scores()
     chosen = choose_metrics(metrics, extractor, compared.available)
     device = next(iter(look(extractor, list(generated[:1])).values())).device
     scorer = Scorer(extractor, chosen, compared, Process(device), digits=digits)
@@ -228,7 +236,7 @@ def compared_with(source: ImageSource, extractor: Extractor, split: str | None =
     """Data as what images are compared with: of digits the test images, where their classifier looks.
 
     Args:
-        split: Which part the data are; None when that is not to be told.
+        split: Part of the data; None when that is not to be told.
     """
     if isinstance(extractor, DigitFeatures) and isinstance(source, DigitsSource):
         split, source = "test", DigitsSource("test", image_size=source.image_size, channels=source.channels)
@@ -236,8 +244,11 @@ def compared_with(source: ImageSource, extractor: Extractor, split: str | None =
 
 
 def foreign_features(extractor: Extractor, config: RunConfig) -> list[str]:
-    """What to tell when the classifier of digits looks at other data."""
-    if not isinstance(extractor, DigitFeatures) or config.data.source in ("digits", "latents"):
+    """A warning when a classifier of digits is used on other data."""
+    is_own = (
+        config.data.source == "digits" if isinstance(extractor, DigitFeatures) else config.model.num_classes in (0, 10)
+    )
+    if not isinstance(extractor, DigitClassifier) or is_own or config.data.source == "latents":
         return []
     return [
         "The features are those of a classifier of handwritten digits, and the data are others: its scores say little "
@@ -246,7 +257,7 @@ def foreign_features(extractor: Extractor, config: RunConfig) -> list[str]:
 
 
 def _result_of(work: Generator[Event, None, T]) -> T:
-    """What a workflow returns; its events are not told."""
+    """The result of a workflow; its events are not shown."""
     while True:
         try:
             next(work)

@@ -79,7 +79,7 @@ def make_statistics(
             write_reference(out, reference_file(found, compared, own, sha256))
             yield Wrote(what="statistics", path=out)
             facts |= {"data_sha256": sha256}
-        process.wait_for_leader("all images were looked at")
+        process.wait_for_leader("all images were processed")
         yield Finished(result=facts)
 
 

@@ -10,7 +10,7 @@ from dis_cli.config.schema import RunConfig
 from dis_cli.config.sweep import Axis, Point, check_points, points_of
 from dis_cli.events import Event, Finished, Note, Wrote
 from dis_cli.metrics.extractors.base import score_names
-from dis_cli.metrics.table import METRICS
+from dis_cli.metrics.table import DIGIT_SCORES, METRICS
 from dis_cli.pictures.plot import Curve, curves_png
 from dis_cli.runtime.device import join_job, pick_device
 from dis_cli.runtime.files import atomic_write_bytes
@@ -30,7 +30,7 @@ def sweep(request: Request, axes: Sequence[Axis]) -> Iterator[Event]:
     picture, with the ending ".png".
 
     Args:
-        axes: What varies; at least one.
+        axes: Settings that vary; at least one.
 
     Raises:
         UsageError: A point cannot run.
@@ -120,7 +120,7 @@ def sweep_png(axes: Sequence[Axis], rows: Sequence[Mapping[str, Any]], judged: s
         if place == best:
             marked = point
     told = ", ".join(f"{name} {value}" for name, value in rows[best]["settings"].items())
-    level = rows[best].get("floor") if judged == "frechet_digits" else None
+    level = rows[best].get("floor") if judged in DIGIT_SCORES else None
     return curves_png(
         [Curve(name, tuple(points), color) for color, (name, points) in enumerate(curves.items())],
         cache=cache_folder() / "matplotlib",
@@ -144,7 +144,7 @@ def _at(loaded: LoadedModel, request: Request, point: Point) -> LoadedModel:
 
 
 def _name_parts(model: ScoredModel, loaded: LoadedModel, axes: Sequence[Axis]) -> Sequence[str]:
-    """What the result of a sweep is called after its model."""
+    """The name of a sweep's result, after that of its model."""
     keys, sample = {axis.key for axis in axes}, loaded.config.sample
     parts = [model.scorer.extractor.name, "sweep", *(listed_values(axis.name, axis.values) for axis in axes)]
     if "sample.sampler" not in keys:

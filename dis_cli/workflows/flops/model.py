@@ -1,4 +1,4 @@
-"""Which model a user asks about: a named size, a preset or a checkpoint, with what other options change.
+"""The model that a user asks about: a named size, a preset or a checkpoint, changed by other options.
 
 No torch, but for a ``.pt`` file, whose settings only torch reads.
 """
@@ -39,7 +39,7 @@ class AskedModel:
 
     @property
     def is_latent(self) -> bool:
-        """Whether the model sees the latents of a VAE."""
+        """True if the model sees the latents of a VAE."""
         return self.pixels_per_latent > 1
 
     @property
@@ -51,9 +51,18 @@ class AskedModel:
         """The same for a model of another size, which is one of ``family.sizes``."""
         return self.changed(**dataclasses.asdict(size))
 
-    def changed(self, **settings: int) -> "AskedModel":
-        """The same with other settings of its shape."""
-        return dataclasses.replace(self, shape=dataclasses.replace(self.shape, **settings))
+    def changed(self, **settings: Any) -> "AskedModel":
+        """The same with other settings of its shape.
+
+        Raises:
+            UsageError: They do not go together.
+        """
+        try:
+            return dataclasses.replace(self, shape=dataclasses.replace(self.shape, **settings))
+        except ValueError as error:
+            raise UsageError(
+                f"No {self.family.title} has these settings: {error}", "Change or leave out one"
+            ) from error
 
     def patched(self, patch_size: int, pixel_size: int | None = None) -> "AskedModel":
         """The same with another patch, and for images of another size unless that is None.
@@ -103,6 +112,7 @@ def grid_size(pixel_size: int, pixels_per_latent: int, patch_size: int) -> int:
 def ask_model(
     *,
     size: str | None = None,
+    backbone: str | None = None,
     preset: str | None = None,
     ckpt: Path | None = None,
     patch_size: int | None = None,
@@ -113,7 +123,8 @@ def ask_model(
     """The model that is asked about.
 
     Args:
-        size: Name of its size; None takes that of the preset or checkpoint, or "xl".
+        size: Name of its size; None takes that of the preset or checkpoint, or the family's "xl" or largest.
+        backbone: Its family; None takes that of the preset or checkpoint, or DiS.
         preset: Name of a preset; None takes no preset.
         ckpt: Run folder, checkpoint folder or published file, instead of a preset.
         patch_size: Side of a patch; None is the preset's or the checkpoint's, or 2.
@@ -125,6 +136,11 @@ def ask_model(
         UsageError: An option is wrong, or two exclude each other.
         CheckpointError: The checkpoint is damaged, or not one.
     """
+    if backbone is not None and (preset is not None or ckpt is not None):
+        raise UsageError(
+            "--backbone and a model of --preset or --ckpt exclude each other, since that is of one family already",
+            "Try `dis flops --size xl --backbone dit`, or `dis flops --match PRESET --backbone dit`",
+        )
     if preset is not None and ckpt is not None:
         raise UsageError("--preset and --ckpt exclude each other", "Give one of them")
     if preset is not None:
@@ -132,7 +148,7 @@ def ask_model(
     elif ckpt is not None:
         model = _from_checkpoint(ckpt)
     else:
-        model = _default(pixel=bool(pixel))
+        model = _default(FAMILIES[known_family(backbone)], pixel=bool(pixel))
     if pixel is not None and pixel == model.is_latent:
         model = _other_codec(model)
     if size is not None:
@@ -142,16 +158,32 @@ def ask_model(
     return model.patched(model.shape.patch_size if patch_size is None else patch_size, pixel_size)
 
 
-def _default(*, pixel: bool) -> AskedModel:
+def known_family(backbone: str | None) -> str:
+    """The key of a family; of DiS for None.
+
+    Raises:
+        UsageError: There is none of this name: says which there are.
+    """
+    name = DEFAULT if backbone is None else backbone
+    if name in FAMILIES:
+        return name
+    closest = did_you_mean(name, FAMILIES)
+    raise UsageError(
+        f"Unknown family: got `{name}`, allowed: {', '.join(FAMILIES)}",
+        f"Did you mean `{closest}`?" if closest else "Try `dis flops --size xl --backbone dit`",
+    )
+
+
+def _default(family: Family, *, pixel: bool) -> AskedModel:
     pixels_per_latent = 1 if pixel else PIXELS_PER_LATENT
     pixel_size = PIXEL_IMAGE_SIZE if pixel else LATENT_IMAGE_SIZE
-    family = FAMILIES[DEFAULT]
+    sizes = family.sizes
     shape = family.shape(
         image_size=pixel_size // pixels_per_latent,
-        patch_size=PATCH_SIZE,
+        patch_size=PATCH_SIZE if family.has_patches else 1,
         in_channels=PIXEL_CHANNELS if pixel else LATENT_CHANNELS,
         num_classes=NUM_CLASSES,
-        **dataclasses.asdict(family.sizes["xl"]),
+        **dataclasses.asdict(sizes["xl"] if "xl" in sizes else list(sizes.values())[-1]),
     )
     return AskedModel(family, shape, pixel_size, pixels_per_latent)
 

@@ -1,4 +1,4 @@
-"""What `dis flops` tells: the cost of one model, of all sizes, and of DiS beside transformers. No torch."""
+"""The reports of `dis flops`: the cost of one model, of all sizes, and of DiS beside transformers. No torch."""
 
 import dataclasses
 import math
@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 
 from dis_cli.errors import UsageError
 from dis_cli.models.cost import Flops, ModelShape
+from dis_cli.models.crossing import cheaper_from
 from dis_cli.models.families import DEFAULT, FAMILIES, Family
-from dis_cli.models.transformers.cost import DIT, UVIT, PeerCost, cheaper_from, count_dit, count_uvit
 from dis_cli.workflows.flops.model import AskedModel
 
 if TYPE_CHECKING:
     from dis_cli.pictures.plot import Series
 
 PATCH_SIZES = (2, 4, 8)
+# The families that a DiS is set beside.
+TRANSFORMERS = ("dit", "uvit")
 LATENT_RESOLUTIONS, PIXEL_RESOLUTIONS = (256, 512, 1024, 2048), (32, 64, 128, 256)
 PRECISIONS = ("fp32", "bf16")
 
@@ -80,7 +82,7 @@ def sizes_report(model: AskedModel, patch_size: int | None) -> Record:
         patch_size: Only this patch; None takes 2, 4 and 8.
     """
     own = model.shape.patch_size
-    dividing = [patch for patch in PATCH_SIZES if model.shape.image_size % patch == 0]
+    dividing = [patch for patch in PATCH_SIZES if model.shape.image_size % patch == 0 and model.family.has_patches]
     patches = [patch_size] if patch_size else dividing or [own]
     models = [model.resized(size).patched(patch) for size in model.family.sizes.values() for patch in patches]
     return {"models": [{**_identity(one), **_totals(one.family.cost(one.shape))} for one in models]}
@@ -98,7 +100,7 @@ class Contender:
 
     name: str
     family: int
-    cost: Callable[[ModelShape, int | None], PeerCost]
+    cost: Callable[[ModelShape, int | None], Flops]
 
 
 def contenders(model: AskedModel) -> list[Contender]:
@@ -109,21 +111,22 @@ def contenders(model: AskedModel) -> list[Contender]:
     """
     size, patch = model.shape.size, model.shape.patch_size
     peers = [
-        Contender(f"{name}-{size.upper()}/{patch}", family, partial(counted, sizes[size]))
-        for family, (name, sizes, counted) in enumerate((("DiT", DIT, count_dit), ("U-ViT", UVIT, count_uvit)), 1)
-        if size in sizes and name != model.family.title
+        Contender(f"{FAMILIES[name].title}-{size.upper()}/{patch}", number, partial(_peer_cost, FAMILIES[name], size))
+        for number, name in enumerate(TRANSFORMERS, 1)
+        if model.family is FAMILIES[DEFAULT] and size is not None and size in FAMILIES[name].sizes
     ]
     if not peers:
         raise UsageError(
-            f"No transformer has the name of this size: got {model.name}, allowed: {', '.join(compared_sizes())}",
+            f"No transformer has the name of this size of a DiS: got {model.name}, allowed: "
+            f"{', '.join(compared_sizes())}",
             "Try `dis flops --compare --size xl`",
         )
-    return [Contender(model.name, 0, partial(_own_cost, model.family)), *peers]
+    return [Contender(model.name, 0, model.family.cost), *peers]
 
 
 def compared_sizes() -> list[str]:
     """The sizes whose names a transformer bears too."""
-    return [name for name in FAMILIES[DEFAULT].sizes if name in DIT or name in UVIT]
+    return [size for size in FAMILIES[DEFAULT].sizes if any(size in FAMILIES[name].sizes for name in TRANSFORMERS)]
 
 
 def comparison_report(models: Sequence[AskedModel], pixel_sizes: Sequence[int]) -> Record:
@@ -224,17 +227,26 @@ def _memory(model: AskedModel, batch: int, precision: str, *, guided: bool) -> R
     return {f"{name}_bytes": getattr(memory, name) for name in names}
 
 
-def _own_cost(family: Family, shape: ModelShape, num_patches: int | None) -> PeerCost:
-    cost = family.cost(shape, num_patches)
-    return PeerCost(cost.parameters, cost.tokens, cost.macs, attention_macs=0)
+def _peer_cost(family: Family, size: str, grid: ModelShape, num_patches: int | None) -> Flops:
+    """What a named size of another family costs on a model's grid; a U-ViT predicts no variance, as published."""
+    shape = family.shape(
+        image_size=grid.image_size,
+        patch_size=grid.patch_size,
+        in_channels=grid.in_channels,
+        num_classes=grid.num_classes,
+        learn_sigma=grid.learn_sigma and family is not FAMILIES["uvit"],
+        **dataclasses.asdict(family.sizes[size]),
+    )
+    return family.cost(shape, num_patches)
 
 
-def _peer_costs(cost: PeerCost) -> Record:
+def _peer_costs(cost: Flops) -> Record:
+    attention = cost.parts.get("attention")
     return {
         "num_tokens": cost.tokens,
         "macs": cost.macs,
         "flops": 2 * cost.macs,
-        "attention_macs": cost.attention_macs,
+        "attention_macs": 0 if attention is None else attention.macs,
     }
 
 

@@ -1,4 +1,4 @@
-"""How fast a model is on this machine, as a share of what its matrix products could reach."""
+"""The speed of a model on this machine, as a share of the speed of its matrix products."""
 
 import statistics
 import time

@@ -1,4 +1,4 @@
-"""Which of a checkpoint's weights are asked for: a moving average by its decay, or the weights as they were trained.
+"""The choice among a checkpoint's weights: a moving average by its decay, or the weights as trained.
 
 Looked up without torch, so that an average that was not kept is refused before anything is read.
 """
@@ -30,7 +30,7 @@ class Average:
 
     @property
     def name_parts(self) -> tuple[str, ...]:
-        """What tells the results of these weights from those of others, for names of files; nothing by default."""
+        """The mark of these weights' results in names of files; none by default."""
         return () if self.is_default else (f"ema-{as_text(self.decay or 0)}",)
 
 
@@ -50,7 +50,7 @@ def choose_average(saved: RunConfig, decay: float | None) -> Average:
         allowed = ", ".join([*(as_text(known) for known in kept if known), "0 (the weights themselves)"])
         raise ConfigError(
             f"`{_KEY}`: got `{as_text(decay)}`, allowed: {allowed}",
-            "A run keeps the averages of train.ema_decay and train.ema_more: others cannot be had from it",
+            "A run keeps only the averages of train.ema_decay and train.ema_more",
         )
     return Average(decay, kept[decay], is_default=kept[decay] == "ema")
 

@@ -1,4 +1,4 @@
-"""Whether data are those that a run was trained on, and where they are, told the same in every working directory."""
+"""The identity and place of a run's training data, recognised in every working directory."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,9 +19,10 @@ from dis_cli.workflows.load.opened import saved_config
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """``config`` with paths that mean the same in every working directory; links in them are not followed."""
     data, codec, evaluate = config.data, config.codec, config.evaluate
+    held_out = data.validation if data.validation_path is None else str(data.validation_path.absolute())
     return config.model_copy(
         update={
-            "data": data.model_copy(update={"path": data.path and data.path.absolute()}),
+            "data": data.model_copy(update={"path": data.path and data.path.absolute(), "validation": held_out}),
             "codec": codec.model_copy(update={"vae": codec.vae and absolute_vae(codec.vae)}),
             "evaluate": evaluate.model_copy(update={"inception": evaluate.inception and evaluate.inception.absolute()}),
         }
@@ -29,7 +30,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 
 
 def identity_of(source: ImageSource) -> dict[str, str]:
-    """What a checkpoint says of the data it was trained on.
+    """A checkpoint's record of the data it was trained on.
 
     Returns:
         "data_fingerprint" of the samples; and "images_fingerprint" of the images that they come from, before bad ones
@@ -47,7 +48,7 @@ def recorded_images(meta: Mapping[str, Any], config: RunConfig) -> str | None:
     """The fingerprint of the images behind a checkpoint.
 
     Args:
-        meta: What was saved beside its weights.
+        meta: Data saved beside its weights.
 
     Returns:
         None when it says nothing of them, as those of earlier versions do where bad images were left out or encoded.

@@ -1,4 +1,4 @@
-"""Whether a checkpoint's weights are of the settings that came with them, and of those that are asked for.
+"""Comparison of a checkpoint's weights with the settings saved beside them and with those asked for.
 
 All of it is told from names, shapes and settings, before a model is built: there is none to be left half loaded.
 """
@@ -19,7 +19,8 @@ from dis_cli.errors import MismatchError, MissingResourceError, differing, liste
 from dis_cli.workflows.cost import model_shape
 
 # They decide how weights come about, not what they mean.
-_FREE = frozenset({"diffusion.loss_weight", "diffusion.min_snr_gamma"})
+TRAINING_ONLY = ("loss_weight", "min_snr_gamma", "velocity_clamp", "timesteps", "timestep_mean", "timestep_std")
+_FREE = frozenset(f"diffusion.{name}" for name in TRAINING_ONLY)
 
 
 def check_weights(path: Path, weights: Mapping[str, Tensor], saved: RunConfig) -> None:
@@ -28,11 +29,11 @@ def check_weights(path: Path, weights: Mapping[str, Tensor], saved: RunConfig) -
     Raises:
         MismatchError: Gives both values of each setting that differs; or the weights are of another model.
     """
-    _, held = recognize(path, shapes_of(weights), saved.model.backbone)
+    _, held = recognize(path, shapes_of(weights), saved.model.backbone, asdict(model_shape(saved)))
     if lines := differing(_named(held), _shape(saved), as_text, words=("in the weights", "in the settings")):
         raise MismatchError(
-            f"The weights in `{path}` are not of the model in their settings:{listed(lines)}",
-            "Its files are of two runs: take another checkpoint",
+            f"The weights in `{path}` do not match the model in their settings:{listed(lines)}",
+            "Its files come from two runs: use another checkpoint",
         )
 
 
@@ -48,7 +49,7 @@ def check_overrides(path: Path, saved: RunConfig, config: RunConfig) -> None:
     if lines := differing(_shape(saved), _shape(config), as_text, words=("in the checkpoint", "asked for")):
         raise MismatchError(
             f"The weights in `{path}` do not allow these settings:{listed(lines)}",
-            "Leave them out: the settings saved with it are taken",
+            "Leave them out to use the settings saved with it",
         )
 
 
@@ -67,7 +68,7 @@ def check_preset(path: Path, saved: RunConfig, vae: VaeRecord | None, preset: Ru
     if lines := differing(theirs, ours, as_text, words=("in the checkpoint", "in the preset")):
         raise MismatchError(
             f"`{path}` is not a checkpoint of {preset.name}:{listed(lines)}",
-            "Without `--preset` the settings saved with it are taken",
+            "Without `--preset` the settings saved with it are used",
         )
 
 
@@ -98,7 +99,7 @@ def _variance(*, learned: bool) -> str:
 
 
 def _is_same_vae(theirs: str | None, record: VaeRecord | None, ours: str | None) -> bool:
-    """Whether nothing says that a preset's VAE is another one than a checkpoint's; names of folders say nothing."""
+    """True if nothing says that a preset's VAE is another one than a checkpoint's; names of folders say nothing."""
     if ours is None or theirs == ours:
         return True
     if record is not None:
@@ -111,6 +112,6 @@ def _is_same_vae(theirs: str | None, record: VaeRecord | None, ours: str | None)
 
 
 def _is_public(vae: str) -> bool:
-    """Whether a VAE's name means the same everywhere: a bundled one, or ``owner/name`` on the hub."""
+    """True if a VAE's name means the same everywhere: a bundled one, or ``owner/name`` on the hub."""
     looks_like_hub = vae.count("/") == 1 and not vae.startswith(("/", ".", "~")) and not Path(vae).exists()
     return vae in BUNDLED or looks_like_hub

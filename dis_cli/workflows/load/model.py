@@ -1,4 +1,4 @@
-"""From what ``--ckpt`` names to a model that can be sampled."""
+"""A model ready to sample, from whatever ``--ckpt`` names."""
 
 from dataclasses import dataclass, replace
 
@@ -21,10 +21,10 @@ class LoadedModel:
 
     Attributes:
         model: In evaluation mode.
-        saved: What it was made of; without the weights, which the model has.
+        saved: Saved model that it was made of; without the weights, which the model has.
         config: The settings saved with it, with what was asked for instead, and without "auto" in the sampler and its
             steps.
-        engine: What computes its scan.
+        engine: Engine of its scan.
     """
 
     model: Backbone
@@ -38,7 +38,7 @@ def load_model(opened: Opened, device: torch.device, preset: str | None = None) 
 
     Args:
         opened: From `open_checkpoint`.
-        device: Where the model will be.
+        device: Device of the model.
         preset: The preset that it must belong to; None accepts any.
 
     Raises:
@@ -50,6 +50,7 @@ def load_model(opened: Opened, device: torch.device, preset: str | None = None) 
     wanted = None if preset is None else load_preset(preset)
     # All that can be wrong with it is told before there is a model that could be loaded in part.
     saved = read_saved(opened)
+    saved.require_known()
     config = with_absolute_paths(saved.asked_config).settled()
     if wanted is not None:
         check_preset(saved.path, saved.config, saved.vae, wanted)

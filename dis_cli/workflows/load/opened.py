@@ -1,4 +1,4 @@
-"""What ``--ckpt`` names, opened once: all but its weights, looked at without torch, which takes seconds to import."""
+"""A checkpoint opened once: all but its weights, without torch, which takes seconds to import."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from dis_cli.checkpoints.bundled import BUNDLED, place_of
 from dis_cli.checkpoints.portable import FileForm, file_form, is_folder, read_folder_record, read_record
 from dis_cli.checkpoints.store import (
     Checkpoint,
@@ -33,7 +34,7 @@ class Settings:
     Attributes:
         saved: Of the model's run; for a published checkpoint those of the published code.
         config: These with what was asked for instead.
-        average: Which of the checkpoint's weights ``config`` asks for.
+        average: Choice among the checkpoint's weights by ``config``.
     """
 
     saved: RunConfig
@@ -46,8 +47,8 @@ class Opened:
     """A checkpoint, file or folder that was looked at; `read_saved` reads its weights.
 
     Attributes:
-        named: The path that was asked for.
-        form: What it is. Whether a ``.pt`` is "pt" or "published" is decided when torch reads it.
+        named: The path that was asked for, or the name of a model that comes with the package.
+        form: Form of the weights. A ``.pt`` turns out to be "pt" or "published" when torch reads it.
         overrides: ``KEY=VALUE`` on the settings saved with it.
         asked_step: The step of a run that was asked for; None takes the newest sound checkpoint.
         checkpoint: Of a run, without tensors.
@@ -82,6 +83,11 @@ class Opened:
         return None
 
     @property
+    def place(self) -> Path:
+        """Where its files are."""
+        return place_of(self.named)
+
+    @property
     def config(self) -> RunConfig | None:
         """The settings that a command works with; None while they are not known. Errors are those of ``settings``."""
         return None if self.settings is None else self.settings.config
@@ -95,7 +101,7 @@ def open_checkpoint(path: Path, overrides: Sequence[str] = (), step: int | None 
     """Look at a run folder, a checkpoint folder, a file or folder of `dis checkpoint export`, or a published ``.pt``.
 
     Args:
-        path: One of these; of a run the newest sound checkpoint is taken.
+        path: One of these, of a run the newest sound checkpoint; or a key of `BUNDLED`, where no such path exists.
         overrides: ``KEY=VALUE`` on the settings saved with it; ``sample.ema`` says which weights are meant.
         step: The checkpoint of a run to take instead of its newest.
 
@@ -105,14 +111,14 @@ def open_checkpoint(path: Path, overrides: Sequence[str] = (), step: int | None 
         MismatchError: It is of something else.
         RefusedError: It is made to do harm.
     """
-    opened = Opened(named=path, form=_form_of(path), overrides=tuple(overrides), asked_step=step)
+    opened = Opened(named=path, form=_form_of(place_of(path)), overrides=tuple(overrides), asked_step=step)
     if opened.form == "run":
         return replace(opened, checkpoint=resolve_checkpoint(path, (), step))
     if step is not None:
         raise UsageError(f"`{path}` is one model, not a run with step {step}", "Leave `--step` out")
     match opened.form:
         case "folder":
-            return replace(opened, record=read_folder_record(path))
+            return replace(opened, record=read_folder_record(opened.place))
         case "safetensors":
             return replace(opened, record=read_record(path))
         case _:
@@ -120,7 +126,7 @@ def open_checkpoint(path: Path, overrides: Sequence[str] = (), step: int | None 
 
 
 def _form_of(path: Path) -> Form:
-    """What a path names, by a look at it: a folder that is nothing else counts as a run.
+    """The kind of thing that a path names: a folder that is nothing else counts as a run.
 
     Raises:
         UsageError: There is nothing.
@@ -131,8 +137,8 @@ def _form_of(path: Path) -> Form:
     if not path.is_file():
         raise UsageError(
             f"No checkpoint at `{path}`",
-            "Give a run folder, one of its checkpoints/step-* folders, a file of `dis checkpoint export`, or a "
-            "published .pt file",
+            "Give a run folder, one of its checkpoints/step-* folders, a file of `dis checkpoint export`, a published "
+            f".pt file, or `{'`, `'.join(BUNDLED)}`, which comes with dis",
         )
     return file_form(path)
 
@@ -142,7 +148,7 @@ def saved_config(path: Path, meta: Mapping[str, Any]) -> RunConfig:
 
     Args:
         path: The checkpoint, to be named.
-        meta: What was saved beside its weights.
+        meta: Data saved beside its weights.
 
     Raises:
         MismatchError: They are of another version, or it is a checkpoint of something else: lists what is wrong.
@@ -152,7 +158,7 @@ def saved_config(path: Path, meta: Mapping[str, Any]) -> RunConfig:
         raise MismatchError(f"`{path}` holds no settings of a run", "Give a run folder of `dis train`")
     return parse_settings(
         settings,
-        f"The settings in `{path}` are not ones that this version reads",
+        f"This version cannot read the settings in `{path}`",
         "They may be of a later version: install a newer `dis`",
     )
 
@@ -162,8 +168,8 @@ def parse_settings(settings: dict[str, Any], wrong: str, hint: str) -> RunConfig
 
     Args:
         settings: By section.
-        wrong: What to say before the list of what is wrong with them.
-        hint: What to do then.
+        wrong: Words before the list of their faults.
+        hint: Advice for that case.
 
     Raises:
         MismatchError: Something is.

@@ -1,4 +1,4 @@
-"""What ``--ckpt`` names: weights and the settings saved with them, whatever form they are in."""
+"""Saved weights and settings, whatever form ``--ckpt`` names."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +22,7 @@ from dis_cli.checkpoints.torch_file import read_torch_file
 from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.schema import RunConfig
 from dis_cli.config.settings import as_text
+from dis_cli.config.settings import settings as all_settings
 from dis_cli.data.latents.format import VaeRecord, parse
 from dis_cli.errors import CheckpointError, MismatchError
 from dis_cli.models.families import FAMILIES
@@ -39,11 +40,11 @@ class SavedModel:
     """Weights that are whole, finite, and of the settings that came with them.
 
     Attributes:
-        form: What they were found in; "published" for a file of the published code.
+        form: Form that they were found in; "published" for a file of the published code.
         path: The checkpoint, file or folder read.
         config: The settings of the run; for a published checkpoint those of the published code.
         asked_config: These with what was asked for instead.
-        average: Which of the checkpoint's weights these are.
+        average: Choice among the checkpoint's weights.
         held: The decays of all averages that are there, 0 for the weights as they were trained.
         weights: By name, float32 on the CPU.
         step: Optimizer steps it was trained for; None when the file does not say.
@@ -51,7 +52,9 @@ class SavedModel:
         vae: The VAE that its latents are of; None for pixels, or when the checkpoint does not say.
         versions: Package name -> version, of those that wrote it, as far as it says.
         sha256: Of the content: of a checkpoint folder its manifest's, of a published file the file's.
-        notes: What the user should know about how it was found.
+        notes: Notes for the user on how it was found.
+        unknown: Settings that they were trained with and this version does not have, as KEY=VALUE: images from them
+            would not be of the model that they are.
         images_fingerprint: Of the images it was trained on; None when it does not say.
     """
 
@@ -69,7 +72,21 @@ class SavedModel:
     dtype: str
     sha256: str
     notes: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
     images_fingerprint: str | None = None
+
+    def require_known(self) -> None:
+        """Refuse to sample what was trained with settings that this version does not have.
+
+        Raises:
+            MismatchError: It was: names them.
+        """
+        if self.unknown:
+            raise MismatchError(
+                f"`{self.path}` holds a published {FAMILIES[self.config.model.backbone].title} that cannot be sampled "
+                f"as it was trained: it needs {', '.join(self.unknown)}, which this version does not have",
+                "`dis flops --ckpt FILE` counts it",
+            )
 
     @property
     def run_folder(self) -> Path | None:
@@ -102,7 +119,7 @@ def read_saved(opened: Opened) -> SavedModel:
         UsageError: There is no such average of its weights.
         RefusedError: It is made to do harm.
     """
-    path = opened.named
+    path = opened.place
     match opened.form:
         case "run":
             saved = _read_run(opened)
@@ -206,16 +223,21 @@ def _of_published(opened: Opened, content: object) -> SavedModel:
     kwargs: dict[str, Any] = dict(reference.model_kwargs)
     learn_sigma = kwargs.pop("learn_sigma")
     latent = kwargs["in_channels"] == 4
-    # Told from the weights, so that these need not be compared with them.
+    family = FAMILIES[reference.backbone]
+    published, unknown = _known(family.published(reference.model_kwargs))
+    # Told from the weights, so that these need not be compared with them; what no weight tells has to be asked for.
+    untold = {key: value for key in family.untold if (value := _asked_for(opened, f"model.{key}")) is not None}
+    variance = "learned_range" if learn_sigma else "fixed_large"
     config = parse_settings(
         {
             "name": "published",
-            "model": {"backbone": reference.backbone, **kwargs},
-            "diffusion": {"variance": "learned_range" if learn_sigma else "fixed_large"},
+            "model": {"backbone": reference.backbone, **kwargs, **untold},
+            "diffusion": {"variance": variance} | published.get("diffusion", {}),
             "codec": {"kind": "vae", "vae": PUBLISHED_VAE} if latent else {},
             "data": {"source": "latents" if latent else "folder"},
+            "sample": published.get("sample", {}),
         },
-        f"`{path}` holds a {FAMILIES[reference.backbone].title} model of sizes that this version does not build",
+        f"`{path}` holds a {family.title} model of sizes that this version does not build",
         "`dis presets keys` lists the settings and their bounds",
     )
     decays = {"ema": config.train.ema_decay, "model": 0.0}
@@ -235,13 +257,34 @@ def _of_published(opened: Opened, content: object) -> SavedModel:
         dtype=_dtype(reference.state_dict),
         sha256=_sha256_of(path),
         notes=(f"A published checkpoint: its {reference.source} weights, and the published code's diffusion settings",),
+        unknown=unknown,
     )
+
+
+def _known(published: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
+    """The settings of published weights that this version has, by section, and those that it lacks, as KEY=VALUE."""
+    known: dict[str, dict[str, Any]] = {}
+    unknown: list[str] = []
+    for section, values in published.items():
+        for leaf, value in values.items():
+            setting = all_settings().get(key := f"{section}.{leaf}")
+            if setting is None or (setting.choices and value not in setting.choices):
+                unknown.append(f"{key}={as_text(value)}")
+            else:
+                known.setdefault(section, {})[leaf] = value
+    return known, tuple(unknown)
+
+
+def _asked_for(opened: Opened, key: str) -> str | None:
+    """What an override sets a key to; None when none does."""
+    values = [text for name, _, text in (override.partition("=") for override in opened.overrides) if name == key]
+    return values[-1] if values else None
 
 
 def _class_names(path: Path, meta: Mapping[str, Any], config: RunConfig) -> tuple[str, ...]:
     names = meta.get("class_names", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise MismatchError(f"The names of classes in `{path}` are no list of names: {names!r:.60}")
+        raise MismatchError(f"The names of classes in `{path}` are not a list of names: {names!r:.60}")
     count = config.model.num_classes
     if names and count and len(names) != count:
         raise MismatchError(f"`{path}` names {len(names)} classes, and model.num_classes in its settings is {count}")

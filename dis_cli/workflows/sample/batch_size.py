@@ -1,4 +1,4 @@
-"""How many images are generated at a time, when the settings leave it to the machine."""
+"""The number of images generated at a time, when the settings leave it to the machine."""
 
 import torch
 
@@ -23,14 +23,15 @@ def pick_batch_size(model: Backbone, config: RunConfig, device: torch.device) ->
     if config.sample.batch_size != "auto":
         return config.sample.batch_size
     tokens = model.num_tokens
-    useful = _MOST_TOKENS.get(device.type, _MOST_TOKENS["cpu"]) // tokens
+    # Fewer than a network computes at a time take as long.
+    useful = max(model.fixed_batch, _MOST_TOKENS.get(device.type, _MOST_TOKENS["cpu"]) // tokens)
     free, needed = _free_bytes(device), image_bytes(config, tokens)
     fitting = useful if free is None or needed is None else int(_SHARE * free / needed)
     return 1 << (max(1, min(useful, fitting, _MOST_IMAGES)).bit_length() - 1)
 
 
 def image_bytes(config: RunConfig, tokens: int) -> int | None:
-    """What the forward pass of one image holds at its peak, in bytes; None when there is no closed form.
+    """The peak memory of one image's forward pass, in bytes; None when there is no closed form.
 
     Args:
         config: Its ``model`` section gives the sizes.

@@ -1,4 +1,4 @@
-"""What a result of sampling is called, what it depends on, and what it says about itself."""
+"""The name, the conditions and the record of a result of sampling."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 
 from dis_cli.config.schema import RunConfig
+from dis_cli.diffusion.samplers.table import VERSION
 from dis_cli.errors import DisError, UsageError
 from dis_cli.runtime.files import numbered
 from dis_cli.runtime.precision import Precision
 from dis_cli.runtime.targets import FILE_SUFFIXES, is_folder, require_writable, without_ending
 from dis_cli.version import __version__
 from dis_cli.workflows.build import build_guidance, build_sampler, pick_precision
+from dis_cli.workflows.load.mismatch import TRAINING_ONLY
 from dis_cli.workflows.load.model import LoadedModel
 from dis_cli.workflows.sample.output import Format, Trajectory, read_facts
 from dis_cli.workflows.sample.requests import as_ranges, file_labels
@@ -25,15 +27,15 @@ _FORMS: dict[str, Format] = {".npz": "npz", ".zip": "zip"}
 
 
 def choose_sample_precision(out: Path, config: RunConfig, device: torch.device) -> Precision:
-    """What was chosen for the images that are there already, when the choice is left to the machine."""
+    """The precision of the images that are finished, when the choice is left to the machine."""
     there = read_facts(out) or UnfinishedSamples(out).facts()
     if there is not None and config.sample.precision == "auto" and there.get("precision") in ("fp32", "bf16"):
-        return Precision(str(there["precision"]), "it is that of the images that are there")
+        return Precision(str(there["precision"]), "as for the images that are finished")
     return pick_precision(config.sample.precision, config, device)
 
 
 def default_path(loaded: LoadedModel, seeds: str, num_images: int, classes: list[int], form: Format) -> Path:
-    """Where samples go unless told: the run's ``samples`` (or ./samples), under a name that says what is in it."""
+    """The default place of samples: the run's ``samples`` (or ./samples), under a name that describes them."""
     root = loaded.saved.run_folder / "samples" if loaded.saved.run_folder else Path("samples")
     sample = loaded.config.sample
     origin = loaded.saved.path.stem if loaded.saved.step is None else f"step-{loaded.saved.step:08d}"
@@ -58,7 +60,7 @@ def free_place(usual: Path, facts_at: Callable[[Path], dict[str, object]]) -> Pa
     """The default place, or where other samples are a name beside it: all stay that there are.
 
     Args:
-        facts_at: What the samples would depend on there.
+        facts_at: Conditions of the samples there.
     """
     for path in numbered(usual):
         try:
@@ -92,15 +94,13 @@ def choose_form(
         )
     if out is not None and chosen != "png" and told is None:
         raise UsageError(
-            f"`--format {chosen}` writes one file, and `{out}` does not end in .{chosen}",
+            f"`--format {chosen}` writes one file, but `{out}` does not end in .{chosen}",
             f"Give `{option} {out}.{chosen}`",
         )
     if out is not None:
         require_place(out, chosen, option=option)
     if trajectory is not None and chosen != "png":
-        raise UsageError(
-            f"`--trajectory` is put beside PNGs in a folder, and the format is {chosen}", "Give `--format png`"
-        )
+        raise UsageError(f"`--trajectory` needs a folder of PNGs, but the format is {chosen}", "Give `--format png`")
     return chosen
 
 
@@ -135,6 +135,8 @@ def all_facts(
         "classes": as_ranges(classes) if classes else None,
         "format": form,
         "sample": config.sample.model_dump(mode="json", exclude={"batch_size", "precision", "ema"}),
+        "samplers": VERSION,
+        "diffusion": config.diffusion.model_dump(mode="json", exclude=set(TRAINING_ONLY)),
         "engine": loaded.engine.name,
         "precision": precision.name,
         "compiled": compiled,
@@ -147,7 +149,7 @@ def all_facts(
 def sample_settings(
     loaded: LoadedModel, facts: dict[str, object], seeds: Sequence[int], classes: Sequence[int]
 ) -> dict[str, object]:
-    """What ``samples.json`` says before its list of images."""
+    """The part of ``samples.json`` before its list of images."""
     timesteps = build_sampler(loaded.config).timesteps
     return {
         "schema": 1,

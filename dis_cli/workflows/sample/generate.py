@@ -11,7 +11,7 @@ from dis_cli.codecs.pixel import to_uint8
 from dis_cli.codecs.vae import DECODE_GROUP
 from dis_cli.config.schema import RunConfig
 from dis_cli.diffusion.guidance import guide
-from dis_cli.diffusion.samplers import sample_loop
+from dis_cli.diffusion.samplers.loop import sample_loop
 from dis_cli.models.backbone import Backbone
 from dis_cli.runtime.precision import linear_precision
 from dis_cli.runtime.seed import Stream, generator
@@ -24,14 +24,15 @@ _ROWS_PER_THREAD = 8
 
 @dataclass(frozen=True)
 class Generated:
-    """What came out of one model evaluation for every image of a batch.
+    """The outputs of one model evaluation for every image of a batch.
 
     Attributes:
         start: Place of the batch's first image among all.
         share: Finished share of the batch, 0 to 1.
         images: (b, h, w, c) 8-bit images when ``share`` is 1, else None.
         labels: Class of each image; None for an unconditional model.
-        estimate: What the images would be by the last estimate of x_0; None unless asked for at this step.
+        step: Model evaluations done; 0 for the noise, which comes where estimates are asked for.
+        estimate: Images by the last estimate of x_0, at step 0 the noise itself; None unless asked for at this step.
     """
 
     start: int
@@ -39,6 +40,7 @@ class Generated:
     share: float
     images: UInt8[Tensor, "b h w c"] | None
     labels: list[int] | None
+    step: int
     estimate: UInt8[Tensor, "b h w c"] | None = None
 
     @property
@@ -70,7 +72,8 @@ def generate(
         precision: "fp32" or "bf16": what its linear layers compute in. Everything between its calls is float32.
         batch_size: Images at a time; None asks the configuration.
         whole_batches: Fill the last batch up, so that a compiled model meets one shape only.
-        estimates: At how many steps, evenly spread and the last among them, ``Generated.estimate`` is given.
+        estimates: At how many steps, evenly spread and the last among them, ``Generated.estimate`` is given; and the
+            noise before them.
     """
     sampler, guidance = build_sampler(config), build_guidance(config)
     batch_size = batch_size or pick_batch_size(model, config, device)
@@ -110,12 +113,14 @@ def generate(
         shape = (model.in_channels, model.image_size, model.image_size)
         x_T = torch.stack([torch.randn(shape, generator=own) for own in generators]).to(device)
         own_labels = None if labels is None else labels[:count]
+        if estimates:
+            yield Generated(start, count, 0.0, None, own_labels, 0, images_of(x_T, count))
         for done, x in enumerate(sample_loop(denoise, x_T, sampler, generators), start=1):
             images = images_of(x, count) if done == evaluations else None
             estimate = None
             if done in shown and sampler.pred_x_0 is not None:
                 estimate = images_of(sampler.pred_x_0, count)
-            yield Generated(start, count, done / evaluations, images, own_labels, estimate)
+            yield Generated(start, count, done / evaluations, images, own_labels, done, estimate)
 
 
 def _fewest_images(model: Backbone) -> int:

@@ -15,7 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dis_cli.errors import DataError, UsageError
-from dis_cli.pictures.grid import grid_png
+from dis_cli.pictures.grid import class_grid, labelled_grid, labelled_rows, png_of
 from dis_cli.runtime.files import publish, storage_error, write_durably
 from dis_cli.workflows.sample.requests import file_labels
 from dis_cli.workflows.sample.unfinished import Images, Labels
@@ -33,11 +33,11 @@ _MAX_GRID_BYTES = 32_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What is written, beside the pixels.
+    """A result apart from its pixels.
 
     Attributes:
         facts: All that the images depend on, as JSON.
-        settings: What ``samples.json`` says before its list of images.
+        settings: Part of ``samples.json`` before its list of images.
         class_names: One name a class; empty when unknown.
         shape: (height, width, channels) of an image.
     """
@@ -53,7 +53,7 @@ class Result:
 
     @cached_property
     def class_labels(self) -> list[str]:
-        """What each class is called in names of files."""
+        """The name of each class in names of files."""
         return file_labels(self.class_names, self.num_classes)
 
     def write(self, parts: Iterable[SavedBatch], temporary: Path, extras: dict[str, bytes]) -> None:
@@ -101,8 +101,8 @@ class Result:
             labels.append(label)
             if len(shown) < most:
                 shown.append(image)
-        names = None if labels[0] is None else [self._class_name(label) for label in labels[: len(shown)]]
-        files = {GRID_FILE: grid_png(shown, names), **extras}
+        classes = [label for label in labels[: len(shown)] if label is not None] or None
+        files = {GRID_FILE: class_grid(shown, classes, self.class_names), **extras}
         for name, data in files.items():
             write_durably(folder / name, data, shown_as=self.out / name)
         text = "".join(self._settings_text(labels)).encode()
@@ -148,7 +148,8 @@ class Result:
             for offset, image in enumerate(images):
                 yield start + offset, image, None if labels is None else int(labels[offset])
 
-    def _class_name(self, label: int | None) -> str:
+    def class_name(self, label: int | None) -> str:
+        """The name of a class; its number where names are unknown."""
         return self.class_names[label] if label is not None and self.class_names else str(label)
 
     def _png(self, place: int, image: Images, label: int | None) -> bytes:
@@ -161,7 +162,7 @@ class Result:
         readable = {
             "Software": f"dis {self.facts['dis']}",
             "Seed": own["seed"],
-            "Class": None if label is None else self._class_name(label),
+            "Class": None if label is None else self.class_name(label),
             "Sampler": sample["sampler"],
             "Steps": sample["steps"],
             "Guidance scale": sample["cfg_scale"],
@@ -182,7 +183,7 @@ class Result:
 
 
 def read_facts(out: Path) -> dict[str, object] | None:
-    """What the samples in a finished folder or file depend on; None when nothing is there.
+    """The conditions of the samples in a finished folder or file; None when nothing is there.
 
     Raises:
         UsageError: Something else is there.
@@ -214,22 +215,32 @@ def png_bytes(image: npt.NDArray[np.uint8], texts: dict[str, str] | None = None)
     return buffer.getvalue()
 
 
-def trajectory_images(estimates: Sequence[Images], form: Trajectory) -> dict[str, bytes]:
-    """What images were estimated to be on their way, as a file to put beside them.
+def trajectory_images(
+    frames: Sequence[tuple[int, Images]], names: Sequence[str] | None, form: Trajectory
+) -> dict[str, bytes]:
+    """Images on their way from noise, as a file to put beside them.
 
     Args:
-        estimates: (n, h, w, c), a step each.
+        frames: Steps taken, 0 for the noise, and what was there then, (n, h, w, c).
+        names: Class of each image; None for a model without classes.
         form: A row an image, or one moving picture of all.
     """
-    count = len(estimates[0])
+    headings = ["noise" if step == 0 else f"step {step}" for step, _ in frames]
     if form == "strip":
-        flat = [step[index] for index in range(count) for step in estimates]
-        return {TRAJECTORY_FILES[form]: grid_png(flat, None, columns=len(estimates))}
-    frames = [Image.open(io.BytesIO(grid_png(list(step), None))) for step in estimates]
+        count = len(frames[0][1])
+        rows = [
+            (names[place] if names is not None else "", [images[place] for _, images in frames])
+            for place in range(count)
+        ]
+        return {TRAJECTORY_FILES[form]: png_of(labelled_rows(rows, headings))}
+    pictures = [
+        labelled_grid(list(images), names, heading=heading)
+        for heading, (_, images) in zip(headings, frames, strict=True)
+    ]
     buffer = io.BytesIO()
     # The end is looked at longer.
-    times = [150] * (len(frames) - 1) + [1500]
-    frames[0].save(buffer, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0)
+    times = [150] * (len(pictures) - 1) + [1500]
+    pictures[0].save(buffer, format="GIF", save_all=True, append_images=pictures[1:], duration=times, loop=0)
     return {TRAJECTORY_FILES[form]: buffer.getvalue()}
 
 

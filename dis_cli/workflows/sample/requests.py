@@ -1,4 +1,4 @@
-"""Which images are asked for: their seeds, and their classes, with one meaning for a number, a list and a range.
+"""Requested images: their seeds and classes, with one meaning for a number, a list and a range.
 
 A class has a place in the model, from 0, and often a name: that of its folder. The folders 1, 2, 3 and 10 stand in the
 order 1, 10, 2, 3, so that a number could mean either. The rule: where any name is a number other than its place,
@@ -42,7 +42,7 @@ def parse_seeds(text: str) -> list[int]:
         raise UsageError("`--seeds` names no seed", "For example `--seeds 0-15,40`")
     if len(set(seeds)) < len(seeds):
         twice = next(seed for seed, times in Counter(seeds).items() if times > 1)
-        raise UsageError(f"`--seeds` names seed {twice} twice", "Name each seed once: it always gives the same image")
+        raise UsageError(f"`--seeds` names seed {twice} twice", "Name each seed once: it always makes the same image")
     return seeds
 
 
@@ -52,7 +52,7 @@ def choose_seeds(seed: int | None, seeds: str | None, num_images: int | None) ->
     Args:
         seed: That of the first image, to which image i adds i; None is 0.
         seeds: All of them, as for ``parse_seeds``; None takes ``seed``.
-        num_images: How many; None takes as many as ``seeds`` names, else 16.
+        num_images: Number; None takes as many as ``seeds`` names, else 16.
 
     Raises:
         UsageError: The three contradict each other, or a seed is out of range.
@@ -69,7 +69,7 @@ def choose_seeds(seed: int | None, seeds: str | None, num_images: int | None) ->
     chosen = parse_seeds(seeds)
     if num_images not in (None, len(chosen)):
         raise UsageError(
-            f"`-n` is {num_images}, but `--seeds` names {len(chosen)}", "Leave `-n` out: there is an image a seed"
+            f"`-n` is {num_images}, but `--seeds` names {len(chosen)}", "Leave `-n` out: each seed makes one image"
         )
     return chosen
 
@@ -80,7 +80,7 @@ class ChosenClasses:
 
     Attributes:
         places: Of each, in the order asked for; empty when each image's seed is to choose.
-        notes: Which reading of what was written was taken, where there could be two.
+        notes: Readings that were chosen, where there could be two.
     """
 
     places: list[int]
@@ -101,7 +101,7 @@ def parse_classes(values: Sequence[str], names: Sequence[str], count: int) -> Ch
     wanted = [part for value in values for part in ([value] if value in names else _parts(value))]
     if not wanted:
         if values:
-            raise UsageError("`--class` names no class", "Leave it out to let each seed choose")
+            raise UsageError("`--class` names no class", "Leave it out to let each seed draw one")
         return ChosenClasses([])
     if count == 0:
         raise UsageError(f"The model is unconditional and has no class {wanted[0]}", "Leave `--class` out")
@@ -111,12 +111,12 @@ def parse_classes(values: Sequence[str], names: Sequence[str], count: int) -> Ch
 
 
 def numbers_are_names(names: Iterable[str]) -> bool:
-    """Whether a number stands for the class of this name, and not for a place."""
+    """True if a number stands for the class of this name, and not for a place."""
     return any(_NUMBER.fullmatch(name) and int(name) != place for place, name in enumerate(names))
 
 
 def file_labels(names: Sequence[str], count: int) -> list[str]:
-    """What classes are called in names of files: by their names, fit for every file system, or else by their places.
+    """The names of classes in file names: their own, fit for every file system, or else their numbers.
 
     Args:
         names: One a class; empty when unknown.
@@ -185,7 +185,7 @@ class _Names:
         # 1 for a folder 01.
         found = self._values.get(int(text), [])
         if not found:
-            raise UsageError(f"No class is named {text}: where names are numbers, numbers are names", self._allowed())
+            raise UsageError(f"No class is named {text}; this model's class names are numbers", self._allowed())
         if len(found) > 1:
             raise UsageError(f"`--class {text}` may be any of {self.told(found)}", "Write it as the class is written")
         return found[0]
@@ -213,7 +213,7 @@ class _Names:
 
 
 def _notes(known: _Names, wanted: Sequence[str], found: Sequence[Sequence[int]]) -> Iterable[str]:
-    """What could have been read in another way."""
+    """Notes on words that could have been read in another way."""
     numbers = [
         (text, places)
         for text, places in zip(wanted, found, strict=True)

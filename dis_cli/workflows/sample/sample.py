@@ -77,7 +77,7 @@ def sample(
 
     Args:
         opened: The checkpoint, from `open_checkpoint`, with settings such as ``sample.steps=50``.
-        num_images: How many; None takes as many as there are ``seeds``, else 16.
+        num_images: Number; None takes as many as there are ``seeds``, else 16.
         seed: Seed of the first image; None is 0.
         seeds: All seeds instead, such as "0-15,40".
         classes: Numbers, names, ranges or "all"; several take turns. None lets each image's seed choose uniformly.
@@ -149,7 +149,7 @@ def sample(
 
 @dataclass
 class _Job:
-    """What stays the same from the first image to the last."""
+    """The fixed part of a command, from the first image to the last."""
 
     loaded: LoadedModel
     result: Result
@@ -214,7 +214,7 @@ class _Job:
         )
 
     def summary(self) -> dict[str, object]:
-        """What ``--json`` prints of any run."""
+        """The part of ``--json`` that every run has."""
         result = self.result
         grid = {"grid": str(result.out / GRID_FILE)} if result.form == "png" else {}
         summary = result.settings | {"out": str(result.out), "batch_size": self.batch_size, **grid}
@@ -223,7 +223,7 @@ class _Job:
         return summary
 
     def plan(self) -> dict[str, object]:
-        """What there is to do, for a dry run."""
+        """The plan, for a dry run."""
         there = read_facts(self.result.out)
         if there is not None:
             require_same(self.result.out, compared(there), compared(self.result.facts))
@@ -315,9 +315,10 @@ class _Job:
         yield Wrote(what="trajectory", path=path)
 
     def _trajectory(self, codec: Codec, trajectory: Trajectory) -> dict[str, bytes]:
-        """How the first images came about. They are made once more, which is the same images."""
+        """The trajectories of the first images. They are made once more, which makes the same images."""
         few = range(min(TRAJECTORY_IMAGES, self.count))
-        estimates: list[Images] = []
+        frames: list[tuple[int, Images]] = []
+        names: list[str] | None = None
         for step in generate(
             self.loaded.model,
             codec,
@@ -330,9 +331,10 @@ class _Job:
             estimates=min(TRAJECTORY_STEPS, self.loaded.config.sampling[1]),
         ):
             if step.estimate is not None:
-                estimates.append(step.estimate.numpy())
+                frames.append((step.step, step.estimate.numpy()))
+                names = None if step.labels is None else list(map(self.result.class_name, step.labels))
             self.process.stop.obey(self._state(self.count))
-        return trajectory_images(estimates, trajectory)
+        return trajectory_images(frames, names, trajectory)
 
 
 @contextlib.contextmanager

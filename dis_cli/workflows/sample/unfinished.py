@@ -15,6 +15,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,9 @@ from dis_cli.runtime.files import atomic_write_bytes, atomic_write_text, remove_
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
+
+# The version of the samplers of before it was noted (`dis_cli.diffusion.samplers.table`).
+FIRST_SAMPLERS: Final = {"samplers": 1}
 
 _PART = re.compile(r"part-([0-9]{8,})\.npz")
 
@@ -54,7 +58,7 @@ class UnfinishedSamples:
         try:
             if self.path.is_dir() and any(not entry.name.startswith(".tmp-") for entry in self.path.iterdir()):
                 raise MismatchError(
-                    f"`{self.path}` holds other files, and is where finished images would be kept",
+                    f"`{self.path}` holds other files, but finished images are to be kept there",
                     "Move it away, or choose another `--out`",
                 )
             self.path.mkdir(parents=True, exist_ok=True)
@@ -64,7 +68,7 @@ class UnfinishedSamples:
         atomic_write_text(self._settings, json.dumps(facts, indent=1) + "\n")
 
     def facts(self) -> dict[str, object] | None:
-        """What is being made there; None when nothing was begun."""
+        """The conditions of the samples in the making; None when nothing was begun."""
         try:
             return json.loads(self._settings.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
@@ -148,16 +152,19 @@ def require_same(path: Path, there: dict[str, object], facts: dict[str, object])
     Raises:
         MismatchError: Gives both values of what differs.
     """
+    there = FIRST_SAMPLERS | there
+    hint = "Give the same settings, choose another `--out`, or delete it"
+    if there["samplers"] != facts["samplers"]:
+        # Other versions note other facts.
+        facts = {key: value for key, value in facts.items() if key in there}
+        hint = "This version's samplers round otherwise: choose another `--out`, or delete it"
     changed = differences(there, json.loads(json.dumps(facts)))
     if changed:
-        raise MismatchError(
-            f"`{path}` holds samples of other settings{changed}",
-            "Give the settings that are there, choose another `--out`, or delete it",
-        )
+        raise MismatchError(f"`{path}` holds samples of other settings{changed}", hint)
 
 
 def differences(there: Mapping[str, object], facts: Mapping[str, object]) -> str:
-    """What differs, a line each with both values, to end a message; empty when nothing does."""
+    """The differences, a line each with both values, to end a message; empty when there are none."""
     before, now = flat(there), flat(facts)
     nothing = dict.fromkeys(sorted({*before, *now}))
     return listed(differing(nothing | before, nothing | now, lambda value: shortened(json.dumps(value))))

@@ -1,9 +1,8 @@
-"""Where a configuration becomes what a run trains with: its state, its loss, its learning rate, its loaders."""
+"""The objects of a training run, built of its configuration: state, learning rate, loaders."""
 
 import torch
 
 from dis_cli.config.schema import RunConfig
-from dis_cli.diffusion.loss import Objective
 from dis_cli.runtime.device import require_compiler
 from dis_cli.runtime.distributed import local_world_size
 from dis_cli.runtime.machine import num_cores
@@ -13,7 +12,7 @@ from dis_cli.training.lr import learning_rate
 from dis_cli.training.optimizer import make_optimizer
 from dis_cli.training.parallel import replicate, shard
 from dis_cli.training.state import TrainingState
-from dis_cli.workflows.build import build_model, build_schedule
+from dis_cli.workflows.build import build_model
 
 
 def build_training_state(config: RunConfig, device: torch.device, group: ProcessGroup) -> TrainingState:
@@ -39,24 +38,6 @@ def build_training_state(config: RunConfig, device: torch.device, group: Process
     return TrainingState(model, ema, optimizer, tuple(more), module)
 
 
-def build_objective(config: RunConfig) -> Objective:
-    """What the model is trained to output.
-
-    Args:
-        config: Its ``train.precision`` is "fp32" or "bf16": "auto" was resolved before.
-    """
-    diffusion = config.diffusion
-    return Objective(
-        process=build_schedule(config),
-        prediction=diffusion.prediction,
-        variance=diffusion.variance,
-        loss_weight=diffusion.loss_weight,
-        min_snr_gamma=diffusion.min_snr_gamma,
-        is_conditional=config.model.num_classes > 0,
-        precision=config.train.precision,
-    )
-
-
 def build_learning_rate(config: RunConfig, step: int) -> float:
     """The learning rate of a step, counted from 0."""
     train = config.train
@@ -73,7 +54,7 @@ def build_learning_rate(config: RunConfig, step: int) -> float:
 
 
 def max_skipped(config: RunConfig) -> int:
-    """How many updates may be left out because the loss or a gradient is not finite."""
+    """The number of updates that may be skipped because the loss or a gradient is not finite."""
     policy, _, count = config.train.on_nonfinite.partition(":")
     return int(count) if policy == "skip" else 0
 

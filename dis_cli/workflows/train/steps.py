@@ -22,8 +22,10 @@ from dis_cli.scan.engines.choose import ChosenEngine
 from dis_cli.training.loop import train_steps
 from dis_cli.training.parallel import all_equal
 from dis_cli.training.state import TrainingState
+from dis_cli.workflows.build import build_objective, build_timestep_draw
 from dis_cli.workflows.cost import model_shape
-from dis_cli.workflows.train.build import build_learning_rate, build_objective, max_skipped, num_loader_workers
+from dis_cli.workflows.held_out import trained_on
+from dis_cli.workflows.train.build import build_learning_rate, max_skipped, num_loader_workers
 from dis_cli.workflows.train.watch import Watcher
 
 # The share of the time in which the model waits for data that is worth a word, and the least time to judge it by.
@@ -35,7 +37,7 @@ _PASSES = 3
 
 @dataclass(frozen=True)
 class Job:
-    """What stays the same from the first step of a start to its last."""
+    """The fixed part of a start, from its first step to its last."""
 
     config: RunConfig
     run: RunDir
@@ -73,7 +75,7 @@ class Steps:
         for step in self._steps():
             yield replace(step, memory_bytes=memory_in_use(job.process.device), mfu=self._utilisation(step))
             if step.skipped:
-                message = f"The loss or the gradient of step {step.step} is not finite: its update was left out"
+                message = f"The loss or gradient of step {step.step} is not finite: its update was skipped"
                 yield Note(message=f"{message} ({state.num_skipped} so far)", level="warning")
             yield from self._finished_save(wait=False)
             signal_number, out_of_time = self._asked_to_stop()
@@ -88,7 +90,7 @@ class Steps:
                 self._interrupt(signal_number)
             yield from self._look()
             if stops:
-                message = f"train.max_minutes is over: stopped at step {state.step} of {last_step}, which is saved"
+                message = f"train.max_minutes reached: stopped at step {state.step} of {last_step}, which is saved"
                 yield Stopped(step=state.step, reason="time", message=message)
                 return
         # The last look may have found a new best.
@@ -119,18 +121,19 @@ class Steps:
         return self.waited / self.seconds if self.seconds else 0.0
 
     def remarks(self) -> Iterator[Note]:
-        """What the user could do better."""
+        """Advice to the user."""
         if self.data_wait_share > _STARVED and self.seconds > _SECONDS_OF_PROOF:
-            message = f"{self.data_wait_share:.0%} of the time went by waiting for data: see data.num_workers"
+            message = f"{self.data_wait_share:.0%} of the time was spent waiting for data: see data.num_workers"
             yield Note(message=message, level="warning")
 
     def _steps(self) -> Iterator[Step]:
         job, state, train = self.job, self.state, self.job.config.train
         dataset = TrainingSet(
-            job.source,
+            trained_on(job.config, job.source),
             seed=job.config.seed,
             num_timesteps=job.config.diffusion.num_timesteps,
             num_drop_path=getattr(state.model, "num_drop_path", 0),
+            draw_timestep=build_timestep_draw(job.config),
         )
         batches = training_batches(
             dataset,
@@ -142,6 +145,7 @@ class Steps:
             pin_memory=job.process.device.type == "cuda",
             rank=job.process.group.rank,
             world_size=job.process.group.world_size,
+            offset=state.images - state.step * train.batch_size,
         )
         steps = train_steps(
             state,
@@ -193,7 +197,8 @@ class Steps:
                     "A machine may be faulty. Run the same command again to continue from the last checkpoint",
                 )
         reach("saving", state.step)
-        self.writer.begin(state.step, tensors, self.meta | {"num_skipped": state.num_skipped})
+        counts = {"num_skipped": state.num_skipped, "images": state.images}
+        self.writer.begin(state.step, tensors, self.meta | counts)
         self.saved_step = state.step
 
     def _finished_save(self, *, wait: bool) -> Iterator[Event]:

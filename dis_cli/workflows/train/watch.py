@@ -1,4 +1,4 @@
-"""Looking at a model while it is trained: pictures and scores of its averaged weights, made by all ranks together."""
+"""Previews and scores of a model during training, of its averaged weights, made by all ranks together."""
 
 import json
 import math
@@ -10,26 +10,35 @@ import numpy.typing as npt
 import torch
 
 from dis_cli.config.schema import RunConfig
+from dis_cli.data.held_out import spread_places
 from dis_cli.data.latents.format import VaeRecord
 from dis_cli.data.source import ImageSource
 from dis_cli.errors import UsageError
 from dis_cli.events import Event, Note, Progress, Wrote
 from dis_cli.metrics.extractors.base import Extractor
 from dis_cli.metrics.scores import choose_metrics
-from dis_cli.metrics.table import METRICS, judges, scores_in_results
+from dis_cli.metrics.table import EPSILON_ERROR, METRICS, OF_MODEL, judges, scores_in_results
 from dis_cli.models.backbone import Backbone
-from dis_cli.pictures.grid import grid_png
+from dis_cli.pictures.grid import class_grid, preview_labels
 from dis_cli.runs.folder import RunDir, read_events
 from dis_cli.runtime.device import Process
 from dis_cli.runtime.files import atomic_write_bytes, place_for
 from dis_cli.scan.engines.choose import ChosenEngine
 from dis_cli.training.state import TrainingState
 from dis_cli.version import __version__
-from dis_cli.workflows.build import Codec, build_codec, build_model, pick_precision
+from dis_cli.workflows.build import (
+    Codec,
+    build_codec,
+    build_model,
+    build_objective,
+    build_timestep_draw,
+    pick_precision,
+)
 from dis_cli.workflows.eval_fid.place import how_generated, how_scored, write_result
 from dis_cli.workflows.eval_fid.references import ScoreReference, class_labels, reference_images, size_split
 from dis_cli.workflows.eval_fid.result import conditions, headlines
 from dis_cli.workflows.eval_fid.scorer import compared_with, foreign_features, make_extractor, score
+from dis_cli.workflows.held_out import conditions_of, held_out, measure
 from dis_cli.workflows.load.averages import choose_average
 from dis_cli.workflows.sample.generate import generate
 
@@ -47,7 +56,7 @@ class Best:
     step: int
 
     def is_beaten_by(self, value: float) -> bool:
-        """Whether another score of this metric is better."""
+        """True if another score of this metric is better."""
         higher = scores_in_results()[self.metric].higher_is_better
         return value > self.value if higher else value < self.value
 
@@ -60,8 +69,8 @@ class Watcher:
 
     Attributes:
         config: Its ``sample``, ``evaluate`` and ``train`` sections say how.
-        run: Where the results go.
-        engine: What computes the scan.
+        run: Run that gets the results.
+        engine: Engine of the scan.
         class_names: One name a class.
         vae: The VAE that the model's latents are of, when known.
         bests: The best score so far of each metric and conditions, on the leader: others cannot be compared. That of
@@ -78,12 +87,16 @@ class Watcher:
     _model: Backbone | None = None
     _codec: Codec | None = None
     _source: ImageSource | None = None
+    _held_out: ImageSource | None = None
     _extractor: Extractor | None = None
     _scored: bool = False
     _known: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
 
-    def prepare(self) -> None:
+    def prepare(self, data: ImageSource) -> None:
         """Find all that is needed, before anything of the run is changed.
+
+        Args:
+            data: What the run is trained on, or, where that is still to be made, the images.
 
         Raises:
             UsageError: What makes a checkpoint the best is not measured.
@@ -94,7 +107,17 @@ class Watcher:
             self._codec = build_codec(self.config, self.process.device, self.vae)
         if train.evaluate_every:
             measured = self.config.evaluate.metrics
-            if train.best_metric in METRICS and not {train.best_metric, "all"} & {*measured}:
+            if OF_MODEL in measured:
+                raise UsageError(
+                    f"`train.evaluate_every`: got {train.evaluate_every}, and evaluate.metrics is {OF_MODEL}, which is "
+                    "of held-out images and not of generated ones",
+                    "Set train.validate_every in its place",
+                )
+            if (
+                train.best_metric != OF_MODEL
+                and train.best_metric in METRICS
+                and not {train.best_metric, "all"} & {*measured}
+            ):
                 raise UsageError(
                     f"`train.best_metric`: got `{train.best_metric}`, and evaluate.metrics is {', '.join(measured)}",
                     f"Add `evaluate.metrics={','.join((*measured, train.best_metric))}`",
@@ -102,6 +125,21 @@ class Watcher:
             self._source = reference_images(self.config)
             if self.process.group.is_leader:
                 self._extractor = make_extractor(self.config, None, self.process.device)
+        if train.best_metric == OF_MODEL and not train.validate_every:
+            raise UsageError(
+                f"`train.best_metric`: got `{OF_MODEL}`, which is measured every train.validate_every steps: none",
+                "Set train.validate_every too",
+            )
+        self.hold_out(data)
+
+    def hold_out(self, data: ImageSource) -> None:
+        """Find the held-out images.
+
+        Args:
+            data: As for `prepare`.
+        """
+        if self.config.train.validate_every:
+            self._held_out = held_out(self.config, data, self.vae, self.process.device)
 
     def recall(self, last_step: int) -> None:
         """Find out what was done before this start.
@@ -129,7 +167,11 @@ class Watcher:
             next start.
         """
         train, step = self.config.train, state.step
-        intervals = (("preview", train.preview_every), ("score", train.evaluate_every))
+        intervals = (
+            (EPSILON_ERROR, train.validate_every),
+            ("preview", train.preview_every),
+            ("score", train.evaluate_every),
+        )
         due = [name for name, every in intervals if every is not None and step > 0 and step % every == 0]
         if not due:
             return None
@@ -138,7 +180,8 @@ class Watcher:
         if wanted:
             self._load(state)
         for name in wanted:
-            signal_number = yield from self._preview(step) if name == "preview" else self._evaluate(step)
+            make = {EPSILON_ERROR: self._validate, "preview": self._preview, "score": self._evaluate}[name]
+            signal_number = yield from make(step)
             if signal_number is not None:
                 return signal_number
             self._known.add((name, step))
@@ -150,12 +193,14 @@ class Watcher:
         return next(reversed(self.bests.values()), None)
 
     def is_best(self, step: int) -> bool:
-        """Whether the checkpoint of a step has the best score of its conditions, these or earlier ones."""
+        """True if the checkpoint of a step has the best score of its conditions, these or earlier ones."""
         return any(best.step == step for best in self.bests.values())
 
     def is_due(self, step: int) -> bool:
-        """Whether a score is due at this step."""
-        return self.config.train.evaluate_every is not None and step % self.config.train.evaluate_every == 0
+        """True if a score is due at this step."""
+        train = self.config.train
+        every = [train.evaluate_every, train.validate_every if train.best_metric == OF_MODEL else None]
+        return any(step % steps == 0 for steps in every if steps is not None)
 
     def _load(self, state: TrainingState) -> None:
         if self._model is None:
@@ -164,15 +209,38 @@ class Watcher:
         for name, values in state.whole_average(self.config.sample.ema).items():
             parameters[name].copy_(values)
 
+    def _validate(self, step: int) -> Generator[Event, None, int | None]:
+        assert self._model is not None
+        assert self._held_out is not None
+        config, count = self.config, len(self._held_out)
+        places = spread_places(count, config.train.validate_images or count)
+        objective = build_objective(config)
+        losses = yield from measure(
+            self._model,
+            self._held_out,
+            places,
+            objective,
+            seed=config.seed,
+            draw_timestep=build_timestep_draw(config),
+            process=self.process,
+        )
+        if losses is None or isinstance(losses, int):
+            return losses
+        decay = config.train.ema_decay if config.sample.ema is None else config.sample.ema
+        for metric in losses.metrics(step, conditions_of(self._held_out, len(places), decay)):
+            if (metric.name, step) not in self._known:
+                self._consider(metric.name, metric.value, step, metric.conditions)
+                yield metric
+        return None
+
     def _preview(self, step: int) -> Generator[Event, None, int | None]:
         count, num_classes = self.config.train.preview_images, self.config.model.num_classes
-        labels = [index % num_classes for index in range(count)] if num_classes else None
-        images = yield from self._images(range(count), labels)
+        labels = preview_labels(count, num_classes) if num_classes else None
+        images = yield from self._images(range(count if labels is None else len(labels)), labels)
         if isinstance(images, int):
             return images
         if images is not None:
-            names = [self.class_names[label] for label in labels] if labels and self.class_names else None
-            picture = grid_png(list(images), names)
+            picture = class_grid(list(images), labels, self.class_names)
             path = place_for(self.run.samples / f"preview-{step:08d}.png", picture)
             atomic_write_bytes(path, picture)
             yield Wrote(what="preview", path=path, step=step)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dis_cli.paths import expand_home
 from dis_cli.scan.contract import Direction, ScanGradients, ScanInputs
-from dis_cli.scan.engines.cpu.kernel_args import ConvArgs, DirectionArgs, MixerArgs, NormArgs, ScanArgs
+from dis_cli.scan.engines.cpu.kernel_args import ConvArgs, DirectionArgs, MixerArgs, NormArgs, ScanArgs, abi
 
 ISAS = ("avx512", "avx2", "baseline")
 
@@ -24,6 +24,10 @@ ISAS = ("avx512", "avx2", "baseline")
 # second-level cache), and where there are samples for several threads.
 MIXER_ELEMENTS = 1 << 14
 MIXER_BATCH = 4
+
+
+# An editable installation keeps its library when the sources change; called with other arguments, it would crash.
+_STALE = "its library was built from other sources; install again: pip install -e . (or pip install .)"
 
 
 class _Loaded(NamedTuple):
@@ -40,13 +44,18 @@ def _load() -> _Loaded:
         return _Loaded(None, "", "it was not built, which takes a C++ compiler (g++ or clang++) at installation")
     try:
         library = ctypes.CDLL(path)
+        library.dis_abi.restype = ctypes.c_int64
+        if library.dis_abi() != abi():
+            return _Loaded(None, "", _STALE)
         library.dis_use_isa.argtypes = [ctypes.c_char_p]
         library.dis_use_parallel.argtypes = [ctypes.c_void_p]
         library.dis_chunk.restype = ctypes.c_int64
         for name in ("scan", "conv", "mixer", "norm"):
             for function in (getattr(library, f"dis_{name}_forward"), getattr(library, f"dis_{name}_backward")):
                 function.argtypes, function.restype = [ctypes.c_void_p], None
-    except (OSError, AttributeError) as error:
+    except AttributeError:
+        return _Loaded(None, "", _STALE)
+    except OSError as error:
         return _Loaded(None, "", f"its library does not load: {error}")
     asked = os.environ.get("DIS_KERNEL_ISA")
     if asked is not None and asked not in ISAS:
@@ -193,32 +202,32 @@ def runs_whole_mixer(xz: Tensor) -> bool:
     return xz.dtype == torch.float32 and batch >= MIXER_BATCH and length * width // 2 <= MIXER_ELEMENTS
 
 
-def mixer_forward(xz: Tensor, forward: Direction, backward: Direction) -> tuple[Tensor, ...]:
-    """Both directions of a mixer, from in_proj's result (b, l, 2 e) to out_proj's input (b, l, e).
+def mixer_forward(xz: Tensor, *directions: Direction) -> tuple[Tensor, ...]:
+    """One or both directions of a mixer, from in_proj's result (b, l, 2 e) to out_proj's input (b, l, e).
 
     Returns:
         The result; and for ``mixer_backward``, of each direction, [dt, B, C] (b, l, r + 2 n) and the states between
         chunks.
     """
-    xz, forward, backward = _rows(xz), _contiguous(forward), _contiguous(backward)
+    xz, directions = _rows(xz), tuple(map(_contiguous, directions))
     batch, length, width = xz.shape
-    shape = ends_shape(batch, length, width // 2, forward.A_log.shape[1])
-    kept = [xz.new_empty(size) for size in ((batch, length, forward.x_proj.shape[0]), shape) * 2]
+    rows, states = directions[0].x_proj.shape[0], directions[0].A_log.shape[1]
+    shapes = (batch, length, rows), ends_shape(batch, length, width // 2, states)
+    kept = [xz.new_empty(shape) for shape in shapes * len(directions)]
     out = xz.new_empty(batch, length, width // 2)
-    _call("dis_mixer_forward", _mixer_args(xz, (forward, backward), kept, out=_sequence(out)))
+    _call("dis_mixer_forward", _mixer_args(xz, directions, kept, out=_sequence(out)))
     return out, *kept
 
 
-def mixer_backward(
-    grad: Tensor, kept: Sequence[Tensor], xz: Tensor, forward: Direction, backward: Direction
-) -> tuple[Tensor, ...]:
-    """Gradients of xz and of the parameters of both directions."""
-    grad, xz, forward, backward = _rows(grad), _rows(xz), _contiguous(forward), _contiguous(backward)
+def mixer_backward(grad: Tensor, kept: Sequence[Tensor], xz: Tensor, *directions: Direction) -> tuple[Tensor, ...]:
+    """Gradients of xz and of the parameters of the directions."""
+    grad, xz, directions = _rows(grad), _rows(xz), tuple(map(_contiguous, directions))
     grad_xz = torch.empty_like(xz, memory_format=torch.contiguous_format)
-    gradients = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (*forward, *backward)]
+    parameters = [tensor for direction in directions for tensor in direction]
+    gradients = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in parameters]
     arguments = _mixer_args(
         xz,
-        (forward, backward),
+        directions,
         kept,
         gradients,
         grad_out=_sequence(grad),
@@ -230,19 +239,19 @@ def mixer_backward(
 
 def _mixer_args(
     xz: Tensor,
-    directions: tuple[Direction, Direction],
+    directions: Sequence[Direction],
     kept: Sequence[Tensor],
     gradients: Sequence[Tensor] = (),
     **more: Any,
 ) -> MixerArgs:
     batch, length, width = xz.shape
-    half = len(gradients) // 2
+    share = len(Direction._fields)
     structs = [
         DirectionArgs(
             *(tensor.data_ptr() for tensor in direction),
             kept[2 * d + 1].data_ptr() if kept[2 * d + 1].numel() else None,
             _sequence(kept[2 * d]),
-            *(tensor.data_ptr() for tensor in gradients[half * d : half * (d + 1)]),
+            *(tensor.data_ptr() for tensor in gradients[share * d : share * (d + 1)]),
         )
         for d, direction in enumerate(directions)
     ]
@@ -255,8 +264,9 @@ def _mixer_args(
         direction.conv_weight.shape[1],
         direction.dt_proj.shape[1],
         torch.get_num_threads(),
+        len(structs),
         xz=_sequence(xz),
-        directions=(structs[0], structs[1]),
+        directions=tuple(structs),
         **more,
     )
 

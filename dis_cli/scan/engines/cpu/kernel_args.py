@@ -4,6 +4,8 @@ import ctypes
 from typing import Any, ClassVar
 
 _PARAMETERS = ("conv_weight", "conv_bias", "x_proj", "dt_proj", "dt_bias", "A_log", "D")
+# That of csrc/args.h.
+ABI = 1
 
 
 class SequenceArgs(ctypes.Structure):
@@ -54,7 +56,10 @@ class MixerArgs(ctypes.Structure):
     """``MixerArgs`` of csrc/args.h."""
 
     _fields_: ClassVar[Any] = [
-        *((name, ctypes.c_int64) for name in ("batch", "length", "channels", "states", "taps", "rank", "threads")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("batch", "length", "channels", "states", "taps", "rank", "threads", "count")
+        ),
         *((name, SequenceArgs) for name in ("xz", "out", "grad_out", "grad_xz")),
         ("directions", DirectionArgs * 2),
     ]
@@ -69,3 +74,8 @@ class NormArgs(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("grad_normed", "grad_total", "grad_hidden", "grad_weight")),
         ("epsilon", ctypes.c_float),
     ]
+
+
+def abi() -> int:
+    """What ``dis_abi`` of a library returns that was built from the sources beside this file."""
+    return ABI << 32 | sum(map(ctypes.sizeof, (ScanArgs, ConvArgs, MixerArgs, NormArgs)))

@@ -7,6 +7,9 @@
 
 #include <cstdint>
 
+// Counts up, here and in kernel_args.py, when an argument's meaning or bounds change and no structure's size does.
+constexpr int64_t ABI = 1;
+
 struct Sequence {
     float* data;  // null: absent
     int64_t batch_stride;
@@ -58,14 +61,15 @@ struct DirectionArgs {
     float *grad_conv_weight, *grad_conv_bias, *grad_x_proj, *grad_dt_proj, *grad_dt_bias, *grad_A_log, *grad_D;
 };
 
-// Both directions of a mixer, from in_proj's result to out_proj's input.
+// The directions of a mixer, from in_proj's result to out_proj's input.
 struct MixerArgs {
     int64_t batch, length, channels, states, taps, rank;
     int64_t threads;
+    int64_t count;                // of directions
     Sequence xz;                  // (batch, length, 2 E): what is scanned, and the gate
     Sequence out;                 // (batch, length, E)
     Sequence grad_out, grad_xz;   // backward
-    DirectionArgs directions[2];  // in the order of the tokens, and from the last to the first
+    DirectionArgs directions[2];  // in the order of the tokens, and, if there are two, from the last to the first
 };
 
 // The residual sum of contiguous rows (rows, channels) and its RMS norm.

@@ -22,9 +22,11 @@ void prepare_conv(const ConvArgs& args, float* prepared) {
 template <int TAPS>
 INLINE void convolve(const ConvArgs& args, const float* prepared, Row x, int64_t first, int64_t tokens, int64_t count,
                      Vec* to) {
-    const int64_t width = padded(args.channels), taps = TAPS ? TAPS : args.taps;
-    const Vec bias = load(prepared + taps * width);
-    if constexpr (TAPS != 0) {
+    if constexpr (TAPS == 0) {
+        convolve_wide(args, prepared, x, first, tokens, count, to);
+    } else {
+        const int64_t width = padded(args.channels);
+        const Vec bias = load(prepared + TAPS * width);
         Vec weight[TAPS], seen[TAPS];  // seen[k] is k tokens back
         for (int64_t k = 0; k < TAPS; ++k) {
             weight[k] = load(prepared + (TAPS - 1 - k) * width);
@@ -38,20 +40,17 @@ INLINE void convolve(const ConvArgs& args, const float* prepared, Row x, int64_t
             for (int k = TAPS - 1; k > 0; --k) seen[k] = seen[k - 1];
             to[t] = sum;
         }
-    } else {
-        for (int64_t t = 0; t < tokens; ++t) {
-            Vec sum = bias;
-            for (int64_t k = 0; k < taps && k <= first + t; ++k)
-                sum += load(prepared + (taps - 1 - k) * width) * load_part(x.at + (t - k) * x.step, count);
-            to[t] = sum;
-        }
     }
 }
+
+// Tokens that are computed at a time.
+template <int TAPS>
+constexpr int64_t CONV_CHUNK = TAPS ? CHUNK : WIDE_CHUNK;
 
 template <int TAPS, bool FULL>
 INLINE void conv_forward_block(const ConvArgs& args, const float* prepared, int64_t sample, int64_t channel,
                                int64_t first, int64_t tokens, int64_t rest) {
-    Vec p[CHUNK];
+    Vec p[CONV_CHUNK<TAPS>];
     const int64_t count = FULL ? WIDTH : rest;
     const Row x = row(args.x, args, sample, first, channel), out = row(args.out, args, sample, first, channel);
     convolve<TAPS>(args, prepared + channel, x, first, tokens, count, p);
@@ -64,8 +63,8 @@ INLINE void conv_forward_block(const ConvArgs& args, const float* prepared, int6
 template <int TAPS>
 INLINE void conv_forward_taps(const ConvArgs& args, const float* prepared, const Task& task) {
     const auto [sample, begin, end] = task;
-    for (int64_t first = 0; first < args.length; first += CHUNK) {
-        const int64_t tokens = least(args.length - first, CHUNK);
+    for (int64_t first = 0; first < args.length; first += CONV_CHUNK<TAPS>) {
+        const int64_t tokens = least(args.length - first, CONV_CHUNK<TAPS>);
         int64_t channel = begin;
         for (; channel + WIDTH <= end; channel += WIDTH)
             conv_forward_block<TAPS, true>(args, prepared, sample, channel, first, tokens, WIDTH);
@@ -81,13 +80,14 @@ void conv_forward(const ConvArgs& args, const float* prepared, const Task& task)
         conv_forward_taps<0>(args, prepared, task);
 }
 
-// `scratch` holds CHUNK + taps vectors: gradients of the convolution before its SiLU. A chunk's first tokens also pass
-// gradients to the chunk before it, which computes them again.
+// `scratch` holds CONV_CHUNK + taps vectors: gradients of the convolution before its SiLU. A chunk's first tokens also
+// pass gradients to the chunk before it, which computes them again.
 template <int TAPS, bool FULL>
 INLINE void conv_backward_block(const ConvArgs& args, const float* prepared, int64_t sample, int64_t channel,
                                 int64_t first, int64_t rest, Vec* scratch, float* sums) {
     const int64_t taps = TAPS ? TAPS : args.taps, width = padded(args.channels), count = FULL ? WIDTH : rest;
-    const int64_t tokens = least(args.length - first, CHUNK), seen = least(args.length - first, CHUNK + taps - 1);
+    constexpr int64_t chunk = CONV_CHUNK<TAPS>;
+    const int64_t tokens = least(args.length - first, chunk), seen = least(args.length - first, chunk + taps - 1);
     const Row x = row(args.x, args, sample, first, channel), to = row(args.grad_x, args, sample, first, channel);
     const Row grad = row(args.grad_out, args, sample, first, channel);
     convolve<TAPS>(args, prepared + channel, x, first, seen, count, scratch);
@@ -96,13 +96,15 @@ INLINE void conv_backward_block(const ConvArgs& args, const float* prepared, int
         scratch[t] = load_part(grad.at + t * grad.step, count) * (s + p * s * (1.0f - s));
     }
     for (int64_t t = seen; t < tokens + taps - 1; ++t) scratch[t] = splat(0.0f);
-    for (int64_t t = 0; t < tokens; ++t) {
-        Vec sum = args.accumulate_x ? load_part(to.at + t * to.step, count) : splat(0.0f);
-        for (int64_t k = 0; k < taps; ++k)
-            sum += load(prepared + channel + (taps - 1 - k) * width) * scratch[t + k];
-        store_part(to.at + t * to.step, sum, count);
-    }
-    if constexpr (TAPS != 0) {
+    if constexpr (TAPS == 0) {
+        wide_gradients(args, prepared + channel, x, to, first, tokens, count, scratch, sums + channel);
+    } else {
+        for (int64_t t = 0; t < tokens; ++t) {
+            Vec sum = args.accumulate_x ? load_part(to.at + t * to.step, count) : splat(0.0f);
+            for (int64_t k = 0; k < taps; ++k)
+                sum += load(prepared + channel + (taps - 1 - k) * width) * scratch[t + k];
+            store_part(to.at + t * to.step, sum, count);
+        }
         Vec total[TAPS + 1], back[TAPS];  // back[k] is x, k tokens back
         for (int k = 0; k <= TAPS; ++k) total[k] = load(sums + (TAPS - k) * width + channel);
         for (int k = 1; k < TAPS; ++k) back[k - 1] = k <= first ? load_part(x.at - k * x.step, count) : splat(0.0f);
@@ -113,15 +115,6 @@ INLINE void conv_backward_block(const ConvArgs& args, const float* prepared, int
             for (int k = 0; k < TAPS; ++k) total[k + 1] += scratch[t] * back[k];
         }
         for (int k = 0; k <= TAPS; ++k) store(sums + (TAPS - k) * width + channel, total[k]);
-    } else {
-        for (int64_t k = 0; k <= taps; ++k) {
-            float* into = sums + k * width + channel;
-            const int64_t lag = k == taps ? 0 : taps - 1 - k;
-            Vec total = load(into);
-            for (int64_t t = lag > first ? lag - first : 0; t < tokens; ++t)
-                total += k == taps ? scratch[t] : scratch[t] * load_part(x.at + (t - lag) * x.step, count);
-            store(into, total);
-        }
     }
 }
 
@@ -129,7 +122,7 @@ template <int TAPS>
 INLINE void conv_backward_taps(const ConvArgs& args, const float* prepared, const Task& task, Vec* scratch,
                                float* sums) {
     const auto [sample, begin, end] = task;
-    for (int64_t first = 0; first < args.length; first += CHUNK) {
+    for (int64_t first = 0; first < args.length; first += CONV_CHUNK<TAPS>) {
         int64_t channel = begin;
         for (; channel + WIDTH <= end; channel += WIDTH)
             conv_backward_block<TAPS, true>(args, prepared, sample, channel, first, WIDTH, scratch, sums);

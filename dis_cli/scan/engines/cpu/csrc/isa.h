@@ -1,6 +1,7 @@
 // Everything that is compiled once per instruction set, in that set's namespace.
 #include "vec.h"
 #include "scan.h"
+#include "wide.h"
 #include "conv.h"
 #include "gemm.h"
 #include "mixer.h"

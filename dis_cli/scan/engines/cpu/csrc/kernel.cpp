@@ -18,6 +18,9 @@ namespace {
 
 // Tokens per stored state: the backward keeps this many states of a few channels in the first-level cache.
 constexpr int64_t CHUNK = 32;
+// The same of a convolution that is not of 4 taps. Gradients reach back over all taps and are then computed twice, which
+// a longer chunk makes rarer; this one still leaves half of the first-level cache.
+constexpr int64_t WIDE_CHUNK = 96;
 // How far ahead in a row to fetch, in floats: rows are too far apart for the processor to see the pattern.
 constexpr int64_t PREFETCH = 32;
 // Widest vector; arrays that all instruction sets share are padded to it.
@@ -148,7 +151,7 @@ struct MixerMemory {
         const int64_t L = args.length, N = args.states, E = padded(args.channels), P = args.rank + 2 * N;
         const int64_t sequence = L * E, sizes[] = {sequence,    sequence, sequence, sequence,
                                                    padded(L * P), padded(L * N), padded(L * N), E * N,
-                                                   2 * CHUNK * N * MAX_WIDTH, (CHUNK + args.taps) * MAX_WIDTH};
+                                                   2 * CHUNK * N * MAX_WIDTH, (WIDE_CHUNK + args.taps) * MAX_WIDTH};
         int64_t total = 0;
         for (const int64_t size : sizes) total += size;
         buffer = allocate(total);
@@ -160,7 +163,7 @@ struct MixerMemory {
 };
 
 void prepare(const MixerArgs& args, Buffer prepared[2], float* at[2]) {
-    for (int d = 0; d < 2; ++d) {
+    for (int d = 0; d < args.count; ++d) {
         prepared[d] = allocate(chosen->prepared_size(args));
         at[d] = prepared[d].get();
         chosen->prepare_mixer(args, d, at[d]);
@@ -184,6 +187,11 @@ void write_grad_A(const float* sums, const float* prepared_A, bool A_is_log, int
 extern "C" {
 
 int64_t dis_chunk() { return CHUNK; }
+
+// What the Python side compares with its own structures before it calls anything else.
+int64_t dis_abi() {
+    return ABI << 32 | (sizeof(ScanArgs) + sizeof(ConvArgs) + sizeof(MixerArgs) + sizeof(NormArgs));
+}
 
 void dis_use_parallel(Parallel gomp_parallel) { parallel = gomp_parallel; }
 
@@ -276,7 +284,7 @@ void dis_conv_forward(const ConvArgs* args) {
     const Buffer prepared = allocate((args->taps + 1) * padded(args->channels));
     chosen->prepare_conv(*args, prepared.get());
     const Grid grid(args->batch, args->channels);
-    const int64_t work = args->batch * args->length * args->channels * 16;
+    const int64_t work = args->batch * args->length * args->channels * (12 + args->taps);
     for_each(grid.tasks(), useful_threads(args->threads, work), [&](auto next) {
         for (int64_t task; (task = next()) >= 0;) chosen->conv_forward(*args, prepared.get(), grid[task]);
     });
@@ -287,9 +295,9 @@ void dis_conv_backward(const ConvArgs* args) {
     const Buffer prepared = allocate(rows * width), by_sample = allocate(args->batch * rows * width);
     chosen->prepare_conv(*args, prepared.get());
     const Grid grid(args->batch, args->channels);
-    const int64_t threads = useful_threads(args->threads, args->batch * args->length * args->channels * 32);
+    const int64_t threads = useful_threads(args->threads, args->batch * args->length * args->channels * (24 + 2 * args->taps));
     for_each(grid.tasks(), threads, [&](auto next) {
-        const Buffer scratch = allocate((CHUNK + args->taps) * MAX_WIDTH);
+        const Buffer scratch = allocate((WIDE_CHUNK + args->taps) * MAX_WIDTH);
         for (int64_t index; (index = next()) >= 0;) {
             const Task task = grid[index];
             float* sums = by_sample.get() + task.sample * rows * width;
@@ -344,7 +352,7 @@ void dis_mixer_backward(const MixerArgs* args) {
         float *total = memory.get(), *part = total + group * 2 * sums_size;
         for (int64_t i = 0; i < 2 * sums_size; ++i) total[i] += part[i];
     }
-    for (int d = 0; d < 2; ++d) {
+    for (int d = 0; d < args->count; ++d) {
         const DirectionArgs& to = args->directions[d];
         const MixerSums sums = sums_at(0, d);
         write_grad_A(sums.A, prepared_at[d], true, E, N, to.grad_A_log);

@@ -1,4 +1,4 @@
-// Both directions of a mixer for one sample, all between in_proj and out_proj, with its intermediates in the cache.
+// The directions of a mixer for one sample, all between in_proj and out_proj, with its intermediates in the cache.
 // Included once per instruction set, after conv.h and gemm.h. For short sequences and narrow models, where calling one
 // library function after the other costs as much as what they compute.
 
@@ -81,14 +81,14 @@ INLINE void mixer_inputs(const MixerArgs& args, int d, int64_t sample, const Pre
 
 void mixer_forward(const MixerArgs& args, float* const prepared[2], int64_t sample, const MixerScratch& scratch) {
     const int64_t E = args.channels;
-    for (int d = 0; d < 2; ++d) {
+    for (int d = 0; d < args.count; ++d) {
         const PreparedDirection direction = prepared_at(args, prepared[d]);
         mixer_inputs(args, d, sample, direction, scratch, true);
         ScanArgs scan = scan_args(args, d);
         scan.u = on_scratch(scratch.u, padded(E)), scan.delta = on_scratch(scratch.delta, padded(E));
         scan.out = args.out;
-        // The gate comes with the second direction, once the first is added.
-        if (d) scan.z = args.xz, scan.z.data += E;
+        // The gate comes with the last direction, once the first is added.
+        if (d == args.count - 1) scan.z = args.xz, scan.z.data += E;
         scan_forward(scan, direction.A, {sample, 0, E}, scratch.states);
     }
 }
@@ -98,7 +98,7 @@ void mixer_backward(const MixerArgs& args, float* const prepared[2], int64_t sam
                     const MixerSums sums[2]) {
     const int64_t E = args.channels, width = padded(E), N = args.states, R = args.rank, rows = R + 2 * N;
     const int64_t L = args.length;
-    for (int d = 0; d < 2; ++d) {
+    for (int d = 0; d < args.count; ++d) {
         const DirectionArgs& parameters = args.directions[d];
         const PreparedDirection direction = prepared_at(args, prepared[d]);
         mixer_inputs(args, d, sample, direction, scratch, false);
