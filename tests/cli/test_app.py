@@ -106,7 +106,7 @@ def test_help_lists_every_command_on_stdout(capsys):
     captured = capsys.readouterr()
     assert captured.err == ""
     commands = [line.split()[0] for line in captured.out.partition("Commands:\n")[2].splitlines() if line[:3].strip()]
-    assert commands[:8] == ["train", "sample", "encode-latents", "eval-fid", "runs", "flops", "doctor", "presets"]
+    assert commands[:8] == ["train", "sample", "encode-latents", "eval-fid", "runs", "report", "flops", "doctor"]
 
 
 def test_version(capsys):

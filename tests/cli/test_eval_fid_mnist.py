@@ -11,7 +11,7 @@ from support.tiny import TINY, dis, result, trained
 
 from dis_cli.data.published.digits import DigitsSource
 
-QUICK = ["model.image_size=32", "model.patch_size=16", "sample.sampler=ddim", "sample.steps=1", "train.steps=1"]
+QUICK = ["model.image_size=32", "model.patch_size=16", "sample.sampler=euler", "sample.steps=1", "train.steps=1"]
 
 
 def archive(path: Path, split: str, count: int, classes: str = "0123456789") -> Path:

@@ -14,10 +14,9 @@ from support.states import Tensors, assert_close, assert_close_losses, tensors
 from support.tiny import dis, result
 
 import dis_cli
-from dis_cli.cli.train import DEFAULT_PRESET
 from dis_cli.config.other_backbone import describe_change
 from dis_cli.config.overrides import apply_overrides
-from dis_cli.config.presets import dump_toml, load_preset
+from dis_cli.config.presets import DEFAULT_PRESET, dump_toml, load_preset
 from dis_cli.data.batches import TrainingSet
 from dis_cli.errors import ConfigError
 from dis_cli.models.families import FAMILIES

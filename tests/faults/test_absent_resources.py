@@ -119,7 +119,7 @@ def test_sample_of_a_published_file(tmp_path: Path) -> None:
 
 def test_eval_fid_with_the_inception_weights_absent(tmp_path: Path) -> None:
     for run in (save_folder_run(tmp_path / "pixels"), save_latent_run(tmp_path / "latents", HUB_ID)):
-        text = said(tmp_path, "eval-fid", "--ckpt", run)
+        text = said(tmp_path, "eval-fid", "--ckpt", run, "--metrics", "fid")
         assert INCEPTION_FILE in text
         assert "`--inception PATH`" in text
 
