@@ -743,18 +743,18 @@ def test_decode_draws_what_the_vae_makes_of_the_means(
     expected = to_uint8(codec.decode(codec.scale * means)).numpy()
     with Image.open(picture) as image:
         tiles = np.asarray(image)
-    # each class in a row, an image in twice its size, 4 pixels between
-    assert tiles.shape[0] == 4 + 2 * 36
-    left = tiles.shape[1] - 6 * 36
+    # each class in a row, an image in four times its size, 4 pixels between
+    assert tiles.shape[0] == 4 + 2 * 68
+    left = tiles.shape[1] - 6 * 68
     places = [(0, column) for column in range(6)] + [(1, column) for column in range(5)]
     for image, (row, column) in zip(expected, places, strict=True):
-        tile = tiles[4 + row * 36 :, left + column * 36 :][:32:2, :32:2]
+        tile = tiles[4 + row * 68 :, left + column * 68 :][:64:4, :64:4]
         assert np.abs(tile.astype(int) - image).max() <= 1
 
     assert dis("encode-latents", "--decode", out, "-n", 2) == 0
     assert str(out / "grid.png") in capsys.readouterr().out
     with Image.open(out / "grid.png") as image:
-        assert image.height == 4 + 2 * 36
+        assert image.height == 4 + 2 * 68
     # Another number of images is another picture; a repeat is not.
     shown = (out / "grid.png").read_bytes()
     assert dis("encode-latents", "--decode", out, "-n", 2, "--out", picture, "-q") == 2

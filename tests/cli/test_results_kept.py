@@ -256,7 +256,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(root / "images" / name / f"{index}.png")
     data = ["data.source=folder", f"data.path={root / 'images'}", "model.num_classes=2", "data.num_workers=0"]
-    return trained(root / "run", *data, "train.steps=1", "sample.steps=2")
+    return trained(root / "run", "--preset", "dis-xs-digits", *data, "train.steps=1", "sample.steps=2")
 
 
 def test_features_of_digits_on_other_images_are_told_of(photos: Path, capsys: Any) -> None:

@@ -13,7 +13,9 @@ def test_timestep_embedding(kind, dim) -> None:
     recorded = load("timestep_embedding_f32")
     got = timestep_embedding(recorded[kind], dim)
     assert got.dtype == torch.float32
-    torch.testing.assert_close(got, recorded[f"{kind}.dim{dim}"], rtol=0, atol=1e-6)
+    # The angle is the timestep times a frequency, and processors differ in the last bit of a float32 exponential.
+    allowed = 1e-6 + recorded[kind][:, None].float() * 2**-24
+    assert ((got - recorded[f"{kind}.dim{dim}"]).abs() <= allowed).all()
 
 
 def test_unpatchify() -> None:
