@@ -180,9 +180,9 @@ def _figure(
     drawn: dict[tuple[str, str], str] = {}
     for axis, x_label in AXES.items():
         lines = [
-            Line(curve.steps * factor, curve.values, curve.color, curve.marks, interval=curve.interval)
+            Line(places, curve.values, curve.color, curve.marks, interval=curve.interval)
             for curve in curves
-            if (factor := _factor(runs[curve.run], axis)) is not None
+            if (places := _places(runs[curve.run], axis, curve.steps)) is not None
         ]
         for scale in ("linear", "log") if lines else ():
             drawn[axis, scale] = curves_svg(
@@ -209,11 +209,11 @@ def _told(curve: _Curve) -> str:
     )
 
 
-def _factor(run: RunRecord, axis: str) -> float | None:
-    """What a step counts on an axis."""
+def _places(run: RunRecord, axis: str, steps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | None:
+    """Where steps of a run stand on an axis; None where that is unknown."""
     if axis == "steps":
-        return 1.0
-    return run.images_a_step if axis == "images" else run.flops_a_step
+        return steps
+    return run.images_at(steps) if axis == "images" else run.flops_at(steps)
 
 
 def _thinned(

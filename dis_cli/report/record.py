@@ -97,11 +97,20 @@ class RunRecord:
         text = self.settings.get("train.batch_size", "")
         return int(text) if text.isdecimal() else None
 
-    @property
-    def flops_a_step(self) -> float | None:
+    def images_at(self, steps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | None:
+        """How many images were trained on at each step, with those of the run that this one is a branch of."""
+        if (batch := self.images_a_step) is None:
+            return None
+        match self.facts.get("lineage"):
+            case {"kind": "branch", "step": int(step), "images": int(images)}:
+                return images + (steps - step) * batch
+            case _:
+                return steps * batch
+
+    def flops_at(self, steps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | None:
         """Two a multiply-add, and three passes an image: forward, backward to the inputs and to the weights."""
-        batch = self.images_a_step
-        return None if batch is None or self.macs is None else 6.0 * self.macs * batch
+        images = self.images_at(steps)
+        return None if images is None or self.macs is None else 6.0 * self.macs * images
 
     def at_step(self, step: int) -> list[str]:
         """The words that name a checkpoint in a command."""

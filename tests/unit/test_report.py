@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -75,7 +76,12 @@ def test_axes_count_steps_images_and_operations(tmp_path: Path) -> None:
     record = open_run(write_run(tmp_path / "run"))
     assert record.images_a_step == 32
     assert record.macs == 10_438_656
-    assert record.flops_a_step == 6 * 10_438_656 * 32
+    steps = np.array([1.0, 40.0])
+    assert record.images_at(steps).tolist() == [32, 1280]
+    assert record.flops_at(steps).tolist() == [6 * 10_438_656 * 32, 6 * 10_438_656 * 1280]
+    # A branch with another batch: up to its first step the images are those of the run before.
+    branch = replace(record, facts={"lineage": {"kind": "branch", "step": 10, "images": 50}})
+    assert branch.images_at(steps[1:]).tolist() == [50 + 30 * 32]
     (figure,) = [one for one in figures([record], ["run"], tmp_path) if one.key == "loss"]
     assert figure.told == "run: 1 at step 1, lowest 0.025 at 40, 0.025 at 40"
     assert len(set(figure.drawn.values())) == 6
