@@ -37,6 +37,8 @@ POLITE = ["nice", "-n", "19"]
 # The training and the test images; None where the base names its own data.
 Archives = tuple[Path, Path] | None
 BASE, CHOICES = "base.toml", "choices.toml"
+# The groups whose families are timed against each other.
+PEERS = ("peers", "families")
 
 
 @dataclass(frozen=True)
@@ -318,7 +320,7 @@ def time_peers(study: Study, runs: Path, archives: Archives, rounds: int = 7) ->
 
     Wants a quiet machine, unlike the runs, whose own seconds are those of a busy one.
     """
-    peers = [run for run in study.runs.values() if run.group == "peers" and run.seed == 0]
+    peers = [run for run in study.runs.values() if run.group in PEERS and run.seed == 0]
     took: dict[str, list[float]] = {run.family: [] for run in peers}
     for _ in range(rounds):
         for run in peers:

@@ -6,6 +6,7 @@ from study.page import (
     PAGE,
     RESULTS,
     Result,
+    Times,
     page,
     points,
     power_law,
@@ -39,21 +40,21 @@ def test_the_page_is_what_the_results_say() -> None:
 
 
 def test_the_verdict_on_scaling_follows_the_figures() -> None:
-    text = page(sizes([0.2, 0.15, 0.12, 0.14, 0.1, 0.08]), {}, 3, {})
+    text = page(sizes([0.2, 0.15, 0.12, 0.14, 0.1, 0.08]), {}, 3, Times())
     assert "**Yes**, for 6 sizes" in text
     assert "Within each patch size the error falls" in text
     assert "**3 of 9 runs are still to be made.**" in text
-    text = page(sizes([0.1, 0.15, 0.12, 0.14, 0.12, 0.13]), {}, 0, {})
+    text = page(sizes([0.1, 0.15, 0.12, 0.14, 0.12, 0.13]), {}, 0, Times())
     assert "**Not shown**, for 6 sizes" in text
     assert "Within patch 8 and patch 4 the error does not fall" in text
     few = dict(list(sizes([0.2, 0.15, 0.12, 0.14, 0.1, 0.08]).items())[:3])
-    assert "Only 3 of 9 sizes have finished: no verdict yet." in page(few, {}, 6, {})
+    assert "Only 3 of 9 sizes have finished: no verdict yet." in page(few, {}, 6, Times())
 
 
 def test_a_peer_that_wins_is_named_in_bold() -> None:
     rows = {family: {**result(family, 4e7, error, group="peers"), "family": family}
             for family, error in (("dis", 0.10), ("dit", 0.12), ("uvit", 0.13), ("unet", 0.08))}  # fmt: skip
-    assert "lower than that of DiT and U-ViT, and **higher than that of U-Net**" in page(rows, {}, 0, {})
+    assert "lower than that of DiT and U-ViT, and **higher than that of U-Net**" in page(rows, {}, 0, Times())
 
 
 def test_peers_are_read_at_equal_seconds() -> None:
@@ -63,11 +64,11 @@ def test_peers_are_read_at_equal_seconds() -> None:
 
     rows = {"dis": peer("dis", 0.4, 0.3, 0.2, 0.1), "unet": peer("unet", 0.25, 0.15, 0.11, 0.09)}
     # 2,400 steps take the DiS 240 s and the U-Net 480 s: after 240 s that is at step 1,200, after 120 s at 600.
-    text = page(rows, {}, 0, {"dis": 0.1, "unet": 0.2})
+    text = page(rows, {}, 0, Times(mnist={"dis": 0.1, "unet": 0.2}))
     assert "DiS 100 ms, U-Net 200 ms" in text
     for row in ("| 4.0 | 0.1000 | 0.1500 |", "| 2.0 | 0.3000 | 0.2500 |", "| 1.0 | 0.4000 | - |"):
         assert row in text
-    assert "equal seconds of one thread" not in page(rows, {}, 0, {})
+    assert "equal seconds of one thread" not in page(rows, {}, 0, Times())
 
 
 def test_seeds_are_one_point_with_a_spread() -> None:
