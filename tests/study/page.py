@@ -337,9 +337,10 @@ def recipe(found: Sequence[Point], empty: str) -> Iterator[str]:
         yield empty
         return
     yield (
-        "Pilots of 26 k images, one seed, judged by the Frechet distance to held-out training images. `eps_mse` can't "
-        "judge here: a model whose output is the image is off by some grey levels where there is little noise, which are "
-        "many times that noise, and no sampler notices. Its quarters, from the most to the least noise, show it.\n"
+        "Pilots of 26 k images, one seed, judged by the Frechet distance to held-out training images. `eps_mse` "
+        "cannot judge here: a model whose output is the image is off by some grey levels where there is little noise, "
+        "which are many times that noise, and no sampler notices. Its quarters, from the most to the least noise, show "
+        "it.\n"
     )
     shared = set.intersection(*(set(point.settings) for point in found))
     rows = [
