@@ -128,7 +128,9 @@ def sample_images(
         "sample.cfg_scale": cfg_scale,
         "codec.vae": None if vae is None else os.fspath(vae),
     }
-    config = apply_overrides(loaded.config, [*as_overrides(options), *overrides])
+    # As they were asked for: "auto" may stand for another sampler at another number of steps.
+    asked = loaded.config.model_copy(update={"sample": loaded.saved.asked_config.sample})
+    config = apply_overrides(asked, [*as_overrides(options), *overrides]).settled()
     seeds = _seeds(n, seeds)
     wanted = [classes] if isinstance(classes, int | np.integer | str) else classes
     asked_classes = [str(entry) for entry in wanted]

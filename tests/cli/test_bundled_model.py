@@ -15,6 +15,11 @@ from dis_cli.checkpoints.portable import FOLDER_WEIGHTS
 MOST_BYTES = 5_000_000
 
 
+def pixels_of(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.array(image)
+
+
 def test_it_is_small_and_says_where_its_images_are_from() -> None:
     folder = BUNDLED["mnist"]
     assert sum(file.stat().st_size for file in folder.iterdir()) < MOST_BYTES
@@ -35,10 +40,11 @@ def test_it_is_sampled_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert out.resolve().is_relative_to(tmp_path)
     assert told["checkpoint"] == "mnist"
     files = sorted(out.glob("*class-7.png"))
-    assert [Image.open(file).size for file in files] == [(32, 32)] * 2
+    pictures = [pixels_of(file) for file in files]
+    assert [picture.shape for picture in pictures] == [(32, 32)] * 2
     model = dis_cli.load_model("mnist")
     images = dis_cli.sample_images(model, n=2, classes=7, steps=2)
-    assert np.array_equal(images[1].squeeze(), np.array(Image.open(files[1])))
+    assert np.array_equal(images[1].squeeze(), pictures[1])
 
 
 def test_it_is_described_counted_and_begun_from(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture) -> None:
@@ -56,6 +62,7 @@ def test_it_is_described_counted_and_begun_from(tmp_path: Path, monkeypatch, cap
 def test_a_path_of_its_name_comes_first(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture) -> None:
     trained(tmp_path / "mnist", "train.steps=1")
     monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
     assert place_of(Path("mnist")) == Path("mnist")
     assert dis("checkpoint", "show", "mnist", "--json") == 0
     assert result(capsys)["kind"] == "run"

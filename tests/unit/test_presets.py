@@ -21,7 +21,7 @@ PRESETS: dict[str, tuple[str, tuple[int, int, float, int], int | None]] = {
     "dis-xs-digits": ("this project's own", (3600, 32, 3e-3, 100), None),
     "dis-xs-images": ("this project's own", (6000, 16, 4e-3, 100), None),
     "dis-s-images64": ("that of dis-xs-images", (100_000, 64, 3e-4, 1000), None),
-    "dis-xs-mnist": ("this project's own", (9600, 16, 6e-3, 100), None),
+    "dis-xs-mnist": ("this project's own", (9600, 16, 5e-3, 100), None),
     "dis-s-digits-latent": ("this project's own", (1600, 16, 1e-3, 100), None),
     "dis-s-cifar": ("U-ViT style", (500_000, 128, 2e-4, 2500), 28_488_008),
     "dis-m-cifar": ("U-ViT style", (500_000, 128, 2e-4, 2500), 229_454_616),
