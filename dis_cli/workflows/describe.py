@@ -21,5 +21,5 @@ def describe_objective(config: RunConfig) -> str:
 
 def describe_sampling(config: RunConfig) -> str:
     """The default way of generating images, in a line."""
-    sample = config.sample
+    sample = config.settled().sample
     return f"{sample.sampler}, {sample.steps} steps, guidance {sample.cfg_scale:g}"
