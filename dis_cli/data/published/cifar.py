@@ -12,14 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float, Int64, UInt8
-from PIL import Image
-from torch import Tensor
+from jaxtyping import Int64, UInt8
 
 from dis_cli.data.decode import printable
 from dis_cli.data.images.folders import require_folder
 from dis_cli.data.published.download import downloading
-from dis_cli.data.source import content_hash, frozen, grid_8_bit, require_index, require_split
+from dis_cli.data.published.stored import StoredSource
+from dis_cli.data.source import require_split
 from dis_cli.errors import DataError, RefusedError
 
 ARCHIVE = "cifar-10-python.tar.gz"
@@ -29,7 +28,7 @@ TRAIN_FILES = tuple(f"data_batch_{number}" for number in range(1, 6))
 TEST_FILES = ("test_batch",)
 
 
-class Cifar10Source:
+class Cifar10Source(StoredSource):
     """CIFAR-10 in the layout its archive unpacks to, held in memory (3 kB an image).
 
     Args:
@@ -65,31 +64,8 @@ class Cifar10Source:
         if download and not has_batches(path):
             fetch(path)
         files = {"train": TRAIN_FILES, "test": TEST_FILES, "all": TRAIN_FILES + TEST_FILES}
-        self._images, labels = read_batches(find_batches(path), files[split])
-        self.labels: npt.NDArray[np.int64] = frozen(labels)
-        self._split = split
-        self.image_size = image_size
-        self.channels = channels
-        self._hflip = hflip
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 of the images and labels."""
-        return content_hash(self._images, self.labels)
-
-    def sample_name(self, index: int) -> str:
-        """The place in the order of the files."""
-        require_index(index, len(self))
-        return f"cifar10/{self._split}/{index:05d}"
-
-    def load(self, index: int, rng: np.random.Generator | None) -> Float[Tensor, "c h w"]:
-        """One image, in [-1, 1]; see ImageSource."""
-        require_index(index, len(self))
-        image = Image.fromarray(self._images[index]).convert("L" if self.channels == 1 else "RGB")
-        return grid_8_bit(image, self.image_size, rng, self._hflip)
+        images, labels = read_batches(find_batches(path), files[split])
+        super().__init__(images, labels, split=split, image_size=image_size, channels=channels, hflip=hflip)
 
 
 def has_batches(path: Path) -> bool:

@@ -3,18 +3,17 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
-from dis_cli.data.source import content_hash, frozen, grid, grid_8_bit, require_index, require_split
+from dis_cli.data.published.stored import StoredSource
+from dis_cli.data.source import grid, require_index, require_split
 
 SIDE = 8
 
 
-class DigitsSource:
+class DigitsSource(StoredSource):
     """1,797 handwritten digits, 8x8, in 17 grey levels x mapped to x / 8 - 1; never mirrored.
 
     The split is fixed: ``train_test_split(stratify=labels, random_state=0)`` with 450 test images.
@@ -43,19 +42,14 @@ class DigitsSource:
         if split != "all":
             parts = train_test_split(chosen, test_size=450, stratify=labels, random_state=0)
             chosen = np.asarray(parts[0] if split == "train" else parts[1])
-        self._levels: npt.NDArray[np.uint8] = levels[chosen].reshape(-1, SIDE, SIDE).astype(np.uint8)
         self._published = chosen
-        self.labels: npt.NDArray[np.int64] = frozen(labels[chosen])
-        self.image_size = image_size
-        self.channels = channels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 of the images and labels."""
-        return content_hash(self._levels, self.labels)
+        super().__init__(
+            levels[chosen].reshape(-1, SIDE, SIDE).astype(np.uint8),
+            labels[chosen],
+            split=split,
+            image_size=image_size,
+            channels=channels,
+        )
 
     def sample_name(self, index: int) -> str:
         """The place in the published order."""
@@ -68,8 +62,7 @@ class DigitsSource:
         levels = self._levels[index]
         if self.image_size == SIDE:
             return (grid(levels[..., None], rng, hflip=False) / 8 - 1).expand(self.channels, -1, -1).contiguous()
-        image = Image.fromarray(np.round(levels * (255 / 16)).astype(np.uint8))
-        return grid_8_bit(image.convert("L" if self.channels == 1 else "RGB"), self.image_size, rng, hflip=False)
+        return self._on_grid(np.round(levels * (255 / 16)).astype(np.uint8), rng)
 
     def load_batch(self, indices: Sequence[int], rngs: Iterator[np.random.Generator]) -> Float[Tensor, "b c h w"]:
         """The results of ``load`` for all indices, at once; see BatchSource."""

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor
 
 from dis_cli.data.decode import printable
 from dis_cli.data.images.folders import require_folder
 from dis_cli.data.published.download import downloading
-from dis_cli.data.source import content_hash, frozen, grid_8_bit, require_index, require_split
+from dis_cli.data.published.stored import StoredSource
+from dis_cli.data.source import require_index, require_split
 from dis_cli.errors import DataError
 
 SIDE = 28
@@ -31,7 +30,7 @@ HINT = (
 )
 
 
-class MnistSource:
+class MnistSource(StoredSource):
     """MNIST in its published files, held in memory (0.8 kB an image); never mirrored.
 
     Args:
@@ -62,33 +61,14 @@ class MnistSource:
         if not has_files(path):
             raise DataError(f"MNIST is missing in `{printable(path)}`", HINT)
         parts = [_read_part(path, part) for part in _PARTS[split]]
-        self._images = np.concatenate([images for images, _ in parts])
-        self.labels: npt.NDArray[np.int64] = frozen(np.concatenate([labels for _, labels in parts]))
-        self._split = split
-        self.image_size = image_size
-        self.channels = channels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 of the images and labels."""
-        return content_hash(self._images, self.labels)
-
-    def sample_name(self, index: int) -> str:
-        """The place in the order of the files."""
-        require_index(index, len(self))
-        return f"mnist/{self._split}/{index:05d}"
+        images, labels = (np.concatenate(own) for own in zip(*parts, strict=True))
+        super().__init__(images, labels, split=split, image_size=image_size, channels=channels)
 
     def load(self, index: int, rng: np.random.Generator | None) -> Float[Tensor, "c h w"]:
         """One digit, in [-1, 1]; see ImageSource."""
         require_index(index, len(self))
-        levels = self._images[index]
-        if self.image_size == SIDE + 2 * _BORDER:
-            levels = np.pad(levels, _BORDER)
-        image = Image.fromarray(levels).convert("L" if self.channels == 1 else "RGB")
-        return grid_8_bit(image, self.image_size, rng, hflip=False)
+        levels = self._levels[index]
+        return self._on_grid(np.pad(levels, _BORDER) if self.image_size == SIDE + 2 * _BORDER else levels, rng)
 
 
 def has_files(path: Path) -> bool:
