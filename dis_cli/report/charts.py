@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from markupsafe import Markup
 
 from dis_cli.metrics.table import EPSILON_ERROR, OF_MODEL, scores_in_results
 from dis_cli.report.record import RunRecord, number
@@ -41,7 +42,7 @@ class Figure:
     key: str
     title: str
     told: str
-    drawn: Mapping[tuple[str, str], str]
+    drawn: Mapping[tuple[str, str], Markup]
     legend: tuple[Legend, ...] = ()
     note: str = ""
 
@@ -177,7 +178,7 @@ def _figure(
     curves = [curve for curve in curves if np.isfinite(curve.values).any()]
     if not curves:
         return
-    drawn: dict[tuple[str, str], str] = {}
+    drawn: dict[tuple[str, str], Markup] = {}
     for axis, x_label in AXES.items():
         lines = [
             Line(places, curve.values, curve.color, curve.marks, interval=curve.interval)

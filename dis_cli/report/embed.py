@@ -11,7 +11,8 @@ from PIL import Image
 # Of all pictures of a page: with base64's third and the curves it stays below 5 MB.
 _BUDGET_BYTES: Final = 3_000_000
 _QUALITIES: Final = (90, 75, 60, 45)
-_MOST: Final = 60
+# Of previews, by all runs together.
+MOST_PREVIEWS: Final = 60
 
 _T = TypeVar("_T")
 
@@ -44,7 +45,7 @@ def embed(png: bytes, *, full: bool, pictures: int) -> Embedded | None:
     return Embedded(f"data:image/{kind};base64,{text}", picture.width, picture.height)
 
 
-def spread(items: Sequence[_T], most: int = _MOST) -> list[_T]:
+def spread(items: Sequence[_T], most: int) -> list[_T]:
     """Items evenly chosen, the first and the last among them."""
     if len(items) <= most:
         return list(items)

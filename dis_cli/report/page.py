@@ -4,6 +4,7 @@ import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
@@ -14,15 +15,16 @@ from markupsafe import Markup
 
 from dis_cli.metrics.table import scores_in_results
 from dis_cli.pictures.grid import preview_classes, preview_labels
-from dis_cli.report.charts import AXES, Figure, Legend, figures
+from dis_cli.report.charts import AXES, Legend, figures
 from dis_cli.report.compare import differing, fit_to_log, names_of
-from dis_cli.report.embed import Embedded, embed, spread
+from dis_cli.report.embed import MOST_PREVIEWS, Embedded, embed, spread
 from dis_cli.report.record import RunRecord, preset_settings, shell
 from dis_cli.report.scores import ScoreRow, last_score, rows_of
 from dis_cli.report.svg import Line, curves_svg
 
 # More runs than this are compared by curves, settings and scores, without their pictures.
 _MOST_PICTURED: Final = 12
+_MOST_PLOTS: Final = 12
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Relation:
 
     title: str
     told: str
-    svg: str
+    svg: Markup
     legend: tuple[Legend, ...]
 
 
@@ -88,6 +90,25 @@ class Report:
     private: bool = False
     remarks: Sequence[str] = ()
 
+    @cached_property
+    def num_pictures(self) -> int:
+        """How many pictures share the page's size."""
+        if len(self.runs) > _MOST_PICTURED:
+            return max(len(self.made), 1)
+        previews = min(sum(len(run.previews) for run in self.runs), MOST_PREVIEWS)
+        return previews + len(self.made) + sum(min(len(run.plots), _MOST_PLOTS) for run in self.runs)
+
+    def embedded(self, png: bytes) -> Embedded | None:
+        """A picture as the page holds it; None for what is none."""
+        return embed(png, full=self.full, pictures=self.num_pictures)
+
+    def embedded_file(self, path: Path) -> Embedded | None:
+        """The same of a file; None where it cannot be read."""
+        try:
+            return self.embedded(path.read_bytes())
+        except OSError:
+            return None
+
 
 def render(report: Report) -> str:
     """The text of the page; equal runs make equal pages."""
@@ -103,7 +124,7 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pictures = [(made, embed(made.png, full=report.full, pictures=_num_pictures(report))) for made in report.made]
+    pictures = [(made, report.embedded(made.png)) for made in report.made]
     context: dict[str, Any] = {
         "title": names[0] if len(runs) == 1 else f"{len(runs)} runs",
         "runs": list(zip(runs, names, report.facts, strict=True)),
@@ -115,9 +136,9 @@ def render(report: Report) -> str:
         "script": Markup(text["script.js"]),
         "frames": frames,
         "left_out": left_out,
-        "figures": _marked(figures(runs, names, report.cache)),
+        "figures": figures(runs, names, report.cache),
         "axes": AXES,
-        "relations": [_as_markup(relation) for relation in _relations(report, names)],
+        "relations": _relations(report, names),
         "differences": differences,
         "changed": _changed(runs[0]) if len(runs) == 1 else [],
         "scores": [(name, row) for run, name in zip(runs, names, strict=True) for row in _shown(run, len(runs))],
@@ -125,8 +146,7 @@ def render(report: Report) -> str:
             (name, plot, picture)
             for run, name in zip(runs, names, strict=True)
             for plot in run.plots[:_MOST_PLOTS]
-            if len(runs) <= _MOST_PICTURED
-            and (picture := _embedded(plot.path, full=report.full, pictures=_num_pictures(report))) is not None
+            if len(runs) <= _MOST_PICTURED and (picture := report.embedded_file(plot.path)) is not None
         ],
         "made": [(made, picture) for made, picture in pictures if picture is not None],
     }
@@ -134,25 +154,10 @@ def render(report: Report) -> str:
 
 
 _OWN: Final = ("style.css", "script.js")
-_MOST_PLOTS: Final = 12
 
 
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _num_pictures(report: Report) -> int:
-    if len(report.runs) > _MOST_PICTURED:
-        return max(len(report.made), 1)
-    previews = min(sum(len(run.previews) for run in report.runs), 60)
-    return previews + len(report.made) + sum(min(len(run.plots), _MOST_PLOTS) for run in report.runs)
-
-
-def _embedded(path: Path, *, full: bool, pictures: int) -> Embedded | None:
-    try:
-        return embed(path.read_bytes(), full=full, pictures=pictures)
-    except OSError:
-        return None
 
 
 def _frames(report: Report, names: Sequence[str]) -> tuple[list[Frame], int]:
@@ -161,7 +166,7 @@ def _frames(report: Report, names: Sequence[str]) -> tuple[list[Frame], int]:
     steps = sorted({preview.step for run in runs for preview in run.previews})
     if not steps or len(runs) > _MOST_PICTURED:
         return [], len(steps)
-    chosen = steps if report.full else spread(steps, 60 // len(runs))
+    chosen = steps if report.full else spread(steps, MOST_PREVIEWS // len(runs))
     at = [{preview.step: preview.path for preview in run.previews} for run in runs]
     frames = [
         Frame(
@@ -177,7 +182,7 @@ def _frames(report: Report, names: Sequence[str]) -> tuple[list[Frame], int]:
 
 
 def _cell(run: RunRecord, name: str, step: int, path: Path | None, report: Report) -> Cell:
-    picture = None if path is None else _embedded(path, full=report.full, pictures=_num_pictures(report))
+    picture = None if path is None else report.embedded_file(path)
     if path is None or picture is None:
         return Cell(name, None, "", "", "", "There is no picture of this step.")
     count, classes = _preview_of(run)
@@ -208,30 +213,6 @@ def _preview_of(run: RunRecord) -> tuple[int, list[str]]:
 def _whole(run: RunRecord, key: str, unknown: int) -> int:
     text = run.settings.get(key, "")
     return int(text) if text.isdecimal() and len(text) < 10 else unknown
-
-
-def _marked(found: Sequence[Figure]) -> list[dict[str, Any]]:
-    """Figures whose own SVG is not escaped: it is matplotlib's, of numbers and of this program's words."""
-    return [
-        {
-            "key": one.key,
-            "title": one.title,
-            "told": one.told,
-            "legend": one.legend,
-            "note": one.note,
-            "drawn": [(axis, scale, Markup(svg)) for (axis, scale), svg in one.drawn.items()],
-        }
-        for one in found
-    ]
-
-
-def _as_markup(relation: Relation) -> dict[str, Any]:
-    return {
-        "title": relation.title,
-        "told": relation.told,
-        "svg": Markup(relation.svg),
-        "legend": relation.legend,
-    }
 
 
 def _shown(run: RunRecord, num_runs: int) -> list[ScoreRow]:

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -218,10 +218,10 @@ def shell(words: list[str]) -> str:
 
 def number(value: object) -> float | None:
     """A finite number; None for anything else."""
-    return float(value) if _is_number(value) and math.isfinite(value) else None  # type: ignore[arg-type]
+    return float(value) if _is_number(value) and math.isfinite(value) else None
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from markupsafe import Markup
 
 _SVG: Final = "http://www.w3.org/2000/svg"
 _XLINK: Final = "{http://www.w3.org/1999/xlink}href"
@@ -58,8 +59,8 @@ def curves_svg(
     y_label: str,
     log: bool = False,
     levels: Sequence[float] = (),
-) -> str:
-    """A figure as an ``<svg>`` element; equal figures are equal texts.
+) -> Markup:
+    """A figure as an ``<svg>`` element, of numbers and of this program's words; equal figures are equal texts.
 
     Args:
         cache: The folder where matplotlib keeps its list of fonts.
@@ -99,7 +100,7 @@ def curves_svg(
         axes.set_ylabel(y_label, color=_INK, fontsize=12)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return _for_page(buffer.getvalue(), key)
+    return Markup(_for_page(buffer.getvalue(), key))
 
 
 def _draw(axes: Any, lines: Sequence[Line], log: bool) -> None:
