@@ -16,6 +16,7 @@ from pydantic import (
 
 from dis_cli.config.section import NoneWord, OrAuto, PositiveInt, Section
 from dis_cli.errors import did_you_mean
+from dis_cli.models.cost import require_patches
 from dis_cli.models.dit import sizes as dit
 from dis_cli.models.transformers.shape import heads_of
 from dis_cli.models.unet import sizes as unet
@@ -55,8 +56,7 @@ class BackboneConfig(Section):
 
     @model_validator(mode="after")
     def _patches_fit(self) -> Self:
-        if self.image_size % self.patch_size:
-            raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
+        require_patches(self.image_size, self.patch_size)
         return self
 
 

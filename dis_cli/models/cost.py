@@ -12,6 +12,16 @@ CONVENTIONS: Final[dict[str, str]] = {
 }
 
 
+def require_patches(image_size: int, patch_size: int) -> None:
+    """Refuse patches that do not fill the grid.
+
+    Raises:
+        ValueError: ``patch_size`` does not divide ``image_size``.
+    """
+    if image_size % patch_size:
+        raise ValueError(f"patch_size {patch_size} does not divide image_size {image_size}")
+
+
 class ModelShape(abc.ABC):
     """The settings of a model that decide what it computes: its weights, operations and memory.
 

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from dis_cli.models.backbone import Backbone
+from dis_cli.models.cost import require_patches
 from dis_cli.models.dis.mixer import Mixer
 from dis_cli.models.dis.order import turn
 from dis_cli.models.dis.sizes import CONDITIONINGS, DIRECTIONS, SCAN_ORDERS, SKIPS, columns
@@ -176,8 +177,7 @@ class DiS(Backbone):
         super().__init__(image_size, in_channels, num_classes, learn_sigma=learn_sigma, label_drop=label_drop)
         if depth < 1 or depth % 2 == 0:
             raise ValueError(f"depth must be odd and at least 1, got {depth}")
-        if image_size % patch_size:
-            raise ValueError(f"patch_size {patch_size} does not divide image_size {image_size}")
+        require_patches(image_size, patch_size)
         for name, value, allowed in (
             ("init", init, ("corrected", "published")),
             ("final_init", final_init, ("published", "zero")),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from dis_cli.models.cost import StackShape
+from dis_cli.models.cost import StackShape, require_patches
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,7 @@ class Shape(StackShape):
             raise ValueError("sizes must be at least 1 and num_classes at least 0")
         if self.depth % 2 == 0:
             raise ValueError(f"depth must be odd (half in, one middle, half out), got {self.depth}")
-        if self.image_size % self.patch_size:
-            raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
+        require_patches(self.image_size, self.patch_size)
         allowed = {"skip": SKIPS, "directions": DIRECTIONS, "conditioning": CONDITIONINGS, "scan_order": SCAN_ORDERS}
         for name, names in allowed.items():
             if getattr(self, name) not in names:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from dis_cli.models.backbone import Backbone
+from dis_cli.models.cost import require_patches
 from dis_cli.models.dit.cost import SINUSOIDS
 from dis_cli.models.dit.sizes import SIZES, require_width
 from dis_cli.models.embed import FinalLayer, LabelEmbed, PatchEmbed, RowWise, timestep_embedding, unpatchify
@@ -83,8 +84,7 @@ class DiT(Backbone):
         engine: str = "auto",  # noqa: ARG002 - all networks take it
     ) -> None:
         super().__init__(image_size, in_channels, num_classes, learn_sigma=learn_sigma, label_drop=label_drop)
-        if image_size % patch_size:
-            raise ValueError(f"patch_size {patch_size} does not divide image_size {image_size}")
+        require_patches(image_size, patch_size)
         require_width(embed_dim)
         heads = heads_of(embed_dim, num_heads, SIZES)
         self.patch_size = patch_size

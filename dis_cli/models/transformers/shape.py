@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dis_cli.models.cost import StackShape
+from dis_cli.models.cost import StackShape, require_patches
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ class TransformerShape(StackShape):
         numbers = (self.image_size, self.patch_size, self.in_channels, self.embed_dim, self.depth)
         if min(numbers) < 1 or self.num_classes < 0:
             raise ValueError("sizes must be at least 1 and num_classes at least 0")
-        if self.image_size % self.patch_size:
-            raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
+        require_patches(self.image_size, self.patch_size)
         object.__setattr__(self, "num_heads", heads_of(self.embed_dim, self.num_heads, sizes))
 
     def size_in(self, sizes: Mapping[str, Size]) -> str | None:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from dis_cli.models.backbone import Backbone
+from dis_cli.models.cost import require_patches
 from dis_cli.models.embed import PatchEmbed, RowWise, timestep_embedding, unpatchify
 from dis_cli.models.fixed_batch import in_fixed_batches
 from dis_cli.models.transformers.layers import Attention, Mlp
@@ -74,8 +75,7 @@ class UViT(Backbone):
         engine: str = "auto",  # noqa: ARG002 - all networks take it
     ) -> None:
         super().__init__(image_size, in_channels, num_classes, learn_sigma=learn_sigma, label_drop=label_drop)
-        if image_size % patch_size:
-            raise ValueError(f"patch_size {patch_size} does not divide image_size {image_size}")
+        require_patches(image_size, patch_size)
         require_depth(depth)
         heads = heads_of(embed_dim, num_heads, SIZES)
         self.patch_size, self.embed_dim = patch_size, embed_dim
