@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dis_cli.config.overrides import apply_overrides, as_overrides
+from dis_cli.config.overrides import as_overrides
 from dis_cli.config.sampling import LARGEST_SEED
 from dis_cli.config.schema import RunConfig
 from dis_cli.errors import UsageError
@@ -128,9 +128,7 @@ def sample_images(
         "sample.cfg_scale": cfg_scale,
         "codec.vae": None if vae is None else os.fspath(vae),
     }
-    # As they were asked for: "auto" may stand for another sampler at another number of steps.
-    asked = loaded.config.model_copy(update={"sample": loaded.saved.asked_config.sample})
-    config = apply_overrides(asked, [*as_overrides(options), *overrides]).settled()
+    config = loaded.config_with([*as_overrides(options), *overrides])
     seeds = _seeds(n, seeds)
     wanted = [classes] if isinstance(classes, int | np.integer | str) else classes
     asked_classes = [str(entry) for entry in wanted]

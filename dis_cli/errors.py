@@ -132,6 +132,11 @@ def listed(entries: Sequence[str]) -> str:
     return "".join(f"\n  {line}" for line in lines)
 
 
+def first_of(names: Sequence[str], most: int) -> str:
+    """Names in one line, the first of many."""
+    return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])
+
+
 def flat(nested: Mapping[str, object]) -> dict[str, object]:
     """Values by dotted keys, of mappings one level deep."""
     found: dict[str, object] = {}

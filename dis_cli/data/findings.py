@@ -1,6 +1,5 @@
 """Findings about image files before they are used: their sizes, colours and transparency, of some of them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,8 +7,9 @@ import numpy as np
 from PIL import Image
 
 from dis_cli.data.decode import decode_image, read_image
+from dis_cli.data.held_out import spread_places
 from dis_cli.data.images.files import ImageFiles
-from dis_cli.errors import DataError
+from dis_cli.errors import DataError, first_of
 
 # Images that are looked at, evenly spread over all.
 _LOOKED_AT = 200
@@ -37,7 +37,7 @@ class Findings:
     def told(self) -> str:
         """One line, such as "3 classes: ball, china, flower; 60 images, 64x64 to 300x200, RGB"."""
         names = self.class_names
-        listed = ", ".join(names[:_NAMED_CLASSES]) + (", ..." if len(names) > _NAMED_CLASSES else "")
+        listed = first_of(names, _NAMED_CLASSES)
         classes = f"{len(names)} class{'es' if len(names) != 1 else ''}: {listed}" if names else "no classes"
         by_area = sorted(self.sizes, key=lambda size: size[0] * size[1])
         ends = dict.fromkeys(f"{width}x{height}" for width, height in (by_area[:1] + by_area[-1:]))
@@ -81,12 +81,9 @@ def _share(count: int, total: int) -> str:
 def look_at(files: ImageFiles) -> Findings:
     """Look at some images of a set; one that cannot be read is left to the check of all of them."""
     count = len(files.labels)
-    places: Sequence[int] = range(count)
-    if count > _LOOKED_AT:
-        places = [place * count // _LOOKED_AT for place in range(_LOOKED_AT)]
     sizes: list[tuple[int, int]] = []
     has_colour, num_transparent = False, 0
-    for place in places:
+    for place in spread_places(count, _LOOKED_AT):
         try:
             file = files.open(place)
             on_white = decode_image(file, channels=3, background="white", name="")

@@ -96,7 +96,7 @@ def _forward(xz: Tensor, *parameters_and_engine: Any) -> tuple[Tensor, ...]:
     return y.to(xz.dtype), *kept
 
 
-def _fake_forward(xz, *parameters_and_engine):  # pyright: ignore
+def _fake_forward(xz: Tensor, *parameters_and_engine: Any) -> tuple[Tensor, ...]:
     *parameters, engine = parameters_and_engine
     directions = _directions(parameters)
     batch, length, width = xz.shape
@@ -171,7 +171,7 @@ def _count_of(rest: Sequence[Any]) -> int:
     return (len(rest) - 2) // (2 + len(Direction._fields))
 
 
-def _fake_backward(grad, *rest):  # noqa: ARG001 # pyright: ignore
+def _fake_backward(_grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return tuple(tensor.new_empty(tensor.shape) for tensor in rest[2 * _count_of(rest) : -1])
 
 
@@ -273,11 +273,11 @@ def _define(name: str, count: int) -> None:
     op.register_autograd(autograd, setup_context=_setup)
 
     @register_flop_formula(getattr(torch.ops.dis, name))
-    def _(*shapes_and_engine, **__) -> int:  # pyright: ignore
+    def _(*shapes_and_engine: Any, **__: Any) -> int:
         return _flops(*shapes_and_engine[:-1])
 
     @register_flop_formula(backward)
-    def _(*shapes_and_engine, **__) -> int:  # pyright: ignore
+    def _(*shapes_and_engine: Any, **__: Any) -> int:
         return 2 * _flops(*shapes_and_engine[1 + 2 * count : -1])
 
 

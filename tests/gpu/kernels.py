@@ -163,14 +163,14 @@ def _joined(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-def _scan_case(b: int, l: int, d: int, n: int, *, reverse: bool, bare: bool = False) -> _Case:  # noqa: E741
-    inputs = {"u": _random(1, b, l, d), "delta": _random(2, b, l, d), "A": -torch.exp(0.7 * _random(3, d, n))}
-    inputs |= {"B": _random(4, b, l, n), "C": _random(5, b, l, n)}
+def _scan_case(b: int, length: int, d: int, n: int, *, reverse: bool, bare: bool = False) -> _Case:
+    inputs = {"u": _random(1, b, length, d), "delta": _random(2, b, length, d), "A": -torch.exp(0.7 * _random(3, d, n))}
+    inputs |= {"B": _random(4, b, length, n), "C": _random(5, b, length, n)}
     if bare:
         # Without softplus a time step has to be positive by itself.
         inputs["delta"] = 0.1 * inputs["delta"].abs()
     else:
-        inputs |= {"D": _random(6, d), "z": _random(7, b, l, d), "delta_bias": _random(8, d) - 3}
+        inputs |= {"D": _random(6, d), "z": _random(7, b, length, d), "delta_bias": _random(8, d) - 3}
 
     def compute(own: dict[str, Tensor], engine: str) -> tuple[Tensor]:
         return (selective_scan(**own, delta_softplus=not bare, reverse=reverse, engine=engine),)
@@ -178,13 +178,13 @@ def _scan_case(b: int, l: int, d: int, n: int, *, reverse: bool, bare: bool = Fa
     return _Case(inputs, compute)
 
 
-def _conv_case(b: int, l: int, d: int, *, reverse: bool) -> _Case:  # noqa: E741
-    inputs = {"x": _random(1, b, l, d), "weight": _random(2, d, TAPS), "bias": _random(3, d)}
+def _conv_case(b: int, length: int, d: int, *, reverse: bool) -> _Case:
+    inputs = {"x": _random(1, b, length, d), "weight": _random(2, d, TAPS), "bias": _random(3, d)}
     return _Case(inputs, lambda own, engine: (causal_conv_silu(**own, reverse=reverse, engine=engine),))
 
 
-def _norm_case(b: int, l: int, d: int) -> _Case:  # noqa: E741
-    inputs = {"hidden": _random(1, b, l, d), "residual": _random(2, b, l, d), "weight": _random(3, d)}
+def _norm_case(b: int, length: int, d: int) -> _Case:
+    inputs = {"hidden": _random(1, b, length, d), "residual": _random(2, b, length, d), "weight": _random(3, d)}
     return _Case(inputs, lambda own, engine: add_rms_norm(**own, epsilon=1e-5, engine=engine))
 
 

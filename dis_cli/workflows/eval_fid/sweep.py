@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.schema import RunConfig
 from dis_cli.config.sweep import Axis, Point, check_points, points_of
 from dis_cli.events import Event, Finished, Note, Wrote
@@ -135,7 +134,7 @@ def sweep_png(axes: Sequence[Axis], rows: Sequence[Mapping[str, Any]], judged: s
 
 def _at(loaded: LoadedModel, request: Request, point: Point) -> LoadedModel:
     """The model with the settings of a point; read anew where these name other weights."""
-    config = apply_overrides(loaded.saved.asked_config, point.overrides).settled()
+    config = loaded.config_with(point.overrides)
     if config.sample.ema != loaded.config.sample.ema:
         assert request.opened is not None
         device = next(loaded.model.parameters()).device

@@ -1,9 +1,11 @@
 """A model ready to sample, from whatever ``--ckpt`` names."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
+from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.presets import load_preset
 from dis_cli.config.schema import RunConfig
 from dis_cli.models.backbone import Backbone
@@ -31,6 +33,15 @@ class LoadedModel:
     saved: SavedModel
     config: RunConfig
     engine: ChosenEngine
+
+    def config_with(self, overrides: Sequence[str]) -> RunConfig:
+        """The settings with others in place: "auto" may then stand for another sampler, or other steps.
+
+        Raises:
+            UsageError: A setting is wrong.
+        """
+        asked = self.config.model_copy(update={"sample": self.saved.asked_config.sample})
+        return apply_overrides(asked, overrides).settled()
 
 
 def load_model(opened: Opened, device: torch.device, preset: str | None = None) -> LoadedModel:

@@ -9,7 +9,7 @@ from dis_cli.checkpoints.store import is_checkpoint_folder, write_checkpoint
 from dis_cli.config.overrides import apply_overrides
 from dis_cli.config.schema import RunConfig
 from dis_cli.config.settings import as_text
-from dis_cli.errors import MismatchError, UsageError
+from dis_cli.errors import MismatchError, UsageError, first_of
 from dis_cli.events import Event, Note
 from dis_cli.models.transfer import TABLES, Transferred, transfer
 from dis_cli.runs.folder import RunDir
@@ -150,6 +150,5 @@ def told(found: Transferred, path: Path) -> str:
     lines = [f"weights of `{path}`: {len(found.copied)} of {len(found.weights)} tensors are copied"]
     lines += found.changed
     if found.drawn:
-        names = ", ".join(found.drawn[:_MAX_NAMES]) + (", ..." if len(found.drawn) > _MAX_NAMES else "")
-        lines.append(f"drawn anew: {names}")
+        lines.append(f"drawn anew: {first_of(found.drawn, _MAX_NAMES)}")
     return "\n  ".join(lines)
